@@ -1,0 +1,86 @@
+//! Prints what attributes declare, and the compile-time checks of the names in them.
+
+use proc_macro2::TokenStream;
+use quote::{quote, quote_spanned};
+use syn::{GenericParam, LitStr};
+
+use crate::ast::Input;
+use crate::attr::LoraAttr;
+use crate::value::at;
+
+/// `const DECLARED`, where the type declares anything.
+pub(crate) fn declared(input: &Input<'_>) -> TokenStream {
+    let (targets, feedforward) = (&input.attrs.targets, &input.attrs.feedforward);
+    if targets.is_empty() && feedforward.is_empty() && input.attrs.lora.is_none() {
+        return TokenStream::new();
+    }
+    let lora = match &input.attrs.lora {
+        Some(lora) => {
+            let lora = lora_values(&lora.value);
+            quote!(__peft::__private::Option::Some(#lora))
+        }
+        None => quote!(__peft::__private::Option::None),
+    };
+    // A generic type has no one schema to check at its definition: the names are checked where the constant is used.
+    let checks = if is_concrete(input) { TokenStream::new() } else { check_each(input, &quote!(Self)) };
+    quote! {
+        const DECLARED: __peft::__private::Declared = {
+            #checks
+            __peft::__private::Declared { targets: &[#(#targets),*], feedforward: &[#(#feedforward),*], lora: #lora }
+        };
+    }
+}
+
+fn lora_values(lora: &LoraAttr) -> TokenStream {
+    let rank = lora.rank.map_or(8, |rank| rank.value);
+    #[expect(clippy::cast_precision_loss, reason = "a rank is far below 2^53")]
+    let alpha = lora.alpha.map_or(rank as f64, |alpha| alpha.value);
+    let dropout = lora.dropout.map_or(0.0, |dropout| dropout.value);
+    let rslora = lora.rslora;
+    let bias = match lora.bias.as_ref().map(LitStr::value).as_deref() {
+        Some("all") => quote!(All),
+        Some("lora_only") => quote!(LoraOnly),
+        _ => quote!(None),
+    };
+    quote! {
+        __peft::__private::DeclaredLora {
+            rank: #rank,
+            alpha: #alpha,
+            dropout: #dropout,
+            rslora: #rslora,
+            bias: __peft::__private::Bias::#bias,
+        }
+    }
+}
+
+/// The checks of a concrete type: items, which `cargo check` evaluates, each under the span of its name.
+pub(crate) fn checks(input: &Input<'_>) -> TokenStream {
+    if !is_concrete(input) {
+        return TokenStream::new();
+    }
+    let name = &input.original.ident;
+    // The types of constants have no lifetimes to name but this one.
+    let lifetimes = input.original.generics.lifetimes().map(|_| quote!('static));
+    let ty = quote!(#name<#(#lifetimes),*>);
+    let checks = input.attrs.targets.iter().map(|target| {
+        let check = check_target(target, &ty);
+        quote_spanned!(at(target.span())=> const _: () = #check;)
+    });
+    quote!(#(#checks)*)
+}
+
+fn check_each(input: &Input<'_>, ty: &TokenStream) -> TokenStream {
+    let checks = input.attrs.targets.iter().map(|target| check_target(target, ty));
+    quote!(#(#checks;)*)
+}
+
+fn check_target(target: &LitStr, ty: &TokenStream) -> TokenStream {
+    quote_spanned! {at(target.span())=>
+        __peft::__private::check_target(<#ty as __peft::__private::Injectable>::SCHEMA, #target)
+    }
+}
+
+/// Whether the type has no parameters but lifetimes.
+fn is_concrete(input: &Input<'_>) -> bool {
+    input.original.generics.params.iter().all(|parameter| matches!(parameter, GenericParam::Lifetime(_)))
+}

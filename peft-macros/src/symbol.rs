@@ -1,0 +1,101 @@
+//! Every word of the attribute language, once, with the place it belongs to.
+
+use std::fmt;
+
+/// Where an attribute stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// On the struct or enum.
+    Type,
+    /// On a field.
+    Field,
+}
+
+/// A word of the attribute language.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Symbol {
+    Target,
+    Feedforward,
+    Lora,
+    Transparent,
+    Bound,
+    Crate,
+    Rename,
+    Flatten,
+    Skip,
+    Rank,
+}
+
+/// The words inside `lora(…)`.
+pub(crate) const LORA_KEYS: [&str; 5] = ["rank", "alpha", "dropout", "rslora", "bias"];
+
+impl Symbol {
+    pub(crate) const ALL: [Self; 10] = [
+        Self::Target,
+        Self::Feedforward,
+        Self::Lora,
+        Self::Transparent,
+        Self::Bound,
+        Self::Crate,
+        Self::Rename,
+        Self::Flatten,
+        Self::Skip,
+        Self::Rank,
+    ];
+
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Target => "target",
+            Self::Feedforward => "feedforward",
+            Self::Lora => "lora",
+            Self::Transparent => "transparent",
+            Self::Bound => "bound",
+            Self::Crate => "crate",
+            Self::Rename => "rename",
+            Self::Flatten => "flatten",
+            Self::Skip => "skip",
+            Self::Rank => "rank",
+        }
+    }
+
+    pub(crate) fn place(self) -> Place {
+        match self {
+            Self::Target | Self::Feedforward | Self::Lora | Self::Transparent | Self::Bound | Self::Crate => {
+                Place::Type
+            }
+            Self::Rename | Self::Flatten | Self::Skip | Self::Rank => Place::Field,
+        }
+    }
+
+    pub(crate) fn find(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|symbol| symbol.word() == word)
+    }
+
+    /// The words that belong to a place.
+    pub(crate) fn words(place: Place) -> Vec<&'static str> {
+        Self::ALL.into_iter().filter(|symbol| symbol.place() == place).map(Self::word).collect()
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Type => "the type",
+            Self::Field => "a field",
+        })
+    }
+}
+
+/// Words that people bring from elsewhere, and what they are here.
+pub(crate) fn foreign(word: &str) -> Option<&'static str> {
+    Some(match word {
+        "target_modules" | "targets" => "it is `target` here, or `with_targets` on a config at run time",
+        "feedforward_modules" => "it is `feedforward` here",
+        "r" | "lora_r" => "it is `rank` here",
+        "lora_alpha" | "alpha" => "it is `lora(rank = …, alpha = …)` here",
+        "ignore" => "it is `skip` here",
+        "name" => "it is `rename` here",
+        "modules_to_save" | "exclude_modules" => "it is set on a config at run time",
+        _ => return None,
+    })
+}

@@ -1,0 +1,184 @@
+//! What an adapter knows of the layer it sits on: the shapes, and how the layer moves data.
+
+use candle_core::{Result, Tensor};
+
+use crate::ops::conv::{ConvSettings, conv};
+use crate::ops::low_rank::{LowRank, low_rank};
+use crate::schema::Family;
+
+/// The shape of a layer as adapters see it.
+///
+/// Every adapter method is written against this alone, so that a new layer kind works with all methods as soon as it says
+/// which geometry it has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Geometry {
+    /// `y = x·Wᵀ + b` with a weight of shape `[out, in]`, or `[in, out]` where it is stored transposed.
+    Linear {
+        /// The size of the last dimension of the input.
+        in_features: usize,
+        /// The size of the last dimension of the output.
+        out_features: usize,
+        /// Whether the weight is stored as `[in, out]`, as GPT-2's `Conv1D` does.
+        transposed: bool,
+    },
+    /// Rows of a table of shape `[vocabulary, features]`.
+    Embedding {
+        /// The number of rows.
+        vocabulary: usize,
+        /// The size of a row.
+        features: usize,
+    },
+    /// A convolution with a weight of shape `[out, in / groups, …kernel]`.
+    Conv {
+        /// The number of input channels.
+        in_channels: usize,
+        /// The number of output channels.
+        out_channels: usize,
+        /// The size of the window in each dimension.
+        kernel: Vec<usize>,
+        /// How the window moves.
+        settings: ConvSettings,
+    },
+    /// A layer that no method adapts, though a copy of it can be trained.
+    Opaque,
+}
+
+impl Geometry {
+    /// The family of layers it belongs to.
+    pub fn family(&self) -> Family {
+        match self {
+            Self::Linear { .. } => Family::Linear,
+            Self::Embedding { .. } => Family::Embedding,
+            Self::Conv { .. } => Family::Convolution,
+            Self::Opaque => Family::Other,
+        }
+    }
+
+    /// The size of the output along its feature dimension.
+    pub fn out_features(&self) -> usize {
+        match self {
+            Self::Linear { out_features, .. } => *out_features,
+            Self::Embedding { features, .. } => *features,
+            Self::Conv { out_channels, .. } => *out_channels,
+            Self::Opaque => 0,
+        }
+    }
+
+    /// The size of the input along its feature dimension; for an embedding the number of its rows.
+    pub fn in_features(&self) -> usize {
+        match self {
+            Self::Linear { in_features, .. } => *in_features,
+            Self::Embedding { vocabulary, .. } => *vocabulary,
+            Self::Conv { in_channels, .. } => *in_channels,
+            Self::Opaque => 0,
+        }
+    }
+
+    /// The number of inputs that one output of the down projection sees.
+    pub(crate) fn fan_in(&self) -> usize {
+        match self {
+            Self::Conv { in_channels, kernel, .. } => in_channels * kernel.iter().product::<usize>(),
+            other => other.in_features(),
+        }
+    }
+
+    /// The shape of the stored weight.
+    pub(crate) fn weight_shape(&self) -> Vec<usize> {
+        match self {
+            Self::Linear { in_features, out_features, transposed: false } => {
+                vec![*out_features, *in_features]
+            }
+            Self::Linear { in_features, out_features, transposed: true } => vec![*in_features, *out_features],
+            Self::Embedding { vocabulary, features } => vec![*vocabulary, *features],
+            Self::Conv { in_channels, out_channels, kernel, settings } => {
+                [&[*out_channels, in_channels / settings.groups.max(1)], kernel.as_slice()].concat()
+            }
+            Self::Opaque => Vec::new(),
+        }
+    }
+
+    /// The shape of the factor A that maps the input to `rank` features.
+    pub(crate) fn down_shape(&self, rank: usize) -> Vec<usize> {
+        match self {
+            Self::Conv { in_channels, kernel, .. } => [&[rank, *in_channels], kernel.as_slice()].concat(),
+            other => vec![rank, other.in_features()],
+        }
+    }
+
+    /// The shape of the factor B that maps `rank` features to the output.
+    pub(crate) fn up_shape(&self, rank: usize) -> Vec<usize> {
+        match self {
+            Self::Conv { out_channels, kernel, settings, .. } => {
+                let mut shape = vec![*out_channels, rank / settings.groups.max(1)];
+                shape.resize(2 + kernel.len(), 1);
+                shape
+            }
+            other => vec![other.out_features(), rank],
+        }
+    }
+
+    /// `scaling · B(A(x))`, by the layer's own movement of data.
+    pub(crate) fn low_rank(&self, x: &Tensor, terms: &LowRank) -> Result<Tensor> {
+        match self {
+            Self::Embedding { features, .. } => {
+                let dims = [x.dims(), &[*features]].concat();
+                let hidden = terms.a.index_select(&x.flatten_all()?, 1)?.t()?;
+                let b = terms.b.t()?;
+                let product = match crate::ops::is_half_on_cpu(&hidden) {
+                    true => {
+                        let wide = candle_core::DType::F32;
+                        hidden.to_dtype(wide)?.matmul(&b.to_dtype(wide)?)?.to_dtype(hidden.dtype())?
+                    }
+                    false => hidden.matmul(&b)?,
+                };
+                (product * terms.scaling)?.reshape(dims)
+            }
+            Self::Conv { settings, .. } => {
+                let down = ConvSettings { dilation: 1, groups: 1, ..*settings };
+                let up = ConvSettings { padding: 0, stride: 1, dilation: 1, groups: settings.groups };
+                let hidden = conv(&x.to_dtype(terms.a.dtype())?, &terms.a, down)?;
+                conv(&hidden, &terms.b, up)? * terms.scaling
+            }
+            Self::Linear { .. } | Self::Opaque => low_rank(x, terms),
+        }
+    }
+
+    /// `scaling · B·A` in the shape of the stored weight, in the dtype of the factors. Not for grouped convolutions.
+    pub(crate) fn low_rank_delta(&self, terms: &LowRank) -> Result<Tensor> {
+        let rank = terms.a.dim(0)?;
+        let a = terms.a.detach().reshape((rank, ()))?;
+        let b = terms.b.detach().reshape((self.out_features(), rank))?;
+        self.from_matrix(&crate::ops::matmul::product(&b, &a, terms.scaling)?)
+    }
+
+    /// A stored weight as a matrix `[out, in · kernel]`.
+    pub(crate) fn to_matrix(&self, weight: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Linear { transposed: true, .. } | Self::Embedding { .. } => weight.t(),
+            Self::Conv { .. } => weight.flatten_from(1),
+            Self::Linear { .. } | Self::Opaque => Ok(weight.clone()),
+        }
+    }
+
+    /// A matrix `[out, in · kernel]` in the shape of the stored weight.
+    pub(crate) fn from_matrix(&self, matrix: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Linear { transposed: true, .. } | Self::Embedding { .. } => matrix.t(),
+            Self::Conv { .. } => matrix.reshape(self.weight_shape()),
+            Self::Linear { .. } | Self::Opaque => Ok(matrix.clone()),
+        }
+    }
+
+    /// A vector with one value for each output feature, shaped so that it broadcasts over the layer's output.
+    pub(crate) fn over_output(&self, vector: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Conv { kernel, .. } => {
+                let mut shape = vec![1, vector.elem_count()];
+                shape.resize(2 + kernel.len(), 1);
+                vector.reshape(shape)
+            }
+            _ => vector.flatten_all(),
+        }
+    }
+}

@@ -1,0 +1,44 @@
+//! How a fresh adapter tensor gets its values.
+
+use candle_core::{DType, Device, Tensor};
+use rand_chacha::ChaCha8Rng;
+
+use crate::error::Result;
+use crate::ops::random;
+
+/// The initial values of a tensor.
+#[non_exhaustive]
+pub enum Init<'a> {
+    /// The same value everywhere.
+    Constant(f64),
+    /// Uniform in ± the bound.
+    Uniform(f64),
+    /// Normal with mean 0 and the given standard deviation.
+    Normal(f64),
+    /// Values that have to be worked out; only done for tensors that no file supplies.
+    Computed(&'a dyn Fn() -> Result<Tensor>),
+}
+
+impl Init<'_> {
+    /// The uniform distribution PyTorch's linear layers and convolutions start from.
+    pub(crate) fn kaiming(fan_in: usize) -> Self {
+        #[expect(clippy::cast_precision_loss, reason = "a fan-in is far below 2^53")]
+        let fan_in = fan_in.max(1) as f64;
+        Self::Uniform(1.0 / fan_in.sqrt())
+    }
+
+    pub(crate) fn draw(
+        &self,
+        rng: &mut ChaCha8Rng,
+        shape: &[usize],
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Tensor> {
+        Ok(match self {
+            Self::Constant(value) => Tensor::full(*value, shape, device)?.to_dtype(dtype)?.contiguous()?,
+            Self::Uniform(bound) => random::uniform(rng, *bound, shape, dtype, device)?,
+            Self::Normal(deviation) => random::normal(rng, *deviation, shape, dtype, device)?,
+            Self::Computed(compute) => compute()?.to_dtype(dtype)?.to_device(device)?.contiguous()?,
+        })
+    }
+}

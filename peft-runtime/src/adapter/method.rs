@@ -1,0 +1,83 @@
+//! What a config has to tell so that its method can be injected.
+
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use super::{Adapter, Geometry, Site, TensorSource};
+use crate::ModulePath;
+use crate::config::{Bias, CommonFields, LoraConfig};
+use crate::error::{Fault, Result};
+use crate::schema::LayerKind;
+use crate::select::{LayerIndices, TargetModules};
+
+/// An adapter method with its settings: chooses modules and makes the adapter of each.
+///
+/// The configs implement it; implementing it for a type of your own adds a method of your own.
+pub trait AdapterMethod: Debug + Send + Sync + 'static {
+    /// The method's name in messages and in `peft_type`.
+    fn peft_type(&self) -> &'static str;
+
+    /// Which modules the method is for.
+    fn selection(&self) -> Selection<'_>;
+
+    /// All that is wrong with the settings, by field.
+    fn faults(&self) -> Vec<(&'static str, String)>;
+
+    /// Why the method cannot adapt a layer of that shape, if it cannot.
+    fn check(&self, path: &ModulePath, kind: LayerKind, geometry: &Geometry) -> Option<Fault>;
+
+    /// The adapter of one layer, with tensors from `source`.
+    ///
+    /// # Errors
+    /// If the tensors cannot be had.
+    fn build(&self, site: &Site<'_>, source: &mut dyn TensorSource) -> Result<Arc<dyn Adapter>>;
+
+    /// The settings as they are kept and saved: with the targets that were found, and whether the adapted linear
+    /// layers store their weights transposed.
+    fn resolved(&self, targets: TargetModules, transposed: bool) -> Arc<dyn AdapterMethod>;
+
+    /// The text of the `adapter_config.json`.
+    ///
+    /// # Errors
+    /// If a value has no JSON form.
+    fn to_json(&self) -> Result<String>;
+
+    /// Which biases of the base model train along.
+    fn bias(&self) -> Bias {
+        Bias::None
+    }
+
+    /// The seed of fresh tensors and dropout.
+    fn seed(&self) -> u64 {
+        0
+    }
+
+    /// The rank of the layer at `path`, if the method has ranks.
+    fn rank(&self, path: &ModulePath) -> Option<usize> {
+        let _ = path;
+        None
+    }
+
+    /// The fields that describe the adapter, if it has them.
+    fn common(&self) -> Option<&CommonFields> {
+        None
+    }
+
+    /// The settings as LoRA's, if that is what they are.
+    fn as_lora(&self) -> Option<&LoraConfig> {
+        None
+    }
+}
+
+/// Which modules a config names.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Selection<'c> {
+    /// The modules to adapt; `None` leaves it to the model's own declaration.
+    pub targets: Option<&'c TargetModules>,
+    /// Modules to leave alone.
+    pub exclude: Option<&'c TargetModules>,
+    /// Modules of which the adapter trains a copy.
+    pub modules_to_save: &'c [String],
+    pub(crate) layers_to_transform: Option<&'c LayerIndices>,
+    pub(crate) layers_pattern: Option<&'c [String]>,
+}

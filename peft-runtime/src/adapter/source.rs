@@ -1,0 +1,120 @@
+//! Where the tensors of a new adapter come from: drawn afresh, or out of a file.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use candle_core::{DType, Device, Tensor, Var};
+
+use super::init::Init;
+use crate::ModulePath;
+use crate::error::{Result, ShapeMismatch, TensorReport};
+use crate::ops::random;
+
+/// Supplies the tensors of one adapter on one layer.
+pub trait TensorSource {
+    /// The tensor whose file key ends in `key`, of the given shape; `init` says what it starts as if it is drawn.
+    ///
+    /// # Errors
+    /// If the values cannot be worked out.
+    fn tensor(&mut self, key: &'static str, shape: &[usize], init: Init<'_>) -> Result<Var>;
+
+    /// Whether the tensors are drawn afresh and not read.
+    fn is_fresh(&self) -> bool;
+}
+
+/// Draws tensors from streams named after the adapter, the layer and the key.
+pub(crate) struct FreshTensors<'a> {
+    pub(crate) seed: u64,
+    pub(crate) adapter: &'a str,
+    pub(crate) path: &'a ModulePath,
+    pub(crate) dtype: DType,
+    pub(crate) device: &'a Device,
+}
+
+impl TensorSource for FreshTensors<'_> {
+    fn tensor(&mut self, key: &'static str, shape: &[usize], init: Init<'_>) -> Result<Var> {
+        let label = format!("{}/{}/{key}", self.adapter, self.path);
+        let mut rng = random::stream(self.seed, &label, 0);
+        let tensor = init.draw(&mut rng, shape, self.dtype, self.device)?;
+        Ok(Var::from_tensor(&tensor)?)
+    }
+
+    fn is_fresh(&self) -> bool {
+        true
+    }
+}
+
+/// Takes tensors out of a state dict and keeps account of what is missing, left over or misshapen.
+pub(crate) struct StoredTensors<'a> {
+    tensors: &'a BTreeMap<String, StoredTensor<'a>>,
+    used: BTreeSet<String>,
+    missing: Vec<String>,
+    mismatched: Vec<ShapeMismatch>,
+}
+
+/// A tensor that is read when it is needed.
+pub(crate) struct StoredTensor<'a> {
+    pub(crate) shape: Vec<usize>,
+    pub(crate) read: Box<dyn Fn(&Device) -> candle_core::Result<Tensor> + 'a>,
+}
+
+impl<'a> StoredTensors<'a> {
+    /// `tensors` are under their keys without the prefix `base_model.model.`.
+    pub(crate) fn new(tensors: &'a BTreeMap<String, StoredTensor<'a>>) -> Self {
+        Self { tensors, used: BTreeSet::new(), missing: Vec::new(), mismatched: Vec::new() }
+    }
+
+    /// The tensor at `key` as a variable; an empty one, and a note in the report, if there is none of that shape.
+    pub(crate) fn take(
+        &mut self,
+        key: String,
+        shape: &[usize],
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Var> {
+        let Some(stored) = self.tensors.get(&key) else {
+            self.missing.push(key);
+            return Ok(Var::zeros(0, DType::F32, &Device::Cpu)?);
+        };
+        self.used.insert(key.clone());
+        if stored.shape != shape {
+            let (expected, found) = (shape.to_vec(), stored.shape.clone());
+            self.mismatched.push(ShapeMismatch { key, expected, found });
+            return Ok(Var::zeros(0, DType::F32, &Device::Cpu)?);
+        }
+        let tensor = (stored.read)(device)?.to_dtype(dtype)?;
+        Ok(Var::from_tensor(&tensor)?)
+    }
+
+    /// Reads the tensors of one layer.
+    pub(crate) fn of_layer<'s>(
+        &'s mut self,
+        path: &'s ModulePath,
+        dtype: DType,
+        device: &'s Device,
+    ) -> LayerTensors<'s, 'a> {
+        LayerTensors { stored: self, path, dtype, device }
+    }
+
+    /// What did not fit; keys that were never asked for count as unexpected.
+    pub(crate) fn report(self) -> TensorReport {
+        let unexpected = self.tensors.keys().filter(|key| !self.used.contains(*key)).cloned().collect();
+        TensorReport { missing: self.missing, unexpected, mismatched: self.mismatched }
+    }
+}
+
+pub(crate) struct LayerTensors<'s, 'a> {
+    stored: &'s mut StoredTensors<'a>,
+    path: &'s ModulePath,
+    dtype: DType,
+    device: &'s Device,
+}
+
+impl TensorSource for LayerTensors<'_, '_> {
+    fn tensor(&mut self, key: &'static str, shape: &[usize], _: Init<'_>) -> Result<Var> {
+        self.stored.take(self.path.parameter(key), shape, self.dtype, self.device)
+    }
+
+    fn is_fresh(&self) -> bool {
+        false
+    }
+}

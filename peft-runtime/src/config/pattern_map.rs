@@ -1,0 +1,132 @@
+//! `rank_pattern` and `alpha_pattern`: values for the modules that a pattern matches, in the order written.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::sync::OnceLock;
+
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::error::Fault;
+use crate::select::Pattern;
+
+/// Patterns with values; the first pattern that matches a module supplies its value.
+///
+/// A pattern is a regular expression that has to match the end of a module path from a segment boundary on.
+#[derive(Clone, Debug)]
+pub struct PatternMap<T> {
+    entries: Vec<(String, T)>,
+    /// The patterns, compiled when they are first matched.
+    compiled: OnceLock<Result<Vec<Pattern>, Fault>>,
+}
+
+impl<T> Default for PatternMap<T> {
+    fn default() -> Self {
+        Self { entries: Vec::new(), compiled: OnceLock::new() }
+    }
+}
+
+impl<T: PartialEq> PartialEq for PatternMap<T> {
+    fn eq(&self, other: &Self) -> bool {
+        self.entries == other.entries
+    }
+}
+
+impl<T> PatternMap<T> {
+    /// The patterns and values in order.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &T)> {
+        self.entries.iter().map(|(pattern, value)| (pattern.as_str(), value))
+    }
+
+    /// Whether there is no pattern.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+}
+
+/// What the patterns say about one module.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Chosen<T> {
+    /// No pattern matches.
+    Default,
+    /// A pattern supplies the value.
+    Value(T),
+    /// Two patterns match with different values, and a saved file, whose keys are sorted, would swap their order.
+    Ambiguous {
+        /// The pattern that comes first as written.
+        written_first: String,
+        /// The pattern that comes first when sorted.
+        sorted_first: String,
+    },
+}
+
+impl<T: Copy + PartialEq> PatternMap<T> {
+    /// The value for the module at `path`.
+    pub(crate) fn choose(&self, field: &'static str, path: &str) -> Result<Chosen<T>, Fault> {
+        let compile = || self.entries.iter().map(|(pattern, _)| Pattern::suffix(field, pattern)).collect();
+        let patterns = self.compiled.get_or_init(compile).as_ref().map_err(Fault::clone)?;
+        let mut matching = Vec::new();
+        for (pattern, (written, value)) in patterns.iter().zip(&self.entries) {
+            if pattern.is_match(path)? {
+                matching.push((written, *value));
+            }
+        }
+        let sorted_first = matching.iter().min_by_key(|(written, _)| *written);
+        Ok(match (matching.first(), sorted_first) {
+            (Some((written, value)), Some((sorted, other))) if value != other => {
+                Chosen::Ambiguous { written_first: (*written).clone(), sorted_first: (*sorted).clone() }
+            }
+            (Some((_, value)), _) => Chosen::Value(*value),
+            (None, _) => Chosen::Default,
+        })
+    }
+}
+
+impl<S: Into<String>, T> FromIterator<(S, T)> for PatternMap<T> {
+    fn from_iter<I: IntoIterator<Item = (S, T)>>(patterns: I) -> Self {
+        Self {
+            entries: patterns.into_iter().map(|(pattern, value)| (pattern.into(), value)).collect(),
+            compiled: OnceLock::new(),
+        }
+    }
+}
+
+impl<S: Into<String>, T, const N: usize> From<[(S, T); N]> for PatternMap<T> {
+    fn from(patterns: [(S, T); N]) -> Self {
+        patterns.into_iter().collect()
+    }
+}
+
+impl<T: Serialize> Serialize for PatternMap<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.iter())
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for PatternMap<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct InOrder<T>(PhantomData<T>);
+
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for InOrder<T> {
+            type Value = PatternMap<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object of patterns and numbers")
+            }
+
+            fn visit_unit<E>(self) -> Result<Self::Value, E> {
+                Ok(PatternMap::default())
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut entries = Vec::new();
+                while let Some((pattern, value)) = map.next_entry::<String, T>()? {
+                    entries.push((pattern, value));
+                }
+                Ok(entries.into_iter().collect())
+            }
+        }
+
+        deserializer.deserialize_any(InOrder(PhantomData))
+    }
+}

@@ -1,0 +1,111 @@
+//! `module_tree()`: what `print(model)` shows in Python.
+
+use super::repr::Repr;
+use crate::ModulePath;
+use crate::layer::{AdaptedLayer, AdapterStack};
+use crate::module::{Injectable, Item, Leaf, tree};
+use crate::schema::{Family, Node};
+
+/// The model's modules, with the containers of each adapter, as PyTorch and PEFT print them.
+pub(crate) fn module_tree<M: Injectable + ?Sized>(model: &M) -> String {
+    let mut open: Vec<(ModulePath, Repr)> = vec![(ModulePath::root(), Repr::module(M::SCHEMA.name()))];
+    for item in tree(model) {
+        match item {
+            Item::Open { path, schema } => {
+                let repr = match schema.node() {
+                    Node::List(_) => Repr::list(schema.name()),
+                    _ => Repr::module(schema.name()),
+                };
+                open.push((path, repr));
+            }
+            Item::Close => {
+                if let Some((path, repr)) = open.pop() {
+                    push(&mut open, &path, repr);
+                }
+            }
+            Item::Leaf { path, leaf: Leaf::Adapted(layer) } => push(&mut open, &path, layer_repr(layer)),
+            Item::Leaf { path, leaf: Leaf::Plain(layer) } => {
+                if let Some(text) = layer.describe() {
+                    push(&mut open, &path, Repr::leaf(text));
+                }
+            }
+        }
+    }
+    let model = open.pop().map(|(_, repr)| repr);
+    model
+        .map(|repr| if repr.children.is_empty() { format!("{}()", repr.head) } else { repr.text() })
+        .unwrap_or_default()
+}
+
+/// Adds a module to the one that is open, under its name there.
+fn push(open: &mut [(ModulePath, Repr)], path: &ModulePath, repr: Repr) {
+    if let Some((parent, module)) = open.last_mut() {
+        let name =
+            path.as_str().strip_prefix(parent.as_str()).unwrap_or(path.as_str()).trim_start_matches('.');
+        module.push_at(name, repr);
+    }
+}
+
+fn layer_repr(layer: &dyn AdaptedLayer) -> Repr {
+    let base = Repr::leaf(layer.describe());
+    let Some(stack) = layer.stack().filter(|stack| !stack.slots().is_empty()) else { return base };
+    let base = copies_repr(layer, stack, base);
+    let adapters: Vec<_> =
+        stack.slots().iter().filter_map(|slot| Some((&slot.name, slot.adapter()?))).collect();
+    let Some((_, first)) = adapters.first() else { return base };
+    // PEFT wraps both layouts of a linear weight in one class.
+    let kind = if layer.kind().family == Family::Linear { "Linear" } else { layer.kind().name };
+    let mut repr = Repr::module(match first.tree_prefix() {
+        Some(prefix) => format!("{prefix}.{kind}"),
+        None => kind.to_owned(),
+    });
+    repr.push("base_layer", base);
+    let mut containers: Vec<(&str, bool, Vec<(&String, String)>)> = Vec::new();
+    for (name, adapter) in &adapters {
+        for component in adapter.components() {
+            if !containers.iter().any(|(known, ..)| *known == component.name) {
+                containers.push((component.name, component.holds_modules, Vec::new()));
+            }
+            let container = containers.iter_mut().find(|(known, ..)| *known == component.name);
+            if let (Some((.., entries)), Some(entry)) = (container, component.entry) {
+                entries.push((name, entry));
+            }
+        }
+    }
+    for (name, holds_modules, entries) in containers {
+        repr.push(name, container_repr(holds_modules, &entries));
+    }
+    repr
+}
+
+fn container_repr(holds_modules: bool, entries: &[(&String, String)]) -> Repr {
+    if holds_modules {
+        let mut repr = Repr::module("ModuleDict");
+        for (name, entry) in entries {
+            repr.push(*name, Repr::leaf(entry));
+        }
+        return if entries.is_empty() { Repr::leaf("ModuleDict()") } else { repr };
+    }
+    let lines: Vec<String> = entries.iter().map(|(name, entry)| format!("  ({name}): {entry}")).collect();
+    Repr::leaf(match lines.as_slice() {
+        [] | [_] => format!("ParameterDict({})", lines.concat()),
+        many => format!("ParameterDict(\n  {}\n)", many.join("\n  ")),
+    })
+}
+
+/// The layer together with the full copies that adapters have of it, if any.
+fn copies_repr(layer: &dyn AdaptedLayer, stack: &AdapterStack, base: Repr) -> Repr {
+    let owners: Vec<&String> =
+        stack.slots().iter().filter(|slot| slot.copy().is_some()).map(|slot| &slot.name).collect();
+    if owners.is_empty() {
+        return base;
+    }
+    let mut repr = Repr::module("ModulesToSaveWrapper");
+    let mut copies = Repr::module("ModuleDict");
+    for name in owners {
+        copies.push(name, Repr::leaf(layer.describe()));
+    }
+    repr.push("original_module", base);
+    repr.push("modules_to_save", copies);
+    repr
+}

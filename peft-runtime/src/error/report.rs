@@ -1,0 +1,64 @@
+//! What a set of tensors lacks, has too much of, or holds in another shape.
+
+use std::fmt;
+
+/// How a set of tensors differs from the one an adapter needs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TensorReport {
+    /// Keys the adapter needs and the set lacks.
+    pub missing: Vec<String>,
+    /// Keys of the set that belong to no tensor of the adapter.
+    pub unexpected: Vec<String>,
+    /// Keys whose tensors have another shape.
+    pub mismatched: Vec<ShapeMismatch>,
+}
+
+/// A tensor with another shape than expected.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShapeMismatch {
+    /// The key.
+    pub key: String,
+    /// The shape the adapter needs.
+    pub expected: Vec<usize>,
+    /// The shape found.
+    pub found: Vec<usize>,
+}
+
+impl TensorReport {
+    /// Whether the set is exactly the one needed.
+    pub fn is_empty(&self) -> bool {
+        self.missing.is_empty() && self.unexpected.is_empty() && self.mismatched.is_empty()
+    }
+}
+
+/// How many keys of one sort a message lists.
+const LISTED: usize = 5;
+
+impl fmt::Display for TensorReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write_keys(f, "missing", &self.missing)?;
+        write_keys(f, "unexpected", &self.unexpected)?;
+        for mismatch in self.mismatched.iter().take(LISTED) {
+            let ShapeMismatch { key, expected, found } = mismatch;
+            write!(f, "; `{key}` has shape {found:?}, expected {expected:?}")?;
+        }
+        match self.mismatched.len() {
+            count if count > LISTED => write!(f, "; {} more have other shapes", count - LISTED),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn write_keys(f: &mut fmt::Formatter<'_>, sort: &str, keys: &[String]) -> fmt::Result {
+    if keys.is_empty() {
+        return Ok(());
+    }
+    write!(f, "; {sort}: ")?;
+    for (i, key) in keys.iter().take(LISTED).enumerate() {
+        write!(f, "{}`{key}`", if i == 0 { "" } else { ", " })?;
+    }
+    match keys.len() {
+        count if count > LISTED => write!(f, " and {} more", count - LISTED),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,208 @@
+//! Carries out a plan: first everything that can fail, then the changes.
+
+use std::sync::Arc;
+
+use candle_core::{Tensor, Var};
+
+use super::plan::Plan;
+use super::report::InjectionReport;
+use crate::ModulePath;
+use crate::adapter::{FreshTensors, Site, StoredTensors, TensorSource};
+use crate::error::{Error, Result};
+use crate::layer::{AdaptedLayer, AdapterStack, Content, CopiedParameter, Slot};
+use crate::module::{Injectable, Leaf, LeafMut, leaves, leaves_mut};
+use crate::ops::random::DropoutStream;
+
+/// Where the tensors of a new adapter come from.
+pub(crate) enum Tensors<'a, 'b> {
+    /// Drawn from the seed of the method.
+    Fresh,
+    /// Taken out of a state dict.
+    Stored(&'b mut StoredTensors<'a>),
+}
+
+/// What a plan puts on one layer.
+#[derive(Default)]
+pub(crate) struct Made {
+    content: Option<Content>,
+    bias: Option<Var>,
+}
+
+/// Makes everything that `plan` puts on the leaves of a model, in their order. Nothing is changed.
+pub(crate) fn make<M: Injectable + ?Sized>(
+    model: &M,
+    plan: &Plan,
+    mut tensors: Tensors<'_, '_>,
+) -> Result<Vec<Made>> {
+    let make_one = |(path, leaf): (ModulePath, Leaf<'_>)| {
+        let bias =
+            if plan.biases.contains(&path) { make_bias(&path, &leaf, plan, &mut tensors)? } else { None };
+        let content = match leaf {
+            Leaf::Adapted(layer) if plan.adapted.contains(&path) => {
+                Some(make_adapter(&path, layer, plan, &mut tensors)?)
+            }
+            Leaf::Adapted(layer) if plan.copied.contains(&path) => {
+                Some(make_copy(&path, layer, &mut tensors)?)
+            }
+            Leaf::Adapted(_) | Leaf::Plain(_) => None,
+        };
+        Ok(Made { content, bias })
+    };
+    leaves(model).into_iter().map(make_one).collect()
+}
+
+fn make_adapter(
+    path: &ModulePath,
+    layer: &dyn AdaptedLayer,
+    plan: &Plan,
+    tensors: &mut Tensors<'_, '_>,
+) -> Result<Content> {
+    let parameters = layer.parameters();
+    let own = |wanted: &str| parameters.iter().find(|(name, _)| *name == wanted).map(|(_, tensor)| *tensor);
+    let geometry = layer.geometry();
+    let (dtype, device) = layer.dtype_and_device();
+    let weight = || layer.dense_weight();
+    let site = Site {
+        path,
+        kind: layer.kind(),
+        geometry: &geometry,
+        dtype,
+        device: &device,
+        bias: own("bias").map(Tensor::detach),
+        weight: &weight,
+    };
+    let adapter = match tensors {
+        Tensors::Fresh => {
+            let (seed, adapter, dtype) = (plan.method.seed(), plan.adapter.as_str(), site.adapter_dtype());
+            let mut source = FreshTensors { seed, adapter, path, dtype, device: &device };
+            plan.method.build(&site, &mut source)?
+        }
+        Tensors::Stored(stored) => {
+            let mut source = stored.of_layer(path, site.adapter_dtype(), &device);
+            let source: &mut dyn TensorSource = &mut source;
+            plan.method.build(&site, source)?
+        }
+    };
+    Ok(Content::Adapter(adapter))
+}
+
+/// A copy of the layer's parameters, which keep their own dtype.
+fn make_copy(path: &ModulePath, layer: &dyn AdaptedLayer, tensors: &mut Tensors<'_, '_>) -> Result<Content> {
+    let copy = |(name, own): (&'static str, &Tensor)| {
+        let var = match tensors {
+            Tensors::Fresh => Var::from_tensor(&own.detach())?,
+            Tensors::Stored(stored) => {
+                stored.take(path.parameter(name), own.dims(), own.dtype(), own.device())?
+            }
+        };
+        Ok(CopiedParameter { name, var })
+    };
+    Ok(Content::Copy(layer.parameters().into_iter().map(copy).collect::<Result<_>>()?))
+}
+
+/// The layer's own bias as a variable.
+fn make_bias(
+    path: &ModulePath,
+    leaf: &Leaf<'_>,
+    plan: &Plan,
+    tensors: &mut Tensors<'_, '_>,
+) -> Result<Option<Var>> {
+    let Some((_, own)) = leaf.parameters().into_iter().find(|(name, _)| *name == "bias") else {
+        return Ok(None);
+    };
+    Ok(Some(match tensors {
+        Tensors::Fresh => Var::from_tensor(&own.detach())?,
+        Tensors::Stored(stored) => {
+            let name = plan.bias_key(path);
+            stored.take(path.parameter(name), own.dims(), own.dtype(), own.device())?
+        }
+    }))
+}
+
+/// Puts on the model what [`make`] made for it.
+pub(crate) fn commit<M: Injectable + ?Sized>(
+    model: &mut M,
+    plan: &Plan,
+    made: Vec<Made>,
+    trainable: bool,
+) -> Result<InjectionReport> {
+    let state = stack_state(&leaves(model));
+    if state.is_none() {
+        freeze(model)?;
+    }
+    let mut report = InjectionReport {
+        adapter: plan.adapter.clone(),
+        unmatched_targets: plan.unmatched_targets.clone(),
+        active: state.is_none(),
+        ..InjectionReport::default()
+    };
+    let state = state.unwrap_or_else(|| AdapterStack::new(vec![plan.adapter.clone()], true, false));
+    for ((path, leaf), made) in leaves_mut(model).into_iter().zip(made) {
+        match leaf {
+            LeafMut::Adapted(layer) => {
+                if let Some(bias) = made.bias {
+                    layer.map_parameters(&mut |name, own| replaced(name, own, &bias))?;
+                    report.add_bias(&path, &bias);
+                }
+                if let Some(content) = made.content {
+                    report.add_content(&path, &content);
+                    put(layer, &path, plan, content, &state, trainable);
+                }
+            }
+            LeafMut::Plain(layer) => {
+                if let Some(bias) = made.bias {
+                    layer.map_parameters(&mut |name, own| replaced(name, own, &bias))?;
+                    report.add_bias(&path, &bias);
+                }
+            }
+        }
+    }
+    Ok(report)
+}
+
+fn replaced(name: &str, own: &Tensor, bias: &Var) -> Result<Tensor> {
+    Ok(if name == "bias" { bias.as_tensor().clone() } else { own.clone() })
+}
+
+fn put(
+    layer: &mut dyn AdaptedLayer,
+    path: &ModulePath,
+    plan: &Plan,
+    content: Content,
+    state: &AdapterStack,
+    trainable: bool,
+) {
+    layer.ensure_stack(state.clone());
+    if let Some(stack) = layer.stack_mut() {
+        let dropout = DropoutStream::new(plan.method.seed(), format!("{}/{path}/dropout", plan.adapter));
+        let (name, method) = (plan.adapter.clone(), Arc::clone(&plan.method));
+        stack.push(Slot { name, method, content, trainable, dropout });
+    }
+}
+
+/// Takes the base model's parameters out of any graph, so that none of them is a variable any more.
+fn freeze<M: Injectable + ?Sized>(model: &mut M) -> Result<()> {
+    for (path, leaf) in leaves_mut(model) {
+        let mut detach = |_: &'static str, own: &Tensor| Ok(own.detach());
+        match leaf {
+            LeafMut::Adapted(layer) if layer.parameters().iter().any(|(_, own)| own.track_op()) => {
+                layer.map_parameters(&mut detach)
+            }
+            LeafMut::Plain(layer) if layer.parameters().iter().any(|(_, own)| own.track_op()) => {
+                layer.map_parameters(&mut detach)
+            }
+            LeafMut::Adapted(_) | LeafMut::Plain(_) => Ok(()),
+        }
+        .map_err(|error| match error {
+            Error::Candle(source) => Error::on_layer(&path)(source),
+            other => other,
+        })?;
+    }
+    Ok(())
+}
+
+/// What is active, enabled and training in the model, without any adapters; `None` if it has none.
+pub(crate) fn stack_state(leaves: &[(ModulePath, Leaf<'_>)]) -> Option<AdapterStack> {
+    let stack = leaves.iter().find_map(|(_, leaf)| leaf.stack())?;
+    Some(AdapterStack::new(stack.active().to_vec(), stack.enabled(), stack.training()))
+}

@@ -1,0 +1,9 @@
+//! Injection: a pure plan that finds every fault, then an application that cannot fail half-way.
+
+mod apply;
+mod plan;
+mod report;
+
+pub(crate) use apply::{Tensors, commit, make};
+pub(crate) use plan::{Origin, Plan};
+pub use report::InjectionReport;

@@ -1,0 +1,212 @@
+//! `Adapted<L>`: a layer as it was, or with adapters keyed by name.
+
+use candle_core::{DType, Device, Tensor};
+use candle_nn::Module;
+
+use super::forward::forward;
+use super::{AdapterStack, BaseLayer, ParameterMap};
+use crate::adapter::Geometry;
+use crate::error::Result;
+use crate::schema::LayerKind;
+
+/// A layer that can carry adapters.
+///
+/// Without adapters it costs what the layer costs, except that its backward pass never forms the gradient of a frozen
+/// weight.
+///
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// use candle_nn::{Linear, Module};
+/// use peft_runtime::Adapted;
+///
+/// let linear = Linear::new(Tensor::zeros((4, 2), DType::F32, &Device::Cpu)?, None);
+/// let adapted = Adapted::from(linear);
+/// let y = adapted.forward(&Tensor::ones((3, 2), DType::F32, &Device::Cpu)?)?;
+/// assert_eq!(y.dims(), [3, 4]);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub enum Adapted<L> {
+    /// The layer as it was.
+    Base(L),
+    /// The layer with adapters.
+    Stacked(Box<Stacked<L>>),
+}
+
+/// A layer with adapters.
+#[derive(Clone, Debug)]
+pub struct Stacked<L> {
+    pub(super) base: L,
+    /// The layer with adapters merged into its parameters, while some are.
+    pub(super) merged: Option<L>,
+    pub(super) stack: AdapterStack,
+}
+
+impl<L> Adapted<L> {
+    /// `layer` without adapters.
+    pub fn new(layer: L) -> Self {
+        Self::Base(layer)
+    }
+
+    /// The layer itself, with its own parameters, whatever is merged.
+    pub fn base(&self) -> &L {
+        match self {
+            Self::Base(layer) => layer,
+            Self::Stacked(stacked) => &stacked.base,
+        }
+    }
+
+    /// The layer itself, without its adapters.
+    pub fn into_base(self) -> L {
+        match self {
+            Self::Base(layer) => layer,
+            Self::Stacked(stacked) => stacked.base,
+        }
+    }
+
+    fn base_mut(&mut self) -> &mut L {
+        match self {
+            Self::Base(layer) => layer,
+            Self::Stacked(stacked) => &mut stacked.base,
+        }
+    }
+}
+
+impl<L> From<L> for Adapted<L> {
+    fn from(layer: L) -> Self {
+        Self::Base(layer)
+    }
+}
+
+impl<L: BaseLayer> Module for Adapted<L> {
+    fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        match self {
+            Self::Base(layer) => layer.forward_base(x),
+            Self::Stacked(stacked) => forward(&stacked.base, stacked.merged.as_ref(), &stacked.stack, x),
+        }
+    }
+}
+
+/// An [`Adapted`] layer of any kind: what injecting, merging and saving work with.
+pub trait AdaptedLayer {
+    /// The layer's name and family.
+    fn kind(&self) -> LayerKind;
+
+    /// The layer's shape.
+    fn geometry(&self) -> Geometry;
+
+    /// The layer as PyTorch prints it.
+    fn describe(&self) -> String;
+
+    /// The layer's own parameters, whatever is merged.
+    fn parameters(&self) -> Vec<(&'static str, &Tensor)>;
+
+    /// The parameters that act now: those with adapters merged in, if some are.
+    fn effective_parameters(&self) -> Vec<(&'static str, &Tensor)>;
+
+    /// The dtype of the layer's weight and where it is.
+    fn dtype_and_device(&self) -> (DType, Device);
+
+    /// The layer's own weight, dense.
+    ///
+    /// # Errors
+    /// If a compressed weight cannot be made dense.
+    fn dense_weight(&self) -> candle_core::Result<Tensor>;
+
+    /// The adapters, if the layer ever got one.
+    fn stack(&self) -> Option<&AdapterStack>;
+
+    /// The adapters, if the layer ever got one.
+    fn stack_mut(&mut self) -> Option<&mut AdapterStack>;
+
+    /// Gives the layer a place for adapters; one that it has already stays.
+    fn ensure_stack(&mut self, stack: AdapterStack);
+
+    /// Makes the layer a plain one again; with `keep_merged`, one that keeps what is merged.
+    fn drop_stack(&mut self, keep_merged: bool);
+
+    /// Gives the layer's own parameters new values.
+    ///
+    /// # Errors
+    /// If `map` fails; the layer is then as it was.
+    fn map_parameters(&mut self, map: &mut ParameterMap<'_>) -> Result<()>;
+
+    /// Says which parameters act instead of the layer's own, or that its own do.
+    ///
+    /// # Errors
+    /// If `map` fails; the layer is then as it was.
+    fn set_merged(&mut self, map: Option<&mut ParameterMap<'_>>) -> Result<()>;
+}
+
+impl<L: BaseLayer> AdaptedLayer for Adapted<L> {
+    fn kind(&self) -> LayerKind {
+        L::KIND
+    }
+
+    fn geometry(&self) -> Geometry {
+        self.base().geometry()
+    }
+
+    fn describe(&self) -> String {
+        self.base().describe()
+    }
+
+    fn parameters(&self) -> Vec<(&'static str, &Tensor)> {
+        self.base().parameters()
+    }
+
+    fn effective_parameters(&self) -> Vec<(&'static str, &Tensor)> {
+        match self {
+            Self::Base(layer) => layer.parameters(),
+            Self::Stacked(stacked) => stacked.merged.as_ref().unwrap_or(&stacked.base).parameters(),
+        }
+    }
+
+    fn dtype_and_device(&self) -> (DType, Device) {
+        self.base().dtype_and_device()
+    }
+
+    fn dense_weight(&self) -> candle_core::Result<Tensor> {
+        self.base().dense_weight()
+    }
+
+    fn stack(&self) -> Option<&AdapterStack> {
+        match self {
+            Self::Base(_) => None,
+            Self::Stacked(stacked) => Some(&stacked.stack),
+        }
+    }
+
+    fn stack_mut(&mut self) -> Option<&mut AdapterStack> {
+        match self {
+            Self::Base(_) => None,
+            Self::Stacked(stacked) => Some(&mut stacked.stack),
+        }
+    }
+
+    fn ensure_stack(&mut self, stack: AdapterStack) {
+        if let Self::Base(layer) = self {
+            *self = Self::Stacked(Box::new(Stacked { base: layer.clone(), merged: None, stack }));
+        }
+    }
+
+    fn drop_stack(&mut self, keep_merged: bool) {
+        if let Self::Stacked(stacked) = self {
+            let merged = if keep_merged { stacked.merged.take() } else { None };
+            *self = Self::Base(merged.unwrap_or_else(|| stacked.base.clone()));
+        }
+    }
+
+    fn map_parameters(&mut self, map: &mut ParameterMap<'_>) -> Result<()> {
+        let layer = self.base().map_parameters(map)?;
+        *self.base_mut() = layer;
+        Ok(())
+    }
+
+    fn set_merged(&mut self, map: Option<&mut ParameterMap<'_>>) -> Result<()> {
+        if let Self::Stacked(stacked) = self {
+            stacked.merged = map.map(|map| stacked.base.map_parameters(map)).transpose()?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,111 @@
+//! candle's `Conv1d` and `Conv2d`.
+
+use candle_core::Tensor;
+use candle_nn::{Conv1d, Conv2d};
+
+use super::{BaseLayer, ParameterMap};
+use crate::adapter::{ConvSettings, Geometry, tuple};
+use crate::error::Result;
+use crate::ops::conv::conv;
+use crate::schema::{Family, LayerKind};
+
+fn geometry(weight: &Tensor, settings: ConvSettings) -> Geometry {
+    match weight.dims() {
+        [out_channels, group_channels, kernel @ ..] => Geometry::Conv {
+            in_channels: group_channels * settings.groups,
+            out_channels: *out_channels,
+            kernel: kernel.to_vec(),
+            settings,
+        },
+        _ => Geometry::Opaque,
+    }
+}
+
+fn forward(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    settings: ConvSettings,
+) -> candle_core::Result<Tensor> {
+    let y = conv(x, weight, settings)?;
+    match bias {
+        Some(bias) => y.broadcast_add(&geometry(weight, settings).over_output(bias)?),
+        None => Ok(y),
+    }
+}
+
+/// The layer as PyTorch prints it, settings at their defaults left out.
+fn describe(weight: &Tensor, has_bias: bool, settings: ConvSettings) -> String {
+    let Geometry::Conv { in_channels, out_channels, kernel, .. } = geometry(weight, settings) else {
+        return format!("Conv({:?})", weight.dims());
+    };
+    let each = |value: usize| tuple(&vec![value; kernel.len()]);
+    let mut text = format!(
+        "Conv{}d({in_channels}, {out_channels}, kernel_size={}, stride={}",
+        kernel.len(),
+        tuple(&kernel),
+        each(settings.stride)
+    );
+    if settings.padding != 0 {
+        text.push_str(&format!(", padding={}", each(settings.padding)));
+    }
+    if settings.dilation != 1 {
+        text.push_str(&format!(", dilation={}", each(settings.dilation)));
+    }
+    if settings.groups != 1 {
+        text.push_str(&format!(", groups={}", settings.groups));
+    }
+    if !has_bias {
+        text.push_str(", bias=False");
+    }
+    text.push(')');
+    text
+}
+
+/// The two layers differ in the type of their config alone.
+macro_rules! impl_base_layer {
+    ($layer:ident) => {
+        impl BaseLayer for $layer {
+            const KIND: LayerKind = LayerKind::new(stringify!($layer), Family::Convolution);
+
+            fn geometry(&self) -> Geometry {
+                geometry(self.weight(), settings_of!(self))
+            }
+
+            fn parameters(&self) -> Vec<(&'static str, &Tensor)> {
+                let mut parameters = vec![("weight", self.weight())];
+                parameters.extend(self.bias().map(|bias| ("bias", bias)));
+                parameters
+            }
+
+            fn map_parameters(&self, map: &mut ParameterMap<'_>) -> Result<Self> {
+                let weight = map("weight", self.weight())?;
+                let bias = self.bias().map(|bias| map("bias", bias)).transpose()?;
+                Ok(Self::new(weight, bias, *self.config()))
+            }
+
+            fn forward_base(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+                forward(x, self.weight(), self.bias(), settings_of!(self))
+            }
+
+            fn describe(&self) -> String {
+                describe(self.weight(), self.bias().is_some(), settings_of!(self))
+            }
+        }
+    };
+}
+
+macro_rules! settings_of {
+    ($layer:expr) => {{
+        let config = $layer.config();
+        ConvSettings {
+            padding: config.padding,
+            stride: config.stride,
+            dilation: config.dilation,
+            groups: config.groups,
+        }
+    }};
+}
+
+impl_base_layer!(Conv1d);
+impl_base_layer!(Conv2d);

@@ -1,0 +1,53 @@
+//! candle's `Linear`.
+
+use candle_core::Tensor;
+use candle_nn::Linear;
+
+use super::{BaseLayer, ParameterMap, python_bool};
+use crate::adapter::{Geometry, LowRank};
+use crate::error::Result;
+use crate::ops::linear::linear;
+use crate::ops::low_rank::{can_fuse, linear_low_rank};
+use crate::schema::{Family, LayerKind};
+
+impl BaseLayer for Linear {
+    const KIND: LayerKind = LayerKind::new("Linear", Family::Linear);
+
+    fn geometry(&self) -> Geometry {
+        match *self.weight().dims() {
+            [out_features, in_features] => Geometry::Linear { in_features, out_features, transposed: false },
+            _ => Geometry::Opaque,
+        }
+    }
+
+    fn parameters(&self) -> Vec<(&'static str, &Tensor)> {
+        let mut parameters = vec![("weight", self.weight())];
+        parameters.extend(self.bias().map(|bias| ("bias", bias)));
+        parameters
+    }
+
+    fn map_parameters(&self, map: &mut ParameterMap<'_>) -> Result<Self> {
+        let weight = map("weight", self.weight())?;
+        let bias = self.bias().map(|bias| map("bias", bias)).transpose()?;
+        Ok(Self::new(weight, bias))
+    }
+
+    fn forward_base(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        linear(x, self.weight(), self.bias())
+    }
+
+    fn forward_low_rank(&self, x: &Tensor, terms: &LowRank) -> Option<candle_core::Result<Tensor>> {
+        let (weight, bias) = (self.weight(), self.bias());
+        can_fuse(x, weight, bias, terms).then(|| linear_low_rank(x, weight, bias, terms))
+    }
+
+    fn describe(&self) -> String {
+        let geometry = self.geometry();
+        format!(
+            "Linear(in_features={}, out_features={}, bias={})",
+            geometry.in_features(),
+            geometry.out_features(),
+            python_bool(self.bias().is_some())
+        )
+    }
+}

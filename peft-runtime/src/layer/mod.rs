@@ -1,0 +1,88 @@
+//! Base layers that can carry adapters, and [`Adapted`], which carries them.
+
+mod adapted;
+mod conv;
+mod embedding;
+mod forward;
+mod linear;
+mod norm;
+mod scope;
+mod stack;
+mod transposed;
+
+use std::fmt::Debug;
+
+use candle_core::{DType, Device, Tensor};
+
+use crate::adapter::{Geometry, LowRank};
+use crate::error::Result;
+use crate::schema::LayerKind;
+
+pub use adapted::{Adapted, AdaptedLayer};
+pub use scope::no_grad;
+pub(crate) use scope::{BASE_ROW, with_rows};
+pub use stack::{AdapterStack, Content, CopiedParameter, Slot};
+pub use transposed::TransposedLinear;
+
+/// A layer type that `Adapted` can wrap.
+///
+/// Implementing it for a layer of your own makes every adapter method work on it. What the methods need is its
+/// [`Geometry`]; what saving and freezing need is the list of its parameters.
+pub trait BaseLayer: Clone + Debug + Send + Sync + 'static {
+    /// The layer's name and family.
+    const KIND: LayerKind;
+
+    /// The layer's shape, as adapters see it.
+    fn geometry(&self) -> Geometry;
+
+    /// The layer's parameters by their names in a state dict, in PyTorch's order: `weight`, then `bias`.
+    fn parameters(&self) -> Vec<(&'static str, &Tensor)>;
+
+    /// The same layer with other parameters; `map` gives the new value of each.
+    ///
+    /// # Errors
+    /// If `map` fails.
+    fn map_parameters(&self, map: &mut ParameterMap<'_>) -> Result<Self>;
+
+    /// The layer's output, without a gradient for parameters that are no variables.
+    ///
+    /// # Errors
+    /// If the input does not fit.
+    fn forward_base(&self, x: &Tensor) -> candle_core::Result<Tensor>;
+
+    /// The layer's output plus a low-rank product of the same input in one pass, where the layer can do that.
+    fn forward_low_rank(&self, x: &Tensor, terms: &LowRank) -> Option<candle_core::Result<Tensor>> {
+        let _ = (x, terms);
+        None
+    }
+
+    /// The dtype of the weight and where it is; by default those of the first parameter.
+    fn dtype_and_device(&self) -> (DType, Device) {
+        match self.parameters().first() {
+            Some((_, first)) => (first.dtype(), first.device().clone()),
+            None => (DType::F32, Device::Cpu),
+        }
+    }
+
+    /// The weight as a dense tensor outside of any graph; by default the parameter called `weight`.
+    ///
+    /// # Errors
+    /// If a compressed weight cannot be made dense, or there is none.
+    fn dense_weight(&self) -> candle_core::Result<Tensor> {
+        match self.parameters().into_iter().find(|(name, _)| *name == "weight") {
+            Some((_, weight)) => Ok(weight.detach()),
+            None => candle_core::bail!("a {} has no weight", Self::KIND),
+        }
+    }
+
+    /// The layer as PyTorch prints it.
+    fn describe(&self) -> String;
+}
+
+/// Gives a parameter, known by its name and value, a new value.
+pub type ParameterMap<'a> = dyn FnMut(&'static str, &Tensor) -> Result<Tensor> + 'a;
+
+/// Python's spelling of a truth value, for descriptions.
+pub(crate) fn python_bool(value: bool) -> &'static str {
+    if value { "True" } else { "False" }
+}

@@ -1,0 +1,148 @@
+//! The adapters of one layer: by name, with what is active, merged and enabled.
+
+use std::sync::Arc;
+
+use candle_core::Var;
+
+use crate::adapter::{Adapter, AdapterMethod};
+use crate::ops::random::DropoutStream;
+
+/// The adapters of one layer, in the order in which they came.
+#[derive(Clone, Debug)]
+pub struct AdapterStack {
+    slots: Vec<Slot>,
+    active: Vec<String>,
+    merged: Vec<String>,
+    enabled: bool,
+    training: bool,
+}
+
+/// One adapter's place on a layer.
+#[derive(Clone, Debug)]
+pub struct Slot {
+    /// The adapter's name.
+    pub name: String,
+    /// The settings the adapter was made with.
+    pub method: Arc<dyn AdapterMethod>,
+    /// What the adapter has on this layer.
+    pub content: Content,
+    /// Whether the adapter's tensors are part of the graph.
+    pub trainable: bool,
+    pub(crate) dropout: DropoutStream,
+}
+
+/// What an adapter has on a layer.
+#[derive(Clone, Debug)]
+pub enum Content {
+    /// The state of its method.
+    Adapter(Arc<dyn Adapter>),
+    /// A full copy of the layer's parameters (`modules_to_save`).
+    Copy(Vec<CopiedParameter>),
+}
+
+/// One parameter of a layer that trains in full.
+#[derive(Clone, Debug)]
+pub struct CopiedParameter {
+    /// The parameter's name in the layer.
+    pub name: &'static str,
+    /// The copy.
+    pub var: Var,
+}
+
+impl Slot {
+    /// The state of the adapter's method, unless the adapter has a full copy here.
+    pub fn adapter(&self) -> Option<&Arc<dyn Adapter>> {
+        match &self.content {
+            Content::Adapter(adapter) => Some(adapter),
+            Content::Copy(_) => None,
+        }
+    }
+
+    /// The adapter's full copy of the layer's parameters, if it has one.
+    pub fn copy(&self) -> Option<&[CopiedParameter]> {
+        match &self.content {
+            Content::Adapter(_) => None,
+            Content::Copy(parameters) => Some(parameters),
+        }
+    }
+}
+
+impl AdapterStack {
+    /// No adapters yet, but the model-wide state that new adapters come into.
+    pub(crate) fn new(active: Vec<String>, enabled: bool, training: bool) -> Self {
+        Self { slots: Vec::new(), active, merged: Vec::new(), enabled, training }
+    }
+
+    /// The adapters in the order in which they came.
+    pub fn slots(&self) -> &[Slot] {
+        &self.slots
+    }
+
+    /// The adapter called `name`.
+    pub fn slot(&self, name: &str) -> Option<&Slot> {
+        self.slots.iter().find(|slot| slot.name == name)
+    }
+
+    /// The names of the active adapters in order; this layer need not have all of them.
+    pub fn active(&self) -> &[String] {
+        &self.active
+    }
+
+    /// The names of the adapters merged into the layer's weight, in order.
+    pub fn merged(&self) -> &[String] {
+        &self.merged
+    }
+
+    /// Whether adapters act at all.
+    pub fn enabled(&self) -> bool {
+        self.enabled
+    }
+
+    /// Whether dropout acts.
+    pub fn training(&self) -> bool {
+        self.training
+    }
+
+    /// The active adapters that this layer has, in their order; one named twice comes twice.
+    pub(crate) fn active_slots(&self) -> impl Iterator<Item = &Slot> {
+        self.active.iter().filter_map(|name| self.slot(name))
+    }
+
+    pub(crate) fn slot_mut(&mut self, name: &str) -> Option<&mut Slot> {
+        self.slots.iter_mut().find(|slot| slot.name == name)
+    }
+
+    pub(crate) fn push(&mut self, slot: Slot) {
+        self.slots.push(slot);
+    }
+
+    pub(crate) fn set_active(&mut self, active: &[String]) {
+        self.active = active.to_vec();
+    }
+
+    pub(crate) fn set_merged(&mut self, merged: Vec<String>) {
+        self.merged = merged;
+    }
+
+    pub(crate) fn set_enabled(&mut self, enabled: bool) {
+        self.enabled = enabled;
+    }
+
+    pub(crate) fn set_training(&mut self, training: bool) {
+        self.training = training;
+    }
+
+    /// Takes an adapter away. If it was the only active one, the first of the layer's others by name becomes active.
+    pub(crate) fn delete(&mut self, name: &str) {
+        if self.slot(name).is_none() {
+            return;
+        }
+        self.slots.retain(|slot| slot.name != name);
+        if self.active.iter().any(|active| active == name) {
+            self.active.retain(|active| active != name);
+            if self.active.is_empty() {
+                self.active.extend(self.slots.iter().map(|slot| &slot.name).min().cloned());
+            }
+        }
+    }
+}

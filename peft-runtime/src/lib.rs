@@ -1,0 +1,94 @@
+#![doc = include_str!("../../README.md")]
+#![deny(unsafe_code)]
+
+// The derive's default path, also inside this crate.
+extern crate self as peft_runtime;
+
+pub mod adapter;
+pub mod config;
+pub mod error;
+pub mod layer;
+pub mod module;
+pub mod prelude;
+pub mod schema;
+
+mod display;
+mod inject;
+mod manage;
+mod model;
+pub mod nn;
+mod ops;
+mod path;
+mod select;
+mod store;
+
+pub use candle_core;
+pub use candle_nn;
+
+pub use config::{Bias, LoraConfig, LoraInit, PeftConfig};
+pub use error::{Error, Result};
+pub use inject::InjectionReport;
+pub use layer::{Adapted, no_grad};
+pub use manage::MergeOptions;
+pub use model::PeftModel;
+pub use module::Injectable;
+pub use path::ModulePath;
+#[cfg(feature = "macros")]
+pub use peft_macros::Injectable;
+pub use select::TargetModules;
+pub use store::{LoadOptions, LoadReport};
+
+/// Target modules whose names are checked against the model at compile time.
+///
+/// A name is the end of a module path by whole segments; `*` stands for any one segment.
+///
+/// ```
+/// use candle_nn::Linear;
+/// use peft_runtime::prelude::*;
+///
+/// #[derive(Injectable)]
+/// struct Block {
+///     q_proj: Adapted<Linear>,
+///     v_proj: Adapted<Linear>,
+/// }
+///
+/// #[derive(Injectable)]
+/// struct Model {
+///     layers: Vec<Block>,
+/// }
+///
+/// let config = LoraConfig::new(8, 16.0).with_targets(targets!(Model; "q_proj", "layers.*.v_proj"));
+/// # let _ = config;
+/// ```
+///
+/// ```compile_fail
+/// # use candle_nn::Linear;
+/// # use peft_runtime::prelude::*;
+/// # #[derive(Injectable)]
+/// # struct Block { q_proj: Adapted<Linear> }
+/// let targets = targets!(Block; "q_prj"); // error: no module named `q_prj` in `Block`; did you mean `q_proj`?
+/// ```
+#[cfg(feature = "macros")]
+#[macro_export]
+macro_rules! targets {
+    ($($input:tt)*) => {
+        $crate::__private::targets_in!($crate; $($input)*)
+    };
+}
+
+/// What generated code names; not for use by hand.
+#[doc(hidden)]
+pub mod __private {
+    pub use crate::config::Bias;
+    pub use crate::module::{Cursor, CursorMut, Declared, DeclaredLora, Injectable};
+    pub use crate::schema::{Field, Schema, check_target};
+    pub use crate::select::TargetModules;
+    pub use core::option::Option;
+    #[cfg(feature = "macros")]
+    pub use peft_macros::targets_in;
+
+    /// The targets that `targets!` checked.
+    pub fn targets(names: &[&str]) -> TargetModules {
+        TargetModules::from_globs(names)
+    }
+}

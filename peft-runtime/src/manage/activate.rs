@@ -1,0 +1,83 @@
+//! Which adapters act, and how: active, enabled, training, scaled.
+
+use std::sync::Arc;
+
+use super::{check_known, check_not_merged, for_each_stack, unmerge_adapters};
+use crate::error::{Error, Result};
+use crate::layer::Content;
+use crate::module::{Injectable, leaves};
+
+/// Makes exactly `names` active, in this order; what is merged is unmerged first.
+pub(crate) fn set_active<M: Injectable + ?Sized>(model: &mut M, names: &[&str]) -> Result<()> {
+    let all = leaves(model);
+    check_known(&all, names)?;
+    for (path, leaf) in &all {
+        let Some(stack) = leaf.stack() else { continue };
+        let owns_copy = |name: &&&str| stack.slot(name).is_some_and(|slot| slot.copy().is_some());
+        let owners: Vec<String> = names.iter().filter(owns_copy).map(|name| (*name).to_owned()).collect();
+        if owners.len() > 1 {
+            return Err(Error::CopiesCollide { path: path.clone(), adapters: owners });
+        }
+    }
+    unmerge_adapters(model)?;
+    let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+    for_each_stack(model, |stack| stack.set_active(&names));
+    Ok(())
+}
+
+/// The active adapters in order, as the first layer with adapters has them.
+pub(crate) fn active_adapters<M: Injectable + ?Sized>(model: &M) -> Vec<String> {
+    let leaves = leaves(model);
+    let mut stacks = leaves.iter().filter_map(|(_, leaf)| leaf.stack());
+    stacks.find(|stack| !stack.active().is_empty()).map(|stack| stack.active().to_vec()).unwrap_or_default()
+}
+
+pub(crate) fn set_enabled<M: Injectable + ?Sized>(model: &mut M, enabled: bool) {
+    for_each_stack(model, |stack| stack.set_enabled(enabled));
+}
+
+pub(crate) fn set_training<M: Injectable + ?Sized>(model: &mut M, training: bool) {
+    for_each_stack(model, |stack| stack.set_training(training));
+}
+
+/// Says whether the adapter's tensors are part of the graph.
+pub(crate) fn set_trainable<M: Injectable + ?Sized>(
+    model: &mut M,
+    name: &str,
+    trainable: bool,
+) -> Result<()> {
+    check_known(&leaves(model), &[name])?;
+    for_each_stack(model, |stack| {
+        if let Some(slot) = stack.slot_mut(name) {
+            slot.trainable = trainable;
+        }
+    });
+    Ok(())
+}
+
+/// Multiplies the adapter's scaling on every layer by `factor`.
+pub(crate) fn scale_adapter<M: Injectable + ?Sized>(model: &mut M, name: &str, factor: f64) -> Result<()> {
+    const OPERATION: &str = "scale";
+    let all = leaves(model);
+    check_known(&all, &[name])?;
+    check_not_merged(model, name, OPERATION)?;
+    let unsupported =
+        |reason: String| Error::Unsupported { operation: OPERATION, adapter: name.to_owned(), reason };
+    if !factor.is_finite() {
+        return Err(unsupported(format!("the factor {factor} is not a finite number")));
+    }
+    for slot in all.iter().filter_map(|(_, leaf)| leaf.stack()?.slot(name)) {
+        if slot.adapter().is_some_and(|adapter| adapter.scaling().is_none()) {
+            return Err(unsupported(format!("{} has no scaling", slot.method.peft_type())));
+        }
+    }
+    for_each_stack(model, |stack| {
+        let Some(slot) = stack.slot_mut(name) else { return };
+        let Content::Adapter(adapter) = &mut slot.content else { return };
+        let scaled = adapter.scaling().and_then(|scaling| adapter.with_scaling(scaling * factor));
+        if let Some(scaled) = scaled {
+            *adapter = Arc::clone(&scaled);
+        }
+    });
+    Ok(())
+}

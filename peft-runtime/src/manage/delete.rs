@@ -1,0 +1,74 @@
+//! Takes adapters away.
+
+use super::{check_known, check_not_merged, for_each_layer};
+use crate::config::Bias;
+use crate::error::Result;
+use crate::layer::{AdaptedLayer, AdapterStack, CopiedParameter, ParameterMap, Slot};
+use crate::module::{Injectable, LeafMut, leaves, leaves_mut};
+
+/// Deletes an adapter. Where it was the only active one, the layer's first other adapter by name becomes active.
+pub(crate) fn delete_adapter<M: Injectable + ?Sized>(model: &mut M, name: &str) -> Result<()> {
+    let all = leaves(model);
+    check_known(&all, &[name])?;
+    check_not_merged(model, name, "delete")?;
+    let slots = all.iter().filter_map(|(_, leaf)| leaf.stack()?.slot(name));
+    if slots.into_iter().any(|slot| slot.method.bias() != Bias::None) {
+        freeze_biases(model)?;
+    }
+    for_each_layer(model, |_, layer| {
+        let Some(stack) = layer.stack_mut() else { return };
+        stack.delete(name);
+        if stack.slots().is_empty() {
+            layer.drop_stack(false);
+        }
+    });
+    Ok(())
+}
+
+/// Takes all adapters off. A layer that is merged stays merged; of a layer with an active full copy, the copy stays.
+pub(crate) fn unload<M: Injectable + ?Sized>(model: &mut M) -> Result<()> {
+    freeze_biases(model)?;
+    for (_, leaf) in leaves_mut(model) {
+        if let LeafMut::Adapted(layer) = leaf {
+            unload_layer(layer)?;
+        }
+    }
+    Ok(())
+}
+
+/// Takes the adapters off one layer, keeping what is merged and the active full copy.
+pub(super) fn unload_layer(layer: &mut dyn AdaptedLayer) -> Result<()> {
+    let Some(stack) = layer.stack() else { return Ok(()) };
+    let copy: Option<Vec<CopiedParameter>> = active_copy(stack).map(<[CopiedParameter]>::to_vec);
+    layer.drop_stack(true);
+    match copy {
+        Some(copies) => layer.map_parameters(&mut |name, own| {
+            let copy = copies.iter().find(|copy| copy.name == name);
+            Ok(copy.map_or_else(|| own.clone(), |copy| copy.var.as_detached_tensor()))
+        }),
+        None => Ok(()),
+    }
+}
+
+fn active_copy(stack: &AdapterStack) -> Option<&[CopiedParameter]> {
+    stack.active_slots().find_map(Slot::copy)
+}
+
+/// Makes biases that trained together with an adapter constants again; they keep their values.
+fn freeze_biases<M: Injectable + ?Sized>(model: &mut M) -> Result<()> {
+    let mut freeze: Box<ParameterMap<'_>> = Box::new(|name, own: &candle_core::Tensor| {
+        Ok(if name == "bias" { own.detach() } else { own.clone() })
+    });
+    for (_, leaf) in leaves_mut(model) {
+        match leaf {
+            LeafMut::Adapted(layer) if layer.parameters().iter().any(|(_, own)| own.is_variable()) => {
+                layer.map_parameters(&mut *freeze)?;
+            }
+            LeafMut::Plain(layer) if layer.parameters().iter().any(|(_, own)| own.is_variable()) => {
+                layer.map_parameters(&mut *freeze)?;
+            }
+            LeafMut::Adapted(_) | LeafMut::Plain(_) => {}
+        }
+    }
+    Ok(())
+}

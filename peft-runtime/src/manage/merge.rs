@@ -1,0 +1,195 @@
+//! Merging adapters into the weights, and taking them out again bit for bit.
+
+use candle_core::{Result as CandleResult, Tensor};
+
+use super::{check_known, for_each_layer};
+use crate::ModulePath;
+use crate::adapter::{LinearParameters, MergeError, Site};
+use crate::error::{Error, Result};
+use crate::layer::AdaptedLayer;
+use crate::manage::active_adapters;
+use crate::manage::delete::{unload, unload_layer};
+use crate::module::{Injectable, Leaf, LeafMut, leaves, leaves_mut};
+
+/// What to merge, and how carefully.
+///
+/// ```
+/// use peft_runtime::MergeOptions;
+///
+/// let options = MergeOptions::adapters(["chat", "code"]).check_finite(true);
+/// # let _ = options;
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MergeOptions {
+    adapters: Option<Vec<String>>,
+    check_finite: bool,
+}
+
+impl MergeOptions {
+    /// Merges the active adapters.
+    pub fn active() -> Self {
+        Self::default()
+    }
+
+    /// Merges these adapters, in this order.
+    pub fn adapters<S: Into<String>>(names: impl IntoIterator<Item = S>) -> Self {
+        Self { adapters: Some(names.into_iter().map(Into::into).collect()), check_finite: false }
+    }
+
+    /// Refuses to merge if a merged parameter would hold NaN or infinity (PEFT's `safe_merge`).
+    #[must_use]
+    pub fn check_finite(mut self, check: bool) -> Self {
+        self.check_finite = check;
+        self
+    }
+}
+
+/// One layer's parameters with adapters merged in.
+struct MergedLayer {
+    /// All adapters that are in it, in order.
+    names: Vec<String>,
+    parameters: LinearParameters,
+}
+
+/// Merges adapters; those that are merged already stay. If it fails, nothing is merged that was not before.
+pub(crate) fn merge_adapters<M: Injectable + ?Sized>(model: &mut M, options: &MergeOptions) -> Result<()> {
+    let names = names_to_merge(model, options)?;
+    let merge = |(path, leaf): (ModulePath, Leaf<'_>)| match leaf {
+        Leaf::Adapted(layer) => merge_layer(&path, layer, &names, options.check_finite),
+        Leaf::Plain(_) => Ok(None),
+    };
+    let merged = leaves(model).into_iter().map(merge).collect::<Result<Vec<_>>>()?;
+    for ((_, leaf), merged) in leaves_mut(model).into_iter().zip(merged) {
+        if let (LeafMut::Adapted(layer), Some(merged)) = (leaf, merged) {
+            set_merged(layer, merged)?;
+        }
+    }
+    Ok(())
+}
+
+fn set_merged(layer: &mut dyn AdaptedLayer, merged: MergedLayer) -> Result<()> {
+    let MergedLayer { names, parameters } = merged;
+    layer.set_merged(Some(&mut |name, own| {
+        Ok(match (name, &parameters.bias) {
+            ("weight", _) => parameters.weight.clone(),
+            ("bias", Some(bias)) => bias.clone(),
+            _ => own.clone(),
+        })
+    }))?;
+    if let Some(stack) = layer.stack_mut() {
+        stack.set_merged(names);
+    }
+    Ok(())
+}
+
+/// Lets the layers' own weights act again, with their original bits.
+pub(crate) fn unmerge_adapters<M: Injectable + ?Sized>(model: &mut M) -> Result<()> {
+    let mut result = Ok(());
+    for_each_layer(model, |_, layer| {
+        if let Err(error) = layer.set_merged(None) {
+            result = Err(error);
+        } else if let Some(stack) = layer.stack_mut() {
+            stack.set_merged(Vec::new());
+        }
+    });
+    result
+}
+
+/// Merges and takes all adapters off; the original weights are let go layer by layer.
+pub(crate) fn merge_and_unload<M: Injectable + ?Sized>(model: &mut M, options: &MergeOptions) -> Result<()> {
+    let names = names_to_merge(model, options)?;
+    // Once over all layers to see that it can be done, keeping nothing, so that never two copies of all weights exist.
+    for (path, leaf) in leaves(model) {
+        if let Leaf::Adapted(layer) = leaf {
+            merge_layer(&path, layer, &names, options.check_finite)?;
+        }
+    }
+    for (path, leaf) in leaves_mut(model) {
+        if let LeafMut::Adapted(layer) = leaf {
+            if let Some(merged) = merge_layer(&path, layer, &names, false)? {
+                set_merged(layer, merged)?;
+            }
+            unload_layer(layer)?;
+        }
+    }
+    unload(model)
+}
+
+fn names_to_merge<M: Injectable + ?Sized>(model: &M, options: &MergeOptions) -> Result<Vec<String>> {
+    match &options.adapters {
+        Some(names) => {
+            check_known(&leaves(model), names)?;
+            Ok(names.clone())
+        }
+        None => Ok(active_adapters(model)),
+    }
+}
+
+/// The layer's parameters with what is merged already and those of `names` that the layer has; `None` if none is new.
+fn merge_layer(
+    path: &ModulePath,
+    layer: &dyn AdaptedLayer,
+    names: &[String],
+    check_finite: bool,
+) -> Result<Option<MergedLayer>> {
+    let Some(stack) = layer.stack() else { return Ok(None) };
+    let mut all = stack.merged().to_vec();
+    for name in names {
+        let has_adapter = stack.slot(name).is_some_and(|slot| slot.adapter().is_some());
+        if has_adapter && !stack.merged().contains(name) {
+            all.push(name.clone());
+        }
+    }
+    if all.len() == stack.merged().len() {
+        return Ok(None);
+    }
+    let own = layer.parameters();
+    let find = |wanted: &str| own.iter().find(|(name, _)| *name == wanted).map(|(_, tensor)| tensor.detach());
+    let Some(weight) = find("weight") else {
+        let adapter = all.last().cloned().unwrap_or_default();
+        let reason = format!("a {} has no dense weight to merge into", layer.kind());
+        return Err(Error::CannotMerge { adapter, path: path.clone(), reason });
+    };
+    let geometry = layer.geometry();
+    let (dtype, device) = layer.dtype_and_device();
+    let dense = || -> CandleResult<Tensor> { layer.dense_weight() };
+    let (kind, bias) = (layer.kind(), find("bias"));
+    let site =
+        Site { path, kind, geometry: &geometry, dtype, device: &device, bias: bias.clone(), weight: &dense };
+    let mut parameters = LinearParameters { weight, bias };
+    for name in &all {
+        let Some(adapter) = stack.slot(name).and_then(|slot| slot.adapter()) else { continue };
+        parameters = adapter.merge(&site, parameters).map_err(|error| merge_error(error, name, path))?;
+        if check_finite {
+            check_parameters(&parameters, name, path)?;
+        }
+    }
+    Ok(Some(MergedLayer { names: all, parameters }))
+}
+
+fn merge_error(error: MergeError, adapter: &str, path: &ModulePath) -> Error {
+    match error {
+        MergeError::Impossible(reason) => {
+            Error::CannotMerge { adapter: adapter.to_owned(), path: path.clone(), reason }
+        }
+        MergeError::Candle(source) => Error::on_layer(path)(source),
+    }
+}
+
+fn check_parameters(parameters: &LinearParameters, adapter: &str, path: &ModulePath) -> Result<()> {
+    let named = [("weight", Some(&parameters.weight)), ("bias", parameters.bias.as_ref())];
+    for (name, tensor) in named {
+        let Some(tensor) = tensor else { continue };
+        if !is_finite(tensor).map_err(Error::on_layer(path))? {
+            let (adapter, parameter) = (adapter.to_owned(), name.to_owned());
+            return Err(Error::NotFinite { adapter, path: path.clone(), parameter });
+        }
+    }
+    Ok(())
+}
+
+/// Whether no element is NaN or infinite: zero times those is NaN, and NaN survives a sum.
+pub(crate) fn is_finite(tensor: &Tensor) -> CandleResult<bool> {
+    let zeros = (tensor.to_dtype(candle_core::DType::F32)?.contiguous()? * 0.0)?;
+    Ok(zeros.sum_all()?.to_scalar::<f32>()? == 0.0)
+}

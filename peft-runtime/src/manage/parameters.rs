@@ -1,0 +1,100 @@
+//! What trains, and how much of it there is.
+
+use std::collections::BTreeMap;
+
+use candle_core::{Tensor, Var};
+
+use crate::ModulePath;
+use crate::config::Bias;
+use crate::layer::{Content, Slot};
+use crate::module::{Injectable, Leaf, leaves};
+
+/// The variables of the active adapters in model order, each under its name in PEFT's memory:
+/// `layers.0.q_proj.lora_A.default.weight`.
+pub(crate) fn trainable_parameters<M: Injectable + ?Sized>(model: &M) -> Vec<(String, Var)> {
+    let leaves = leaves(model);
+    let mut parameters = Vec::new();
+    let mut active_slots =
+        leaves.iter().filter_map(|(_, leaf)| leaf.stack()).flat_map(|stack| stack.active_slots());
+    let biases_train = active_slots.any(|slot| slot.method.bias() != Bias::None && slot.trainable);
+    for (path, leaf) in &leaves {
+        if biases_train {
+            parameters.extend(bias_variable(path, leaf));
+        }
+        let Some(stack) = leaf.stack().filter(|stack| stack.enabled()) else { continue };
+        for slot in stack.active_slots().filter(|slot| slot.trainable) {
+            for (name, var) in slot_variables(path, slot) {
+                if !parameters.iter().any(|(known, _)| *known == name) {
+                    parameters.push((name, var));
+                }
+            }
+        }
+    }
+    parameters
+}
+
+/// The bias of a base layer, if it is a variable.
+fn bias_variable(path: &ModulePath, leaf: &Leaf<'_>) -> Option<(String, Var)> {
+    let (_, bias) = leaf.parameters().into_iter().find(|(name, _)| *name == "bias")?;
+    let name = if leaf.stack().is_some() { "base_layer.bias" } else { "bias" };
+    let var = Var::from_tensor(bias).ok().filter(|_| bias.is_variable())?;
+    Some((path.parameter(name), var))
+}
+
+fn slot_variables(path: &ModulePath, slot: &Slot) -> Vec<(String, Var)> {
+    match &slot.content {
+        Content::Adapter(adapter) => {
+            let tensors = adapter.tensors().into_iter().filter(|tensor| tensor.trainable);
+            tensors
+                .map(|tensor| (path.parameter(&key_in_memory(tensor.key, &slot.name)), tensor.var.clone()))
+                .collect()
+        }
+        Content::Copy(parameters) => parameters
+            .iter()
+            .map(|copy| {
+                let name = format!("modules_to_save.{}.{}", slot.name, copy.name);
+                (path.parameter(&name), copy.var.clone())
+            })
+            .collect(),
+    }
+}
+
+/// A file key with the adapter's name where PEFT has it in memory: `lora_A.NAME.weight`, `ia3_l.NAME`.
+pub(crate) fn key_in_memory(key: &str, adapter: &str) -> String {
+    match key.split_once('.') {
+        Some((container, parameter)) => format!("{container}.{adapter}.{parameter}"),
+        None => format!("{key}.{adapter}"),
+    }
+}
+
+/// How many elements train, of how many in all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct ParameterCount {
+    pub(crate) trainable: usize,
+    pub(crate) all: usize,
+}
+
+/// Counts every distinct parameter once: the base model's, and those of all adapters, active or not.
+pub(crate) fn count_parameters<M: Injectable + ?Sized>(model: &M) -> ParameterCount {
+    let mut elements = BTreeMap::new();
+    let mut count = |tensor: &Tensor| {
+        elements.insert(place(tensor), tensor.elem_count());
+    };
+    for (_, leaf) in leaves(model) {
+        leaf.parameters().iter().for_each(|(_, tensor)| count(tensor));
+        for slot in leaf.stack().into_iter().flat_map(|stack| stack.slots()) {
+            match &slot.content {
+                Content::Adapter(adapter) => adapter.tensors().iter().for_each(|tensor| count(tensor.var)),
+                Content::Copy(parameters) => parameters.iter().for_each(|copy| count(&copy.var)),
+            }
+        }
+    }
+    let trainable = trainable_parameters(model).iter().map(|(_, var)| var.elem_count()).sum();
+    ParameterCount { trainable, all: elements.values().sum() }
+}
+
+/// Where a tensor's values are: the same for tied parameters, whose tensors may have different ids.
+fn place(tensor: &Tensor) -> (usize, usize) {
+    let (storage, layout) = tensor.storage_and_layout();
+    (std::ptr::from_ref(&*storage).addr(), layout.start_offset())
+}

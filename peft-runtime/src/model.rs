@@ -1,0 +1,248 @@
+//! [`PeftModel`]: everything a model with named modules can do with adapters.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use candle_core::{Tensor, Var};
+
+use crate::adapter::AdapterMethod;
+use crate::error::{Error, Result};
+use crate::inject::{InjectionReport, Origin, Plan, Tensors, commit, make};
+use crate::manage::{self, MergeOptions};
+use crate::module::{Injectable, leaves, tree};
+use crate::store::{self, LoadOptions, LoadReport};
+use crate::{LoraConfig, display};
+
+/// What a model with named modules can do with adapters; every [`Injectable`] type has it.
+///
+/// A call that returns an error leaves the model as it was.
+pub trait PeftModel: Injectable {
+    /// Puts a fresh adapter called `name` into the model and freezes everything else.
+    ///
+    /// The model's first adapter becomes active, later ones wait for [`set_adapter`](Self::set_adapter): a fresh
+    /// adapter does not change the output.
+    ///
+    /// # Errors
+    /// [`Error::Plan`] with every fault found: names that match nothing, layers the method cannot adapt, invalid values.
+    fn inject_adapter<C: AdapterMethod>(&mut self, config: &C, name: &str) -> Result<InjectionReport> {
+        let plan = Plan::new(&tree(self), &Self::DECLARED, config, name, Origin::Caller)?;
+        let made = make(self, &plan, Tensors::Fresh)?;
+        commit(self, &plan, made, true)
+    }
+
+    /// The config that `#[peft(lora(…))]` declares, if the model has that attribute.
+    fn declared_config() -> Option<LoraConfig>
+    where
+        Self: Sized,
+    {
+        Self::DECLARED.lora_config(Self::SCHEMA)
+    }
+
+    /// Injects the config that the model declares.
+    ///
+    /// # Errors
+    /// If the model declares none, and as [`inject_adapter`](Self::inject_adapter).
+    fn inject_declared(&mut self, name: &str) -> Result<InjectionReport>
+    where
+        Self: Sized,
+    {
+        match Self::declared_config() {
+            Some(config) => self.inject_adapter(&config, name),
+            None => {
+                let reason = format!(
+                    "`{}` declares none; add `#[peft(lora(rank = 8, alpha = 16))]`",
+                    Self::SCHEMA.name()
+                );
+                Err(Error::Config { field: "lora", reason })
+            }
+        }
+    }
+
+    /// The names of the model's adapters.
+    fn adapter_names(&self) -> Vec<String> {
+        manage::adapter_names(&leaves(self))
+    }
+
+    /// The names of the active adapters, in the order in which they act.
+    fn active_adapters(&self) -> Vec<String> {
+        manage::active_adapters(self)
+    }
+
+    /// Makes one adapter the only active one; what is merged is unmerged first.
+    ///
+    /// # Errors
+    /// [`Error::UnknownAdapter`].
+    fn set_adapter(&mut self, name: &str) -> Result<()> {
+        manage::set_active(self, &[name])
+    }
+
+    /// Makes exactly these adapters active, in this order; what is merged is unmerged first.
+    ///
+    /// # Errors
+    /// [`Error::UnknownAdapter`], or [`Error::CopiesCollide`] if two of them train a copy of the same module.
+    fn set_adapters(&mut self, names: &[&str]) -> Result<()> {
+        manage::set_active(self, names)
+    }
+
+    /// Lets adapters act again after [`disable_adapters`](Self::disable_adapters).
+    fn enable_adapters(&mut self) {
+        manage::set_enabled(self, true);
+    }
+
+    /// Lets the model compute what it computed without adapters, also where they are merged.
+    fn disable_adapters(&mut self) {
+        manage::set_enabled(self, false);
+    }
+
+    /// Turns dropout on. A model with adapters starts in evaluation mode.
+    fn train(&mut self) {
+        manage::set_training(self, true);
+    }
+
+    /// Turns dropout off.
+    fn eval(&mut self) {
+        manage::set_training(self, false);
+    }
+
+    /// Says whether an adapter's tensors are part of the graph: those of an injected adapter are, those of a loaded one
+    /// only if it was loaded for training.
+    ///
+    /// # Errors
+    /// [`Error::UnknownAdapter`].
+    fn set_trainable(&mut self, name: &str, trainable: bool) -> Result<()> {
+        manage::set_trainable(self, name, trainable)
+    }
+
+    /// The variables that train, in model order: those of the active adapters, and never one of the base model, except
+    /// biases that a config asks for.
+    fn trainable_parameters(&self) -> Vec<(String, Var)> {
+        manage::trainable_parameters(self)
+    }
+
+    /// Multiplies an adapter's scaling by `factor` on every layer. Files do not keep it.
+    ///
+    /// # Errors
+    /// [`Error::UnknownAdapter`], [`Error::Merged`], or [`Error::Unsupported`] for a method without a scaling.
+    fn scale_adapter(&mut self, name: &str, factor: f64) -> Result<()> {
+        manage::scale_adapter(self, name, factor)
+    }
+
+    /// Merges adapters into the weights, so that a forward pass costs what the base model's costs.
+    ///
+    /// The layers' own weights are kept beside the merged ones until
+    /// [`unmerge_adapters`](Self::unmerge_adapters). Active adapters that are not merged do not act on merged layers.
+    ///
+    /// # Errors
+    /// [`Error::UnknownAdapter`], [`Error::CannotMerge`], or [`Error::NotFinite`] if that is checked.
+    fn merge_adapters(&mut self, options: &MergeOptions) -> Result<()> {
+        manage::merge_adapters(self, options)
+    }
+
+    /// Lets the layers' own weights act again, bit for bit.
+    ///
+    /// # Errors
+    /// If a layer refuses its own parameters.
+    fn unmerge_adapters(&mut self) -> Result<()> {
+        manage::unmerge_adapters(self)
+    }
+
+    /// Merges adapters for good and makes every layer a plain one again.
+    ///
+    /// # Errors
+    /// As [`merge_adapters`](Self::merge_adapters).
+    fn merge_and_unload(&mut self, options: &MergeOptions) -> Result<()> {
+        manage::merge_and_unload(self, options)
+    }
+
+    /// Takes all adapters off. What is merged stays merged, and the full copies of active adapters stay.
+    ///
+    /// # Errors
+    /// If a layer refuses its own parameters.
+    fn unload(&mut self) -> Result<()> {
+        manage::unload(self)
+    }
+
+    /// Deletes an adapter. If it was the only active one, each layer's first other adapter by name becomes active.
+    ///
+    /// # Errors
+    /// [`Error::UnknownAdapter`] or [`Error::Merged`].
+    fn delete_adapter(&mut self, name: &str) -> Result<()> {
+        manage::delete_adapter(self, name)
+    }
+
+    /// Runs `f` with row `i` of every batch computed by the adapter `rows[i]`, or by none for `__base__`.
+    ///
+    /// The model is shared: several threads may route differently at the same time.
+    ///
+    /// # Errors
+    /// [`Error::UnknownAdapter`], or [`Error::Routing`] in training mode or where adapters are merged.
+    fn with_adapter_rows<S: AsRef<str>, T>(&self, rows: &[S], f: impl FnOnce(&Self) -> T) -> Result<T> {
+        manage::with_adapter_rows(self, rows, f)
+    }
+
+    /// The adapter's tensors under the keys PEFT's files have; copies, which later training does not change.
+    ///
+    /// # Errors
+    /// [`Error::UnknownAdapter`].
+    fn adapter_state_dict(&self, name: &str) -> Result<BTreeMap<String, Tensor>> {
+        store::adapter_state_dict(self, name)
+    }
+
+    /// Gives an adapter the values in `state`, which has to hold exactly its keys, with or without PEFT's prefix.
+    ///
+    /// # Errors
+    /// [`Error::UnknownAdapter`], [`Error::Merged`], or [`Error::Tensors`] with all that is missing, unexpected or has
+    /// another shape.
+    fn load_adapter_state_dict(&mut self, state: &BTreeMap<String, Tensor>, name: &str) -> Result<()> {
+        store::load_adapter_state_dict(self, state, name)
+    }
+
+    /// The base model's own parameters under the names they had before any injection.
+    fn base_state_dict(&self) -> BTreeMap<String, Tensor> {
+        store::base_state_dict(self)
+    }
+
+    /// Writes an adapter as PEFT does: config, weights and model card; returns the folder.
+    ///
+    /// An adapter that is not called `default` gets a subfolder of its name.
+    ///
+    /// # Errors
+    /// [`Error::UnknownAdapter`], or [`Error::Io`]; the files that were there are then untouched.
+    fn save_pretrained(&self, folder: impl AsRef<Path>, name: &str) -> Result<PathBuf> {
+        store::save_pretrained(self, folder.as_ref(), name)
+    }
+
+    /// Loads the adapter in `folder`, or in its subfolder `name`, for inference.
+    ///
+    /// # Errors
+    /// An error that names the file if it cannot be read, if the config does not fit the model, or if the tensors are not
+    /// exactly those the adapter needs.
+    fn load_adapter(&mut self, folder: impl AsRef<Path>, name: &str) -> Result<LoadReport> {
+        self.load_adapter_with(folder, name, LoadOptions::new())
+    }
+
+    /// Loads the adapter in `folder`, or in its subfolder `name`.
+    ///
+    /// # Errors
+    /// As [`load_adapter`](Self::load_adapter).
+    fn load_adapter_with(
+        &mut self,
+        folder: impl AsRef<Path>,
+        name: &str,
+        options: LoadOptions,
+    ) -> Result<LoadReport> {
+        store::load_adapter(self, folder.as_ref(), name, options)
+    }
+
+    /// The module tree as PyTorch and PEFT print it.
+    fn module_tree(&self) -> String {
+        display::module_tree(self)
+    }
+
+    /// PEFT's line of trainable parameters.
+    fn trainable_summary(&self) -> String {
+        display::trainable_summary(self)
+    }
+}
+
+impl<M: Injectable> PeftModel for M {}

@@ -1,0 +1,59 @@
+//! What attributes declare about a model's adapters.
+
+use crate::config::{Bias, LoraConfig, PatternMap};
+use crate::schema::Schema;
+use crate::select::{TargetModules, glob_regex};
+
+/// The declarations of one type, as `const` data.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Declared {
+    /// The names in `#[peft(target = "…")]`.
+    pub targets: &'static [&'static str],
+    /// The names in `#[peft(feedforward = "…")]`.
+    pub feedforward: &'static [&'static str],
+    /// The values in `#[peft(lora(…))]`.
+    pub lora: Option<DeclaredLora>,
+}
+
+/// The values of `#[peft(lora(…))]`, checked when the derive ran.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct DeclaredLora {
+    /// The rank.
+    pub rank: usize,
+    /// Alpha.
+    pub alpha: f64,
+    /// The probability of dropout.
+    pub dropout: f64,
+    /// Whether the scaling is rank-stabilised.
+    pub rslora: bool,
+    /// Which biases of the base model train.
+    pub bias: Bias,
+}
+
+impl Declared {
+    /// No declarations.
+    pub const NOTHING: Self = Self { targets: &[], feedforward: &[], lora: None };
+
+    /// The declared targets, if there are any.
+    pub(crate) fn target_modules(&self) -> Option<TargetModules> {
+        (!self.targets.is_empty()).then(|| TargetModules::from_globs(self.targets))
+    }
+
+    /// The declared LoRA config, with the ranks that fields of `schema` declare.
+    pub(crate) fn lora_config(&self, schema: &Schema) -> Option<LoraConfig> {
+        let lora = self.lora?;
+        let ranks = schema.declared_ranks().into_iter();
+        // Anchored, so that a field's rank does not reach fields of the same name elsewhere.
+        let patterns: PatternMap<usize> =
+            ranks.map(|(path, rank)| (format!("^{}", glob_regex(&path)), rank)).collect();
+        let config = LoraConfig::new(lora.rank, lora.alpha)
+            .with_dropout(lora.dropout)
+            .with_rslora(lora.rslora)
+            .with_bias(lora.bias)
+            .with_rank_pattern(patterns);
+        Some(match self.target_modules() {
+            Some(targets) => config.with_targets(targets),
+            None => config,
+        })
+    }
+}

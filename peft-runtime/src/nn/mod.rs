@@ -1,0 +1,1 @@
+//! Drop-in constructors with candle-nn's names that build [`Adapted`] layers.

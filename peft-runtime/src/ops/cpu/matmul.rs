@@ -1,0 +1,152 @@
+//! Matrix products that can add to what is there.
+
+use candle_core::{Layout, Result, WithDType, bail};
+use gemm::Parallelism;
+
+/// A matrix of any strides over a slice.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Matrix<'a, T> {
+    data: &'a [T],
+    rows: usize,
+    columns: usize,
+    row_stride: usize,
+    column_stride: usize,
+}
+
+impl<'a, T> Matrix<'a, T> {
+    /// A view of `data`; fails if the last element would lie outside of it.
+    fn new(data: &'a [T], shape: (usize, usize), strides: (usize, usize)) -> Result<Self> {
+        let ((rows, columns), (row_stride, column_stride)) = (shape, strides);
+        let last = rows.saturating_sub(1) * row_stride + columns.saturating_sub(1) * column_stride;
+        if rows * columns > 0 && last >= data.len() {
+            bail!("a {rows}x{columns} matrix does not fit {} elements", data.len())
+        }
+        Ok(Self { data, rows, columns, row_stride, column_stride })
+    }
+
+    /// Row-major `data`.
+    pub(crate) fn contiguous(data: &'a [T], rows: usize, columns: usize) -> Result<Self> {
+        Self::new(data, (rows, columns), (columns, 1))
+    }
+
+    /// The two-dimensional tensor that `layout` describes over its storage.
+    pub(crate) fn from_layout(data: &'a [T], layout: &Layout) -> Result<Self> {
+        let (rows, columns) = layout.shape().dims2()?;
+        let (row_stride, column_stride) = (layout.stride()[0], layout.stride()[1]);
+        Self::new(
+            &data[layout.start_offset().min(data.len())..],
+            (rows, columns),
+            (row_stride, column_stride),
+        )
+    }
+
+    pub(crate) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    pub(crate) fn columns(&self) -> usize {
+        self.columns
+    }
+
+    /// The same elements with rows and columns exchanged.
+    pub(crate) fn transposed(self) -> Self {
+        Self {
+            rows: self.columns,
+            columns: self.rows,
+            row_stride: self.column_stride,
+            column_stride: self.row_stride,
+            ..self
+        }
+    }
+}
+
+/// How a product meets the values that are in its place already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Write {
+    /// It replaces them.
+    Replace,
+    /// It is added to them.
+    Add,
+}
+
+/// `destination (+)= scale · lhs · rhs`, with a row-major destination. `T` is f32 or f64.
+pub(crate) fn matmul_into<T: WithDType>(
+    destination: &mut [T],
+    write: Write,
+    scale: f64,
+    lhs: Matrix<'_, T>,
+    rhs: Matrix<'_, T>,
+) -> Result<()> {
+    let (rows, columns, inner) = (lhs.rows, rhs.columns, lhs.columns);
+    if inner != rhs.rows || destination.len() != rows * columns {
+        bail!("cannot multiply {rows}x{inner} by {}x{columns} into {} elements", rhs.rows, destination.len())
+    }
+    if inner == 0 && write == Write::Replace {
+        destination.fill(T::from_f64(0.0));
+    }
+    if rows * columns * inner == 0 {
+        return Ok(());
+    }
+    let threads = candle_core::utils::get_num_threads();
+    let parallelism = if threads > 1 { Parallelism::Rayon(threads) } else { Parallelism::None };
+    // SAFETY: `Matrix::new` checked that every element of `lhs` and `rhs` lies in its slice, the destination holds
+    // exactly `rows * columns` elements, and it does not overlap the others because it is borrowed mutably.
+    unsafe {
+        gemm::gemm(
+            rows,
+            columns,
+            inner,
+            destination.as_mut_ptr(),
+            1,
+            columns as isize,
+            write == Write::Add,
+            lhs.data.as_ptr(),
+            lhs.column_stride as isize,
+            lhs.row_stride as isize,
+            rhs.data.as_ptr(),
+            rhs.column_stride as isize,
+            rhs.row_stride as isize,
+            T::from_f64(1.0),
+            T::from_f64(scale),
+            false,
+            false,
+            false,
+            parallelism,
+        );
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Matrix, Write, matmul_into};
+
+    #[test]
+    fn the_product_is_added_to_or_replaces_the_destination() {
+        let lhs = [1f32, 2., 3., 4., 5., 6.];
+        let rhs = [1f32, 0., 0., 1., 1., 1.];
+        let lhs = Matrix::contiguous(&lhs, 2, 3).unwrap();
+        let rhs = Matrix::contiguous(&rhs, 3, 2).unwrap();
+        let mut y = [100f32, 100., 100., 100.];
+        matmul_into(&mut y, Write::Add, 2.0, lhs, rhs).unwrap();
+        assert_eq!(y, [108., 110., 120., 122.]);
+        matmul_into(&mut y, Write::Replace, 1.0, lhs, rhs).unwrap();
+        assert_eq!(y, [4., 5., 10., 11.]);
+    }
+
+    #[test]
+    fn an_empty_inner_dimension_gives_zeros_or_leaves_what_is_there() {
+        let (lhs, rhs) =
+            (Matrix::<f32>::contiguous(&[], 2, 0).unwrap(), Matrix::contiguous(&[], 0, 1).unwrap());
+        let mut y = [7f32, 8.];
+        matmul_into(&mut y, Write::Add, 1.0, lhs, rhs).unwrap();
+        assert_eq!(y, [7., 8.]);
+        matmul_into(&mut y, Write::Replace, 1.0, lhs, rhs).unwrap();
+        assert_eq!(y, [0., 0.]);
+    }
+
+    #[test]
+    fn views_outside_their_slice_are_refused() {
+        assert!(Matrix::contiguous(&[1f32; 5], 2, 3).is_err());
+    }
+}

@@ -1,0 +1,3 @@
+//! What runs on the processor directly: the only `unsafe` code of the crate.
+
+pub(crate) mod matmul;

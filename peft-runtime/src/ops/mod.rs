@@ -1,0 +1,38 @@
+//! Tensor functions without state, and the differentiable kernels.
+//!
+//! candle's own matrix product and convolution make a dense gradient for both operands in the backward pass, frozen
+//! or not. The ops here take the frozen operand as a captured constant: their backward passes form the gradients of the
+//! input and of the adapter's factors, and nothing else.
+
+pub(crate) mod attach;
+pub(crate) mod conv;
+#[expect(unsafe_code, reason = "kernels work on raw memory")]
+pub(crate) mod cpu;
+pub(crate) mod linear;
+pub(crate) mod low_rank;
+pub(crate) mod matmul;
+pub(crate) mod norm;
+pub(crate) mod random;
+
+use candle_core::{DType, Result, Tensor};
+
+/// The dtype that holds a sum of the two without loss, as PyTorch promotes floats.
+pub(crate) fn promoted(a: DType, b: DType) -> DType {
+    match (a, b) {
+        (a, b) if a == b => a,
+        (DType::F64, _) | (_, DType::F64) => DType::F64,
+        // f16 and bf16 hold neither each other nor f32.
+        _ => DType::F32,
+    }
+}
+
+/// The sum in the promoted dtype.
+pub(crate) fn add_promoted(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    let dtype = promoted(a.dtype(), b.dtype());
+    a.to_dtype(dtype)? + b.to_dtype(dtype)?
+}
+
+/// Whether the tensor's values sit in main memory in a precision that the CPU has no arithmetic for.
+pub(crate) fn is_half_on_cpu(tensor: &Tensor) -> bool {
+    tensor.device().is_cpu() && matches!(tensor.dtype(), DType::F16 | DType::BF16)
+}

@@ -1,0 +1,144 @@
+//! Reproducible random numbers: candle's generator for the CPU cannot be seeded.
+//!
+//! Every tensor has a stream of its own, named by a seed and a label, so that its values depend on neither the order of
+//! the layers nor on what else is drawn.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use candle_core::{DType, Device, Result, Tensor};
+use rand::{RngCore, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use rand_distr::{Distribution, StandardNormal, Uniform};
+
+/// The generator of the stream `label`, at position `draw`.
+pub(crate) fn stream(seed: u64, label: &str, draw: u64) -> ChaCha8Rng {
+    let mut key = [0; 32];
+    key[..8].copy_from_slice(&seed.to_le_bytes());
+    key[8..16].copy_from_slice(&fnv1a(label).to_le_bytes());
+    key[16..24].copy_from_slice(&draw.to_le_bytes());
+    ChaCha8Rng::from_seed(key)
+}
+
+/// The 64-bit FNV-1a hash, which is the same on every machine and in every version.
+fn fnv1a(text: &str) -> u64 {
+    text.bytes()
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+/// A tensor of values uniform in ±`bound`.
+pub(crate) fn uniform(
+    rng: &mut ChaCha8Rng,
+    bound: f64,
+    shape: &[usize],
+    dtype: DType,
+    device: &Device,
+) -> Result<Tensor> {
+    match Uniform::new(-bound as f32, bound as f32) {
+        Ok(distribution) => sample(rng, distribution, shape, dtype, device),
+        // An empty interval: a fan-in so large that the bound is zero.
+        Err(_) => Tensor::zeros(shape, dtype, device),
+    }
+}
+
+/// A tensor of normal values with mean 0.
+pub(crate) fn normal(
+    rng: &mut ChaCha8Rng,
+    standard_deviation: f64,
+    shape: &[usize],
+    dtype: DType,
+    device: &Device,
+) -> Result<Tensor> {
+    let values: Tensor = sample::<StandardNormal>(rng, StandardNormal, shape, DType::F32, &Device::Cpu)?;
+    (values * standard_deviation)?.to_dtype(dtype)?.to_device(device)
+}
+
+fn sample<D: Distribution<f32>>(
+    rng: &mut ChaCha8Rng,
+    distribution: D,
+    shape: &[usize],
+    dtype: DType,
+    device: &Device,
+) -> Result<Tensor> {
+    let count = shape.iter().product();
+    let values: Vec<f32> = distribution.sample_iter(rng).take(count).collect();
+    Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(dtype)?.to_device(device)
+}
+
+/// The masks of one layer's dropout: each call draws the next one.
+#[derive(Debug)]
+pub(crate) struct DropoutStream {
+    seed: u64,
+    label: String,
+    draws: AtomicU64,
+}
+
+impl DropoutStream {
+    pub(crate) fn new(seed: u64, label: String) -> Self {
+        Self { seed, label, draws: AtomicU64::new(0) }
+    }
+
+    /// How many masks were drawn.
+    pub(crate) fn position(&self) -> u64 {
+        self.draws.load(Ordering::Relaxed)
+    }
+
+    /// Goes to the mask after the first `draws`.
+    pub(crate) fn set_position(&self, draws: u64) {
+        self.draws.store(draws, Ordering::Relaxed);
+    }
+
+    /// `x` with elements zeroed with the given probability and the others scaled by `1 / (1 - probability)`.
+    pub(crate) fn apply(&self, x: &Tensor, probability: f64) -> Result<Tensor> {
+        let draw = self.draws.fetch_add(1, Ordering::Relaxed);
+        let mut rng = stream(self.seed, &self.label, draw);
+        let kept = (1.0 / (1.0 - probability)) as f32;
+        let threshold = (probability * f64::from(u32::MAX)) as u32;
+        let mask: Vec<f32> =
+            (0..x.elem_count()).map(|_| if rng.next_u32() < threshold { 0.0 } else { kept }).collect();
+        x.mul(&Tensor::from_vec(mask, x.shape(), &Device::Cpu)?.to_dtype(x.dtype())?.to_device(x.device())?)
+    }
+}
+
+impl Clone for DropoutStream {
+    fn clone(&self) -> Self {
+        Self { seed: self.seed, label: self.label.clone(), draws: AtomicU64::new(self.position()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{DropoutStream, normal, stream, uniform};
+    use candle_core::{DType, Device, Tensor};
+
+    #[test]
+    fn the_same_seed_and_label_give_the_same_values_and_others_do_not() {
+        let draw = |seed, label| {
+            let mut rng = stream(seed, label, 0);
+            uniform(&mut rng, 0.5, &[100], DType::F32, &Device::Cpu).unwrap().to_vec1::<f32>().unwrap()
+        };
+        assert_eq!(draw(1, "a"), draw(1, "a"));
+        assert_ne!(draw(1, "a"), draw(2, "a"));
+        assert_ne!(draw(1, "a"), draw(1, "b"));
+        assert!(draw(1, "a").iter().all(|value| value.abs() <= 0.5));
+    }
+
+    #[test]
+    fn normal_values_have_the_standard_deviation_asked_for() {
+        let values = normal(&mut stream(0, "n", 0), 0.02, &[10_000], DType::F32, &Device::Cpu).unwrap();
+        let deviation = values.sqr().unwrap().mean_all().unwrap().to_scalar::<f32>().unwrap().sqrt();
+        assert!((deviation - 0.02).abs() < 0.001, "{deviation}");
+    }
+
+    #[test]
+    fn dropout_keeps_the_mean_and_draws_a_new_mask_each_time() {
+        let x = Tensor::ones(10_000, DType::F32, &Device::Cpu).unwrap();
+        let stream = DropoutStream::new(0, "layer".to_owned());
+        let first = stream.apply(&x, 0.25).unwrap();
+        let mean = first.mean_all().unwrap().to_scalar::<f32>().unwrap();
+        assert!((mean - 1.0).abs() < 0.03, "{mean}");
+        let second = stream.apply(&x, 0.25).unwrap().to_vec1::<f32>().unwrap();
+        assert_ne!(first.to_vec1::<f32>().unwrap(), second);
+        stream.set_position(1);
+        assert_eq!(stream.apply(&x, 0.25).unwrap().to_vec1::<f32>().unwrap(), second);
+    }
+}

@@ -1,0 +1,13 @@
+//! What a user of adapters needs: `use peft_runtime::prelude::*`.
+
+pub use crate::config::{Bias, LoraConfig, LoraInit};
+pub use crate::layer::{Adapted, no_grad};
+pub use crate::manage::MergeOptions;
+pub use crate::model::PeftModel;
+pub use crate::module::Injectable;
+pub use crate::select::TargetModules;
+pub use crate::store::LoadOptions;
+#[cfg(feature = "macros")]
+pub use crate::targets;
+#[cfg(feature = "macros")]
+pub use peft_macros::Injectable;

@@ -1,0 +1,12 @@
+//! Which modules a config means: target names and patterns over dotted paths, with PEFT's rules.
+
+mod layers;
+mod pattern;
+mod selector;
+mod targets;
+
+pub(crate) use layers::{LayerFilter, LayerIndices};
+pub(crate) use pattern::Pattern;
+pub(crate) use selector::{Decision, Selector, proper_suffixes};
+pub use targets::TargetModules;
+pub(crate) use targets::glob_regex;

@@ -1,0 +1,89 @@
+//! Regular expressions over whole paths, with the features of Python's `re` that real configs use.
+
+use fancy_regex::{Regex, RegexBuilder};
+
+use crate::error::Fault;
+
+/// How often one match may backtrack before the pattern counts as hopeless.
+const BACKTRACK_LIMIT: usize = 100_000;
+
+/// A compiled pattern that remembers how it was written.
+#[derive(Clone, Debug)]
+pub(crate) struct Pattern {
+    field: &'static str,
+    written: String,
+    regex: Regex,
+}
+
+impl Pattern {
+    /// A pattern that has to match a whole path.
+    pub(crate) fn whole(field: &'static str, pattern: &str) -> Result<Self, Fault> {
+        Self::compile(field, pattern, &format!(r"\A(?:{pattern})\z"))
+    }
+
+    /// A pattern that has to match the end of a path from a segment boundary on, as rank patterns do.
+    pub(crate) fn suffix(field: &'static str, pattern: &str) -> Result<Self, Fault> {
+        Self::compile(field, pattern, &format!(r"\A(?:.*\.)?(?:{pattern})\z"))
+    }
+
+    /// A pattern that has to match whole segments anywhere in a path, as `modules_to_save` does.
+    pub(crate) fn segments(field: &'static str, pattern: &str) -> Result<Self, Fault> {
+        Self::compile(field, pattern, &format!(r"\A(?:|.*\.)(?:{pattern})(?:\z|\..*)"))
+    }
+
+    /// `expression` as it stands, known to its user as `pattern`.
+    pub(crate) fn compile(field: &'static str, pattern: &str, expression: &str) -> Result<Self, Fault> {
+        let regex = RegexBuilder::new(expression).backtrack_limit(BACKTRACK_LIMIT).build();
+        match regex {
+            Ok(regex) => Ok(Self { field, written: pattern.to_owned(), regex }),
+            Err(error) => Err(Fault::Pattern {
+                field,
+                pattern: pattern.to_owned(),
+                reason: format!("is not a regular expression: {error}"),
+            }),
+        }
+    }
+
+    pub(crate) fn is_match(&self, path: &str) -> Result<bool, Fault> {
+        self.regex.is_match(path).map_err(|error| self.hopeless(path, &error))
+    }
+
+    /// The text of the first capture group, if the pattern matches.
+    pub(crate) fn capture(&self, path: &str) -> Result<Option<String>, Fault> {
+        let captures = self.regex.captures(path).map_err(|error| self.hopeless(path, &error))?;
+        Ok(captures.and_then(|captures| captures.get(1).map(|group| group.as_str().to_owned())))
+    }
+
+    fn hopeless(&self, path: &str, error: &fancy_regex::Error) -> Fault {
+        let reason = format!("cannot be matched against `{path}`: {error}");
+        Fault::Pattern { field: self.field, pattern: self.written.clone(), reason }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Pattern;
+
+    #[test]
+    fn look_ahead_works_and_whole_paths_are_needed() {
+        let pattern = Pattern::whole("target_modules", r"^(model)(?!.*(lm_head|emb)).*proj").unwrap();
+        assert!(pattern.is_match("model.layers.0.q_proj").unwrap());
+        assert!(!pattern.is_match("model.embed.q_proj").unwrap());
+        assert!(!pattern.is_match("model.layers.0.q_proj.extra").unwrap());
+    }
+
+    #[test]
+    fn a_pattern_without_end_is_stopped_and_named() {
+        let pattern = Pattern::whole("target_modules", r"(?=(a+)+$)(a|aa)+b\1").unwrap();
+        let error = pattern.is_match(&"a".repeat(64)).unwrap_err();
+        assert!(error.to_string().contains("cannot be matched"), "{error}");
+    }
+
+    #[test]
+    fn suffix_patterns_start_at_a_segment() {
+        let pattern = Pattern::suffix("rank_pattern", "q").unwrap();
+        assert!(pattern.is_match("q").unwrap() && pattern.is_match("blk.q").unwrap());
+        assert!(!pattern.is_match("blk.xq").unwrap());
+        assert!(Pattern::suffix("rank_pattern", "^model.x.q").unwrap().is_match("model.x.q").unwrap());
+    }
+}

@@ -1,0 +1,129 @@
+//! The three ways to name modules: a list of names, a regular expression, all linear layers.
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+
+/// The modules that a config names, in PEFT's forms.
+///
+/// A list of names is the usual form; a name matches a module whose path is the name or ends with it on a segment
+/// boundary. In lists given in Rust, `*` stands for one segment: such a list becomes a regular expression, which is
+/// the form PEFT has for it.
+///
+/// ```
+/// use peft_runtime::TargetModules;
+///
+/// assert_eq!(TargetModules::from(["q_proj", "v_proj"]), TargetModules::names(["v_proj", "q_proj"]));
+/// assert_eq!(
+///     TargetModules::from(["layers.*.q_proj"]),
+///     TargetModules::regex(r"(?:.*\.)?(?:layers\.[^.]+\.q_proj)")
+/// );
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "Written", into = "Written")]
+#[non_exhaustive]
+pub enum TargetModules {
+    /// Names of modules, matched from the end of the path by whole segments.
+    Names(BTreeSet<String>),
+    /// A regular expression that has to match the whole path; look-around is allowed.
+    Regex(String),
+    /// Every linear layer of the model, transposed ones included.
+    AllLinear,
+}
+
+/// The JSON form: a list, or a string that is a regular expression unless it says `all-linear`.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum Written {
+    Names(BTreeSet<String>),
+    Text(String),
+}
+
+/// The string that means all linear layers, in any case.
+const ALL_LINEAR: &str = "all-linear";
+
+impl TargetModules {
+    /// A list of names.
+    pub fn names<S: Into<String>>(names: impl IntoIterator<Item = S>) -> Self {
+        Self::Names(names.into_iter().map(Into::into).collect())
+    }
+
+    /// A regular expression over whole paths.
+    pub fn regex(pattern: impl Into<String>) -> Self {
+        Self::Regex(pattern.into())
+    }
+
+    /// Every linear layer.
+    pub fn all_linear() -> Self {
+        Self::AllLinear
+    }
+
+    /// Names that may hold `*` for one segment; a single `all-linear` means all linear layers.
+    pub(crate) fn from_globs<S: AsRef<str>>(globs: impl IntoIterator<Item = S>) -> Self {
+        let names: BTreeSet<String> = globs.into_iter().map(|glob| glob.as_ref().to_owned()).collect();
+        if names.len() == 1 && names.iter().all(|name| name.eq_ignore_ascii_case(ALL_LINEAR)) {
+            return Self::AllLinear;
+        }
+        if !names.iter().any(|name| name.split('.').any(|segment| segment == "*")) {
+            return Self::Names(names);
+        }
+        let alternatives: Vec<String> = names.iter().map(|name| glob_regex(name)).collect();
+        Self::Regex(format!(r"(?:.*\.)?(?:{})", alternatives.join("|")))
+    }
+
+    /// Whether the list of names is empty.
+    pub(crate) fn is_empty(&self) -> bool {
+        matches!(self, Self::Names(names) if names.is_empty())
+    }
+}
+
+/// `name` as a regular expression, with `[^.]+` for each `*` segment.
+pub(crate) fn glob_regex(name: &str) -> String {
+    let segments: Vec<String> = name
+        .split('.')
+        .map(
+            |segment| {
+                if segment == "*" { "[^.]+".to_owned() } else { fancy_regex::escape(segment).into_owned() }
+            },
+        )
+        .collect();
+    segments.join(r"\.")
+}
+
+impl From<Written> for TargetModules {
+    fn from(written: Written) -> Self {
+        match written {
+            Written::Names(names) => Self::Names(names),
+            Written::Text(text) if text.eq_ignore_ascii_case(ALL_LINEAR) => Self::AllLinear,
+            Written::Text(pattern) => Self::Regex(pattern),
+        }
+    }
+}
+
+impl From<TargetModules> for Written {
+    fn from(targets: TargetModules) -> Self {
+        match targets {
+            TargetModules::Names(names) => Self::Names(names),
+            TargetModules::Regex(pattern) => Self::Text(pattern),
+            TargetModules::AllLinear => Self::Text(ALL_LINEAR.to_owned()),
+        }
+    }
+}
+
+impl<S: AsRef<str>, const N: usize> From<[S; N]> for TargetModules {
+    fn from(names: [S; N]) -> Self {
+        Self::from_globs(names)
+    }
+}
+
+impl<S: AsRef<str>> From<&[S]> for TargetModules {
+    fn from(names: &[S]) -> Self {
+        Self::from_globs(names)
+    }
+}
+
+impl<S: AsRef<str>> From<Vec<S>> for TargetModules {
+    fn from(names: Vec<S>) -> Self {
+        Self::from_globs(names)
+    }
+}

@@ -1,0 +1,118 @@
+//! Adapters and base models as maps from keys to tensors.
+
+use std::collections::BTreeMap;
+
+use candle_core::{Tensor, Var};
+
+use super::keys::{with_prefix, without_prefix};
+use crate::ModulePath;
+use crate::config::Bias;
+use crate::error::{Error, Result, ShapeMismatch, TensorReport};
+use crate::layer::{Content, Slot};
+use crate::manage::{check_known, check_not_merged};
+use crate::module::{Injectable, Leaf, leaves};
+
+/// A tensor that belongs to an adapter, where it lives.
+pub(super) struct Entry {
+    /// The key without the prefix.
+    pub(super) key: String,
+    var: Var,
+}
+
+/// Everything that an adapter stores, in model order.
+pub(super) fn entries<M: Injectable + ?Sized>(model: &M, name: &str) -> Result<Vec<Entry>> {
+    let leaves = leaves(model);
+    check_known(&leaves, &[name])?;
+    let slots = || leaves.iter().filter_map(|(_, leaf)| leaf.stack()?.slot(name));
+    let bias = slots().map(|slot| slot.method.bias()).next().unwrap_or_default();
+    let mut entries = Vec::new();
+    for (path, leaf) in &leaves {
+        let slot = leaf.stack().and_then(|stack| stack.slot(name));
+        entries.extend(slot.into_iter().flat_map(|slot| slot_entries(path, slot)));
+        entries.extend(bias_entry(path, leaf, slot, bias));
+    }
+    Ok(entries)
+}
+
+fn slot_entries(path: &ModulePath, slot: &Slot) -> Vec<Entry> {
+    match &slot.content {
+        Content::Adapter(adapter) => {
+            let stored = adapter.tensors().into_iter().filter(|tensor| tensor.stored);
+            stored.map(|tensor| Entry { key: path.parameter(tensor.key), var: tensor.var.clone() }).collect()
+        }
+        Content::Copy(parameters) => {
+            let copies = parameters.iter();
+            copies.map(|copy| Entry { key: path.parameter(copy.name), var: copy.var.clone() }).collect()
+        }
+    }
+}
+
+/// The base layer's own bias, if it trains together with the adapter.
+fn bias_entry(path: &ModulePath, leaf: &Leaf<'_>, slot: Option<&Slot>, bias: Bias) -> Option<Entry> {
+    let name = match (bias, slot) {
+        (Bias::None, _) => return None,
+        (Bias::All | Bias::LoraOnly, Some(slot)) if slot.adapter().is_some() => "base_layer.bias",
+        (Bias::All, Some(_)) => "original_module.bias",
+        (Bias::All, None) => "bias",
+        (Bias::LoraOnly, _) => return None,
+    };
+    let (_, own) = leaf.parameters().into_iter().find(|(name, _)| *name == "bias")?;
+    let var = Var::from_tensor(own).ok()?;
+    Some(Entry { key: path.parameter(name), var })
+}
+
+/// The adapter's tensors under their file keys; they are copies, which later training does not change.
+pub(crate) fn adapter_state_dict<M: Injectable + ?Sized>(
+    model: &M,
+    name: &str,
+) -> Result<BTreeMap<String, Tensor>> {
+    let copy = |entry: Entry| Ok((with_prefix(&entry.key), entry.var.copy()?.detach()));
+    entries(model, name)?.into_iter().map(copy).collect()
+}
+
+/// Gives the adapter the values in `state`, which has to hold exactly its keys.
+pub(crate) fn load_adapter_state_dict<M: Injectable + ?Sized>(
+    model: &M,
+    state: &BTreeMap<String, Tensor>,
+    name: &str,
+) -> Result<()> {
+    let entries = entries(model, name)?;
+    check_not_merged(model, name, "load weights into")?;
+    let mut values: BTreeMap<&str, &Tensor> = BTreeMap::new();
+    for (key, tensor) in state {
+        values.insert(without_prefix(key), tensor);
+    }
+    let mut report = TensorReport::default();
+    let mut updates = Vec::new();
+    for entry in &entries {
+        match values.remove(entry.key.as_str()) {
+            None => report.missing.push(entry.key.clone()),
+            Some(tensor) if tensor.dims() != entry.var.dims() => report.mismatched.push(ShapeMismatch {
+                key: entry.key.clone(),
+                expected: entry.var.dims().to_vec(),
+                found: tensor.dims().to_vec(),
+            }),
+            Some(tensor) => {
+                let value = tensor.detach().to_dtype(entry.var.dtype())?.to_device(entry.var.device())?;
+                // A value that shares memory with the variable would be overwritten while it is read.
+                updates.push((&entry.var, value.copy()?));
+            }
+        }
+    }
+    report.unexpected.extend(values.into_keys().map(str::to_owned));
+    if !report.is_empty() {
+        return Err(Error::Tensors { adapter: name.to_owned(), report });
+    }
+    for (var, value) in updates {
+        var.set(&value)?;
+    }
+    Ok(())
+}
+
+/// The base model's own parameters under the names they had before any injection.
+pub(crate) fn base_state_dict<M: Injectable + ?Sized>(model: &M) -> BTreeMap<String, Tensor> {
+    let named = |(path, leaf): (ModulePath, Leaf<'_>)| -> Vec<(String, Tensor)> {
+        leaf.parameters().into_iter().map(|(name, tensor)| (path.parameter(name), tensor.detach())).collect()
+    };
+    leaves(model).into_iter().flat_map(named).collect()
+}
