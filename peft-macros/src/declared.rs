@@ -4,7 +4,7 @@ use proc_macro2::TokenStream;
 use quote::{quote, quote_spanned};
 use syn::{GenericParam, LitStr};
 
-use crate::ast::Input;
+use crate::ast::{Body, Input};
 use crate::attr::LoraAttr;
 use crate::value::at;
 
@@ -12,7 +12,7 @@ use crate::value::at;
 pub(crate) fn declared(input: &Input<'_>) -> TokenStream {
     let (targets, feedforward) = (&input.attrs.targets, &input.attrs.feedforward);
     if targets.is_empty() && feedforward.is_empty() && input.attrs.lora.is_none() {
-        return TokenStream::new();
+        return inherited(input);
     }
     let lora = match &input.attrs.lora {
         Some(lora) => {
@@ -28,6 +28,19 @@ pub(crate) fn declared(input: &Input<'_>) -> TokenStream {
             #checks
             __peft::__private::Declared { targets: &[#(#targets),*], feedforward: &[#(#feedforward),*], lora: #lora }
         };
+    }
+}
+
+/// What stands for its one field declares what the field declares.
+fn inherited(input: &Input<'_>) -> TokenStream {
+    match (&input.body, input.attrs.transparent) {
+        (Body::Struct(fields), Some(_)) => {
+            let ty = fields.iter().find(|field| field.is_visited()).map(|field| field.ty);
+            quote! {
+                const DECLARED: __peft::__private::Declared = <#ty as __peft::__private::Injectable>::DECLARED;
+            }
+        }
+        _ => TokenStream::new(),
     }
 }
 

@@ -8,7 +8,10 @@ pub mod adapter;
 pub mod config;
 pub mod error;
 pub mod layer;
+#[cfg(feature = "models")]
+pub mod models;
 pub mod module;
+pub mod nn;
 pub mod prelude;
 pub mod schema;
 
@@ -16,7 +19,6 @@ mod display;
 mod inject;
 mod manage;
 mod model;
-pub mod nn;
 mod ops;
 mod path;
 mod select;
@@ -36,7 +38,7 @@ pub use path::ModulePath;
 #[cfg(feature = "macros")]
 pub use peft_macros::Injectable;
 pub use select::TargetModules;
-pub use store::{LoadOptions, LoadReport};
+pub use store::{Checkpoint, LoadOptions, LoadReport};
 
 /// Target modules whose names are checked against the model at compile time.
 ///

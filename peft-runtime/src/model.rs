@@ -202,6 +202,11 @@ pub trait PeftModel: Injectable {
         store::base_state_dict(self)
     }
 
+    /// The base model's parameters as they act now: those of layers with merged adapters have them in.
+    fn merged_state_dict(&self) -> BTreeMap<String, Tensor> {
+        store::merged_state_dict(self)
+    }
+
     /// Writes an adapter as PEFT does: config, weights and model card; returns the folder.
     ///
     /// An adapter that is not called `default` gets a subfolder of its name.

@@ -1,1 +1,3 @@
-//! x
+//! What the tests share: the replay of parity cases.
+
+pub mod parity;

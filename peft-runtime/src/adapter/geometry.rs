@@ -1,8 +1,9 @@
 //! What an adapter knows of the layer it sits on: the shapes, and how the layer moves data.
 
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 
 use crate::ops::conv::{ConvSettings, conv};
+use crate::ops::is_half_on_cpu;
 use crate::ops::low_rank::{LowRank, low_rank};
 use crate::schema::Family;
 
@@ -28,6 +29,8 @@ pub enum Geometry {
         vocabulary: usize,
         /// The size of a row.
         features: usize,
+        /// The row that stands for padding, which gets no gradient.
+        padding: Option<u32>,
     },
     /// A convolution with a weight of shape `[out, in / groups, …kernel]`.
     Conv {
@@ -90,7 +93,7 @@ impl Geometry {
                 vec![*out_features, *in_features]
             }
             Self::Linear { in_features, out_features, transposed: true } => vec![*in_features, *out_features],
-            Self::Embedding { vocabulary, features } => vec![*vocabulary, *features],
+            Self::Embedding { vocabulary, features, .. } => vec![*vocabulary, *features],
             Self::Conv { in_channels, out_channels, kernel, settings } => {
                 [&[*out_channels, in_channels / settings.groups.max(1)], kernel.as_slice()].concat()
             }
@@ -121,17 +124,11 @@ impl Geometry {
     /// `scaling · B(A(x))`, by the layer's own movement of data.
     pub(crate) fn low_rank(&self, x: &Tensor, terms: &LowRank) -> Result<Tensor> {
         match self {
-            Self::Embedding { features, .. } => {
+            Self::Embedding { features, padding, .. } => {
                 let dims = [x.dims(), &[*features]].concat();
-                let hidden = terms.a.index_select(&x.flatten_all()?, 1)?.t()?;
-                let b = terms.b.t()?;
-                let product = match crate::ops::is_half_on_cpu(&hidden) {
-                    true => {
-                        let wide = candle_core::DType::F32;
-                        hidden.to_dtype(wide)?.matmul(&b.to_dtype(wide)?)?.to_dtype(hidden.dtype())?
-                    }
-                    false => hidden.matmul(&b)?,
-                };
+                let ids = x.flatten_all()?;
+                let hidden = without_padding_gradient(terms.a.index_select(&ids, 1)?.t()?, &ids, *padding)?;
+                let product = matmul(&hidden, &terms.b.t()?)?;
                 (product * terms.scaling)?.reshape(dims)
             }
             Self::Conv { settings, .. } => {
@@ -181,4 +178,20 @@ impl Geometry {
             _ => vector.flatten_all(),
         }
     }
+}
+
+/// `rows`, one for each id, of which those of the padding id pass no gradient on.
+pub(crate) fn without_padding_gradient(rows: Tensor, ids: &Tensor, padding: Option<u32>) -> Result<Tensor> {
+    let Some(padding) = padding.filter(|_| rows.track_op()) else { return Ok(rows) };
+    let keeps = ids.to_dtype(DType::U32)?.ne(padding)?.to_dtype(rows.dtype())?.unsqueeze(1)?;
+    let constant = rows.detach().broadcast_mul(&(1.0 - &keeps)?)?;
+    rows.broadcast_mul(&keeps)? + constant
+}
+
+/// The product, in f32 where candle has none in half precision.
+fn matmul(lhs: &Tensor, rhs: &Tensor) -> Result<Tensor> {
+    if is_half_on_cpu(lhs) {
+        return lhs.to_dtype(DType::F32)?.matmul(&rhs.to_dtype(DType::F32)?)?.to_dtype(lhs.dtype());
+    }
+    lhs.matmul(rhs)
 }

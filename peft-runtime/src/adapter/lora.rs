@@ -333,10 +333,14 @@ fn unsupported(geometry: &Geometry, rank: usize, lora_bias: bool) -> Option<Stri
         Geometry::Embedding { .. } if lora_bias => {
             Some("an embedding has no place for `lora_bias`".to_owned())
         }
-        Geometry::Conv { settings, .. } if settings.dilation != 1 => Some(format!(
-            "PEFT's LoRA convolution ignores the layer's dilation of {}, so that its output has another size",
-            settings.dilation
-        )),
+        Geometry::Conv { kernel, settings, .. }
+            if settings.dilation != 1 && kernel.iter().any(|size| *size > 1) =>
+        {
+            Some(format!(
+                "PEFT's LoRA convolution ignores the layer's dilation of {}, so that its output has another size",
+                settings.dilation
+            ))
+        }
         Geometry::Conv { settings, .. } if rank % settings.groups.max(1) != 0 => {
             Some(format!("rank {rank} is no multiple of the layer's {} groups", settings.groups))
         }

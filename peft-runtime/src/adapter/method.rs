@@ -69,6 +69,26 @@ pub trait AdapterMethod: Debug + Send + Sync + 'static {
     }
 }
 
+impl Selection<'_> {
+    /// The settings that rule modules out, for messages; empty if there are none.
+    pub(crate) fn describe_filters(&self) -> String {
+        let mut filters = Vec::new();
+        if let Some(exclude) = self.exclude {
+            filters.push(format!("`exclude_modules` = {exclude}"));
+        }
+        if !self.modules_to_save.is_empty() {
+            filters.push(format!("`modules_to_save` = [{}]", self.modules_to_save.join(", ")));
+        }
+        if let Some(layers) = self.layers_to_transform {
+            filters.push(format!("`layers_to_transform` = {layers}"));
+        }
+        if let Some(containers) = self.layers_pattern {
+            filters.push(format!("`layers_pattern` = [{}]", containers.join(", ")));
+        }
+        filters.join(" and ")
+    }
+}
+
 /// Which modules a config names.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Selection<'c> {

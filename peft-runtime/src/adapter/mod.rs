@@ -19,6 +19,7 @@ use crate::schema::LayerKind;
 pub use crate::ops::conv::ConvSettings;
 pub use crate::ops::low_rank::LowRank;
 pub use geometry::Geometry;
+pub(crate) use geometry::without_padding_gradient;
 pub use init::Init;
 pub use lora::Lora;
 pub(crate) use lora::tuple;

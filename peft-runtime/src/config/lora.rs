@@ -382,9 +382,10 @@ impl ConfigFields for LoraConfig {
         faults.extend(rank_fault("r", self.rank));
         faults.extend(finite_fault("lora_alpha", self.alpha));
         faults.extend(probability_fault("lora_dropout", self.dropout));
-        faults.extend(self.rank_pattern.iter().filter_map(|(_, rank)| rank_fault("rank_pattern", *rank)));
-        faults
-            .extend(self.alpha_pattern.iter().filter_map(|(_, alpha)| finite_fault("alpha_pattern", *alpha)));
+        faults.extend(self.rank_pattern.faults("rank_pattern", |rank| rank_fault("rank_pattern", *rank)));
+        faults.extend(
+            self.alpha_pattern.faults("alpha_pattern", |alpha| finite_fault("alpha_pattern", *alpha)),
+        );
         faults.extend(self.layer_faults());
         if self.lora_bias && self.init == LoraInit::Gaussian {
             let reason = "a bias on B needs the default or the random init, not `gaussian`";

@@ -7,6 +7,7 @@ use std::sync::OnceLock;
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::common::ConfigFault;
 use crate::error::Fault;
 use crate::select::Pattern;
 
@@ -36,6 +37,18 @@ impl<T> PatternMap<T> {
     /// The patterns and values in order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &T)> {
         self.entries.iter().map(|(pattern, value)| (pattern.as_str(), value))
+    }
+
+    /// What `fault` finds wrong with the values, each with its pattern.
+    pub(crate) fn faults(
+        &self,
+        field: &'static str,
+        fault: impl Fn(&T) -> Option<ConfigFault>,
+    ) -> impl Iterator<Item = ConfigFault> {
+        self.iter().filter_map(move |(pattern, value)| {
+            let (_, reason) = fault(value)?;
+            Some((field, format!("for the pattern `{pattern}`, {reason}")))
+        })
     }
 
     /// Whether there is no pattern.

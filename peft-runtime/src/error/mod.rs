@@ -157,6 +157,10 @@ pub enum Error {
     #[error("not a valid adapter config")]
     Json(#[from] serde_json::Error),
 
+    /// A model's `config.json` is not what the model needs.
+    #[error("not a valid model config")]
+    ModelConfig(#[source] serde_json::Error),
+
     /// Bytes are not a safetensors file.
     #[error("not a valid safetensors file")]
     Safetensors(#[from] safetensors::SafeTensorError),

@@ -304,13 +304,15 @@ impl Planner<'_> {
             }
         }
         if nothing && self.faults.is_empty() {
+            let targets = self.targets;
+            let filters = self.method.selection().describe_filters();
             let reason = match (self.excluded, self.unmatched) {
-                _ if self.targets.is_empty() => "the list of targets is empty",
-                (1.., 0) => "`exclude_modules` and `modules_to_save` rule out every module",
-                (0, _) => "no module matches the targets (a pattern has to match the whole path)",
-                _ => "the targets match no module that `exclude_modules` and `modules_to_save` leave over",
+                _ if targets.is_empty() => "the list of targets is empty".to_owned(),
+                (1.., 0) => format!("every module is ruled out by {filters}"),
+                (0, _) if filters.is_empty() => format!("no module matches {targets}"),
+                (_, _) => format!("no module matches {targets} together with {filters}"),
             };
-            self.faults.push(Fault::NothingMatched { reason: reason.to_owned() });
+            self.faults.push(Fault::NothingMatched { reason });
         }
     }
 

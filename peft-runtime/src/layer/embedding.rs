@@ -1,21 +1,25 @@
-//! candle's `Embedding`.
+//! candle's `Embedding`, and one with a row for padding.
 
 use candle_core::{D, Tensor};
 use candle_nn::{Embedding, Module};
 
 use super::{BaseLayer, ParameterMap};
-use crate::adapter::Geometry;
+use crate::adapter::{Geometry, without_padding_gradient};
 use crate::error::{Error, Result};
 use crate::schema::{Family, LayerKind};
+
+fn geometry(table: &Tensor, padding: Option<u32>) -> Geometry {
+    match *table.dims() {
+        [vocabulary, features] => Geometry::Embedding { vocabulary, features, padding },
+        _ => Geometry::Opaque,
+    }
+}
 
 impl BaseLayer for Embedding {
     const KIND: LayerKind = LayerKind::new("Embedding", Family::Embedding);
 
     fn geometry(&self) -> Geometry {
-        match *self.embeddings().dims() {
-            [vocabulary, features] => Geometry::Embedding { vocabulary, features },
-            _ => Geometry::Opaque,
-        }
+        geometry(self.embeddings(), None)
     }
 
     fn parameters(&self) -> Vec<(&'static str, &Tensor)> {
@@ -36,5 +40,63 @@ impl BaseLayer for Embedding {
     fn describe(&self) -> String {
         let geometry = self.geometry();
         format!("Embedding({}, {})", geometry.in_features(), geometry.out_features())
+    }
+}
+
+/// An embedding with a row that stands for padding and never gets a gradient, PyTorch's `padding_idx`.
+#[derive(Clone, Debug)]
+pub struct PaddedEmbedding {
+    table: Embedding,
+    padding: Option<u32>,
+}
+
+impl PaddedEmbedding {
+    /// An embedding whose row `padding` stands for padding.
+    pub fn new(table: Embedding, padding: Option<u32>) -> Self {
+        Self { table, padding }
+    }
+
+    /// The table, `[vocabulary, features]`.
+    pub fn embeddings(&self) -> &Tensor {
+        self.table.embeddings()
+    }
+
+    /// The row that stands for padding.
+    pub fn padding(&self) -> Option<u32> {
+        self.padding
+    }
+}
+
+impl Module for PaddedEmbedding {
+    fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        self.forward_base(x)
+    }
+}
+
+impl BaseLayer for PaddedEmbedding {
+    const KIND: LayerKind = Embedding::KIND;
+
+    fn geometry(&self) -> Geometry {
+        geometry(self.embeddings(), self.padding)
+    }
+
+    fn parameters(&self) -> Vec<(&'static str, &Tensor)> {
+        BaseLayer::parameters(&self.table)
+    }
+
+    fn map_parameters(&self, map: &mut ParameterMap<'_>) -> Result<Self> {
+        Ok(Self { table: BaseLayer::map_parameters(&self.table, map)?, padding: self.padding })
+    }
+
+    fn forward_base(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        let rows = self.table.forward(&x.flatten_all()?)?;
+        let dims = [x.dims(), &[rows.dim(D::Minus1)?]].concat();
+        without_padding_gradient(rows, &x.flatten_all()?, self.padding)?.reshape(dims)
+    }
+
+    fn describe(&self) -> String {
+        let geometry = self.geometry();
+        let padding = self.padding.map(|padding| format!(", padding_idx={padding}")).unwrap_or_default();
+        format!("Embedding({}, {}{padding})", geometry.in_features(), geometry.out_features())
     }
 }

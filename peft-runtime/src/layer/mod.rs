@@ -19,6 +19,7 @@ use crate::error::Result;
 use crate::schema::LayerKind;
 
 pub use adapted::{Adapted, AdaptedLayer};
+pub use embedding::PaddedEmbedding;
 pub use scope::no_grad;
 pub(crate) use scope::{BASE_ROW, with_rows};
 pub use stack::{AdapterStack, Content, CopiedParameter, Slot};

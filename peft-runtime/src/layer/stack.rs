@@ -132,11 +132,9 @@ impl AdapterStack {
         self.training = training;
     }
 
-    /// Takes an adapter away. If it was the only active one, the first of the layer's others by name becomes active.
+    /// Takes an adapter away, also from the active ones of a layer that does not have it. If it was the only active one,
+    /// the first of the layer's others by name becomes active.
     pub(crate) fn delete(&mut self, name: &str) {
-        if self.slot(name).is_none() {
-            return;
-        }
         self.slots.retain(|slot| slot.name != name);
         if self.active.iter().any(|active| active == name) {
             self.active.retain(|active| active != name);

@@ -31,6 +31,13 @@ pub(crate) fn with_adapter_rows<M: Injectable + ?Sized, S: AsRef<str>, T>(
                 format!("adapter `{adapter}` is merged into `{path}`; call `unmerge_adapters()` first");
             return Err(Error::Routing { reason });
         }
+        let Some(owner) = stack.slots().iter().find(|slot| slot.copy().is_some()) else { continue };
+        if let Some(row) = rows.iter().find(|row| *row != BASE_ROW && stack.slot(row).is_none()) {
+            let owner = &owner.name;
+            let reason =
+                format!("adapter `{row}` has no copy of `{path}`, which adapter `{owner}` trains in full");
+            return Err(Error::Routing { reason });
+        }
     }
     Ok(with_rows(rows, || f(model)))
 }

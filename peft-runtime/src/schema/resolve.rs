@@ -202,11 +202,13 @@ const fn collect_nearest(schema: &Schema, trail: &Trail<'_>, target: &[u8], near
     }
 }
 
-/// Whether `target` is the end of the trail, by whole segments.
+/// Whether `target` is the end of the trail, by whole segments of which at least one is a name of the schema: otherwise any
+/// name would fit a map, whose keys are not known.
 const fn matches_suffix(trail: &Trail<'_>, target: &[u8]) -> bool {
     let mut trail = trail;
     let mut end = trail.name.len();
     let mut target_end = target.len();
+    let mut anchored = false;
     loop {
         // Empty names (the root, flattened fields) are no segments.
         while end == 0 {
@@ -225,8 +227,9 @@ const fn matches_suffix(trail: &Trail<'_>, target: &[u8]) -> bool {
         if !matches_segment(segment, trail.wildcard, wanted) {
             return false;
         }
+        anchored = anchored || (matches!(trail.wildcard, Wildcard::None) && !equal(wanted, b"*"));
         if target_start == 0 {
-            return true;
+            return anchored;
         }
         target_end = target_start - 1;
         end = if start == 0 { 0 } else { start - 1 };

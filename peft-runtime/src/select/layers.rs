@@ -1,5 +1,7 @@
 //! `layers_to_transform` and `layers_pattern`: keeps only some members of a block list.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use super::pattern::Pattern;
@@ -20,6 +22,15 @@ impl LayerIndices {
         match self {
             Self::One(one) => *one == index,
             Self::Many(many) => many.contains(&index),
+        }
+    }
+}
+
+impl fmt::Display for LayerIndices {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::One(index) => write!(f, "{index}"),
+            Self::Many(indices) => write!(f, "{indices:?}"),
         }
     }
 }

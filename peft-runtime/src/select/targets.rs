@@ -1,6 +1,7 @@
 //! The three ways to name modules: a list of names, a regular expression, all linear layers.
 
 use std::collections::BTreeSet;
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
@@ -88,6 +89,19 @@ pub(crate) fn glob_regex(name: &str) -> String {
         )
         .collect();
     segments.join(r"\.")
+}
+
+impl fmt::Display for TargetModules {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Names(names) => {
+                let names: Vec<&str> = names.iter().map(String::as_str).collect();
+                write!(f, "the names [{}]", names.join(", "))
+            }
+            Self::Regex(pattern) => write!(f, "the pattern `{pattern}`, which has to match the whole path"),
+            Self::AllLinear => f.write_str("all linear layers"),
+        }
+    }
 }
 
 impl From<Written> for TargetModules {

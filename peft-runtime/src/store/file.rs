@@ -78,6 +78,24 @@ impl MappedFile {
         Ok(Self { path: path.to_owned(), map })
     }
 
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn parse(&self) -> Result<SafeTensors<'_>> {
+        SafeTensors::deserialize(&self.map).map_err(|error| Error::from(error).in_file(&self.path))
+    }
+
+    /// The names of the tensors.
+    pub(super) fn names(&self) -> Result<Vec<String>> {
+        Ok(self.parse()?.names().into_iter().map(str::to_owned).collect())
+    }
+
+    /// Reads one tensor.
+    pub(super) fn tensor(&self, name: &str, device: &Device) -> candle_core::Result<Tensor> {
+        self.parse()?.tensor(name)?.load(device)
+    }
+
     /// The tensors under their keys without PEFT's prefix, each read when it is asked for.
     pub(super) fn tensors<'s>(&'s self) -> Result<BTreeMap<String, StoredTensor<'s>>> {
         let file =

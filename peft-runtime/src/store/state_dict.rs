@@ -111,8 +111,26 @@ pub(crate) fn load_adapter_state_dict<M: Injectable + ?Sized>(
 
 /// The base model's own parameters under the names they had before any injection.
 pub(crate) fn base_state_dict<M: Injectable + ?Sized>(model: &M) -> BTreeMap<String, Tensor> {
-    let named = |(path, leaf): (ModulePath, Leaf<'_>)| -> Vec<(String, Tensor)> {
-        leaf.parameters().into_iter().map(|(name, tensor)| (path.parameter(name), tensor.detach())).collect()
-    };
-    leaves(model).into_iter().flat_map(named).collect()
+    named_parameters(model, |leaf| leaf.parameters())
+}
+
+/// The base model's parameters as they act: with what is merged.
+pub(crate) fn merged_state_dict<M: Injectable + ?Sized>(model: &M) -> BTreeMap<String, Tensor> {
+    named_parameters(model, |leaf| match leaf {
+        Leaf::Adapted(layer) => layer.effective_parameters(),
+        Leaf::Plain(layer) => layer.parameters(),
+    })
+}
+
+fn named_parameters<'m, M: Injectable + ?Sized>(
+    model: &'m M,
+    parameters: impl Fn(&Leaf<'m>) -> Vec<(&'static str, &'m Tensor)>,
+) -> BTreeMap<String, Tensor> {
+    let mut named = BTreeMap::new();
+    for (path, leaf) in leaves(model) {
+        named.extend(
+            parameters(&leaf).into_iter().map(|(name, tensor)| (path.parameter(name), tensor.detach())),
+        );
+    }
+    named
 }

@@ -1,3 +1,4 @@
 //! What runs on the processor directly: the only `unsafe` code of the crate.
 
 pub(crate) mod matmul;
+pub(crate) mod window;

@@ -1,0 +1,299 @@
+//! BERT: <https://arxiv.org/abs/1810.04805>.
+
+use std::path::Path;
+
+use candle_core::{D, DType, Device, Result, Tensor};
+use candle_nn::{Embedding, LayerNorm, Linear, Module, VarBuilder};
+use serde::Deserialize;
+
+use super::folder;
+use crate::layer::Adapted;
+use crate::nn::{self, PaddedEmbedding};
+
+/// The `config.json` of a BERT model.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub struct BertConfig {
+    /// The number of tokens.
+    pub vocab_size: usize,
+    /// The size of a token's vector.
+    pub hidden_size: usize,
+    /// The number of blocks.
+    pub num_hidden_layers: usize,
+    /// The number of attention heads.
+    pub num_attention_heads: usize,
+    /// The size of the feed-forward layer.
+    pub intermediate_size: usize,
+    /// The activation of the feed-forward layer.
+    #[serde(default)]
+    pub hidden_act: HiddenAct,
+    /// The longest sequence.
+    pub max_position_embeddings: usize,
+    /// The number of token types.
+    pub type_vocab_size: usize,
+    /// The token that stands for padding.
+    #[serde(default = "default_padding")]
+    pub pad_token_id: Option<u32>,
+    /// What the norms add to the variance.
+    #[serde(default = "default_eps")]
+    pub layer_norm_eps: f64,
+}
+
+/// The activation of the feed-forward layer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HiddenAct {
+    /// `x·Φ(x)`.
+    #[default]
+    Gelu,
+    /// The tanh approximation of `x·Φ(x)`.
+    #[serde(alias = "gelu_pytorch_tanh")]
+    GeluNew,
+    /// `max(x, 0)`.
+    Relu,
+}
+
+fn default_padding() -> Option<u32> {
+    Some(0)
+}
+
+fn default_eps() -> f64 {
+    1e-12
+}
+
+/// BERT's encoder: token ids in, one vector a token out. The pooling layer is left out.
+#[derive(Clone, Debug, crate::Injectable)]
+#[peft(crate = "crate", target = ["query", "value"])]
+pub struct BertModel {
+    embeddings: Embeddings,
+    encoder: Encoder,
+}
+
+#[derive(Clone, Debug, crate::Injectable)]
+#[peft(crate = "crate")]
+struct Embeddings {
+    word_embeddings: Adapted<PaddedEmbedding>,
+    position_embeddings: Adapted<Embedding>,
+    token_type_embeddings: Adapted<Embedding>,
+    #[peft(rename = "LayerNorm")]
+    layer_norm: Adapted<LayerNorm>,
+}
+
+#[derive(Clone, Debug, crate::Injectable)]
+#[peft(crate = "crate")]
+struct Encoder {
+    layer: Vec<BertLayer>,
+}
+
+#[derive(Clone, Debug, crate::Injectable)]
+#[peft(crate = "crate")]
+struct BertLayer {
+    attention: Attention,
+    intermediate: Intermediate,
+    output: Output,
+}
+
+#[derive(Clone, Debug, crate::Injectable)]
+#[peft(crate = "crate")]
+struct Attention {
+    #[peft(rename = "self")]
+    self_attention: SelfAttention,
+    output: Output,
+}
+
+#[derive(Clone, Debug, crate::Injectable)]
+#[peft(crate = "crate")]
+struct SelfAttention {
+    query: Adapted<Linear>,
+    key: Adapted<Linear>,
+    value: Adapted<Linear>,
+    heads: usize,
+}
+
+#[derive(Clone, Debug, crate::Injectable)]
+#[peft(crate = "crate")]
+struct Intermediate {
+    dense: Adapted<Linear>,
+    #[peft(skip)]
+    activation: HiddenAct,
+}
+
+/// A projection, the residual connection and a norm.
+#[derive(Clone, Debug, crate::Injectable)]
+#[peft(crate = "crate")]
+struct Output {
+    dense: Adapted<Linear>,
+    #[peft(rename = "LayerNorm")]
+    layer_norm: Adapted<LayerNorm>,
+}
+
+impl BertModel {
+    /// Reads `config.json` and the safetensors weights of a HuggingFace folder.
+    ///
+    /// # Errors
+    /// An error that names the file if one cannot be read or does not fit.
+    pub fn from_folder(folder: impl AsRef<Path>, dtype: DType, device: &Device) -> crate::Result<Self> {
+        let folder = folder.as_ref();
+        let config: BertConfig = folder::read_config(folder)?;
+        let vb = folder::weights(folder, "bert", dtype, device)?;
+        Self::new(&config, vb).map_err(|error| crate::Error::from(error).in_file(folder))
+    }
+
+    /// Builds the model from the tensors of a builder.
+    ///
+    /// # Errors
+    /// If a tensor is missing or has another shape.
+    pub fn new(config: &BertConfig, vb: VarBuilder<'_>) -> Result<Self> {
+        let layers = vb.pp("encoder").pp("layer");
+        let layer = (0..config.num_hidden_layers)
+            .map(|i| BertLayer::new(config, &layers.pp(i)))
+            .collect::<Result<_>>()?;
+        Ok(Self { embeddings: Embeddings::new(config, &vb.pp("embeddings"))?, encoder: Encoder { layer } })
+    }
+
+    /// The last hidden state, `[batch, length, hidden]`.
+    ///
+    /// `input_ids` and `token_type_ids` have the shape `[batch, length]`; the attention mask too, with 1 for tokens and 0
+    /// for padding.
+    ///
+    /// # Errors
+    /// If the shapes do not fit.
+    pub fn forward(
+        &self,
+        input_ids: &Tensor,
+        token_type_ids: Option<&Tensor>,
+        attention_mask: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        let mut hidden = self.embeddings.forward(input_ids, token_type_ids)?;
+        let mask = attention_mask.map(|mask| additive_mask(mask, hidden.dtype())).transpose()?;
+        for layer in &self.encoder.layer {
+            hidden = layer.forward(&hidden, mask.as_ref())?;
+        }
+        Ok(hidden)
+    }
+}
+
+/// 0 for tokens and the lowest number for padding, `[batch, 1, 1, length]`.
+fn additive_mask(mask: &Tensor, dtype: DType) -> Result<Tensor> {
+    let lowest = match dtype {
+        DType::F16 => -65_504.0,
+        _ => f64::from(f32::MIN),
+    };
+    let mask = mask.to_dtype(dtype)?.unsqueeze(1)?.unsqueeze(1)?;
+    mask.affine(-lowest, lowest)
+}
+
+impl Embeddings {
+    fn new(config: &BertConfig, vb: &VarBuilder<'_>) -> Result<Self> {
+        let size = config.hidden_size;
+        Ok(Self {
+            word_embeddings: nn::padded_embedding(
+                config.vocab_size,
+                size,
+                config.pad_token_id,
+                vb.pp("word_embeddings"),
+            )?,
+            position_embeddings: nn::embedding(
+                config.max_position_embeddings,
+                size,
+                vb.pp("position_embeddings"),
+            )?,
+            token_type_embeddings: nn::embedding(
+                config.type_vocab_size,
+                size,
+                vb.pp("token_type_embeddings"),
+            )?,
+            layer_norm: nn::layer_norm(size, config.layer_norm_eps, vb.pp("LayerNorm"))?,
+        })
+    }
+
+    fn forward(&self, input_ids: &Tensor, token_type_ids: Option<&Tensor>) -> Result<Tensor> {
+        let (_, length) = input_ids.dims2()?;
+        let positions = Tensor::arange(0u32, length as u32, input_ids.device())?;
+        let types = match token_type_ids {
+            Some(types) => types.clone(),
+            None => input_ids.zeros_like()?,
+        };
+        let words = self.word_embeddings.forward(input_ids)?;
+        let sum = (words + self.token_type_embeddings.forward(&types)?)?;
+        let sum = sum.broadcast_add(&self.position_embeddings.forward(&positions)?)?;
+        self.layer_norm.forward(&sum)
+    }
+}
+
+impl BertLayer {
+    fn new(config: &BertConfig, vb: &VarBuilder<'_>) -> Result<Self> {
+        let (hidden, wide) = (config.hidden_size, config.intermediate_size);
+        let (attention, intermediate) = (vb.pp("attention"), vb.pp("intermediate"));
+        Ok(Self {
+            attention: Attention {
+                self_attention: SelfAttention::new(config, &attention.pp("self"))?,
+                output: Output::new(hidden, config, &attention.pp("output"))?,
+            },
+            intermediate: Intermediate {
+                dense: nn::linear(hidden, wide, intermediate.pp("dense"))?,
+                activation: config.hidden_act,
+            },
+            output: Output::new(wide, config, &vb.pp("output"))?,
+        })
+    }
+
+    fn forward(&self, hidden: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
+        let attended = self.attention.self_attention.forward(hidden, mask)?;
+        let hidden = self.attention.output.forward(&attended, hidden)?;
+        self.output.forward(&self.intermediate.forward(&hidden)?, &hidden)
+    }
+}
+
+impl SelfAttention {
+    fn new(config: &BertConfig, vb: &VarBuilder<'_>) -> Result<Self> {
+        let projection = |name: &str| nn::linear(config.hidden_size, config.hidden_size, vb.pp(name));
+        Ok(Self {
+            query: projection("query")?,
+            key: projection("key")?,
+            value: projection("value")?,
+            heads: config.num_attention_heads,
+        })
+    }
+
+    fn forward(&self, hidden: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
+        let (batch, length, size) = hidden.dims3()?;
+        let head_size = size / self.heads;
+        let split = |projected: Tensor| {
+            projected.reshape((batch, length, self.heads, head_size))?.transpose(1, 2)?.contiguous()
+        };
+        let query = split(self.query.forward(hidden)?)?;
+        let key = split(self.key.forward(hidden)?)?;
+        let value = split(self.value.forward(hidden)?)?;
+        let scores = (query.matmul(&key.t()?)? / (head_size as f64).sqrt())?;
+        let scores = match mask {
+            Some(mask) => scores.broadcast_add(mask)?,
+            None => scores,
+        };
+        let weights = candle_nn::ops::softmax(&scores, D::Minus1)?;
+        weights.matmul(&value)?.transpose(1, 2)?.reshape((batch, length, size))
+    }
+}
+
+impl Intermediate {
+    fn forward(&self, hidden: &Tensor) -> Result<Tensor> {
+        let wide = self.dense.forward(hidden)?;
+        match self.activation {
+            HiddenAct::Gelu => wide.gelu_erf(),
+            HiddenAct::GeluNew => wide.gelu(),
+            HiddenAct::Relu => wide.relu(),
+        }
+    }
+}
+
+impl Output {
+    fn new(in_dim: usize, config: &BertConfig, vb: &VarBuilder<'_>) -> Result<Self> {
+        Ok(Self {
+            dense: nn::linear(in_dim, config.hidden_size, vb.pp("dense"))?,
+            layer_norm: nn::layer_norm(config.hidden_size, config.layer_norm_eps, vb.pp("LayerNorm"))?,
+        })
+    }
+
+    fn forward(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
+        self.layer_norm.forward(&(self.dense.forward(x)? + residual)?)
+    }
+}

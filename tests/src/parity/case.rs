@@ -1,0 +1,152 @@
+//! The files of a case.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use candle_core::{Device, Tensor};
+use peft_runtime::Checkpoint;
+use serde::Deserialize;
+use serde_json::Value;
+
+/// A golden scenario.
+pub struct Case {
+    /// Its name.
+    pub name: String,
+    /// The base model's architecture.
+    pub model: String,
+    /// The base model's sizes.
+    pub model_config: Value,
+    /// What to do, in order.
+    pub steps: Vec<Step>,
+    /// How far a result may be off.
+    pub tolerance: Tolerance,
+    pub(super) folder: PathBuf,
+    pub(super) inputs: BTreeMap<String, Tensor>,
+    pub(super) expected: BTreeMap<String, Tensor>,
+}
+
+/// An entry passes if its error is at most `atol + rtol · |expected|`.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tolerance {
+    /// The absolute part.
+    pub atol: f64,
+    /// The relative part.
+    pub rtol: f64,
+}
+
+impl Default for Tolerance {
+    fn default() -> Self {
+        Self { atol: 2e-5, rtol: 2e-4 }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CaseFile {
+    name: String,
+    model: String,
+    model_config: Value,
+    steps: Vec<Step>,
+    #[serde(default)]
+    tolerance: Tolerance,
+}
+
+/// One step of a case.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(tag = "op", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Step {
+    /// Loads and injects an adapter.
+    Load { adapter: String },
+    /// Activates exactly these adapters.
+    SetActive { adapters: Vec<String> },
+    /// The output for `x`.
+    Forward { expect: String },
+    /// The output with an adapter for each row.
+    ForwardMixed { adapter_names: Vec<String>, expect: Option<String> },
+    /// The gradients of `sum(output · probe)`.
+    Grads { expect: String },
+    /// Steps of an optimiser on the squared error.
+    Train { optimizer: Optimizer, lr: f64, weight_decay: f64, steps: usize, expect: String },
+    /// Adapters off.
+    Disable {},
+    /// Adapters on.
+    Enable {},
+    /// Merges adapters into the base weights.
+    Merge {
+        adapters: Option<Vec<String>>,
+        #[serde(default)]
+        safe: bool,
+    },
+    /// Takes merged adapters out.
+    Unmerge {},
+    /// The base weights as they act.
+    BaseWeights { expect: String },
+    /// The tensors that PEFT saves.
+    StateDict { adapter: String, expect: Option<String> },
+    /// Combines adapters to a new one.
+    Weighted {
+        name: String,
+        adapters: Vec<String>,
+        weights: Vec<f64>,
+        combination_type: Option<String>,
+        density: Option<f64>,
+        majority_sign_method: Option<String>,
+        svd_rank: Option<usize>,
+    },
+    /// Multiplies an adapter's scaling.
+    Scale { adapter: String, factor: f64 },
+    /// Deletes an adapter.
+    Delete { adapter: String },
+    /// The inner step has to fail and to change nothing.
+    Fails {
+        step: Box<Step>,
+        #[serde(default)]
+        contains: Vec<String>,
+    },
+}
+
+/// torch's optimisers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Optimizer {
+    /// Without momentum.
+    Sgd,
+    /// With the default betas and eps.
+    Adamw,
+}
+
+impl Case {
+    /// Reads the files of a case.
+    ///
+    /// # Errors
+    /// If one is missing or malformed.
+    pub fn read(folder: &Path) -> Result<Self, String> {
+        let text = std::fs::read_to_string(folder.join("case.json"))
+            .map_err(|error| format!("case.json: {error}"))?;
+        let file: CaseFile = serde_json::from_str(&text).map_err(|error| format!("case.json: {error}"))?;
+        let CaseFile { name, model, model_config, steps, tolerance } = file;
+        let inputs = read_tensors(&folder.join("inputs.safetensors"))?;
+        let expected = read_tensors(&folder.join("expected.safetensors"))?;
+        Ok(Self { name, model, model_config, steps, tolerance, folder: folder.to_owned(), inputs, expected })
+    }
+
+    pub(super) fn base(&self) -> Result<Checkpoint, String> {
+        Checkpoint::open(self.folder.join("base.safetensors")).map_err(|error| error.chain())
+    }
+
+    pub(super) fn adapter_folder(&self, adapter: &str) -> PathBuf {
+        self.folder.join("adapters").join(adapter)
+    }
+
+    pub(super) fn input(&self, name: &str) -> Result<&Tensor, String> {
+        self.inputs.get(name).ok_or_else(|| format!("inputs.safetensors has no `{name}`"))
+    }
+}
+
+fn read_tensors(path: &Path) -> Result<BTreeMap<String, Tensor>, String> {
+    let file = Checkpoint::open(path).map_err(|error| error.chain())?;
+    let read =
+        |name: &str| Ok((name.to_owned(), file.tensor(name, &Device::Cpu).map_err(|e| e.to_string())?));
+    file.names().map(read).collect()
+}

@@ -1,0 +1,107 @@
+//! Each step of a case, on our own implementation.
+
+use std::collections::BTreeMap;
+
+use candle_core::Tensor;
+use peft_runtime::prelude::*;
+
+use super::case::Step;
+use super::models::CaseModel;
+use super::session::Session;
+
+impl Step {
+    /// The step's word in `case.json`.
+    pub(super) fn op(&self) -> &'static str {
+        match self {
+            Self::Load { .. } => "load",
+            Self::SetActive { .. } => "set_active",
+            Self::Forward { .. } => "forward",
+            Self::ForwardMixed { .. } => "forward_mixed",
+            Self::Grads { .. } => "grads",
+            Self::Train { .. } => "train",
+            Self::Disable {} => "disable",
+            Self::Enable {} => "enable",
+            Self::Merge { .. } => "merge",
+            Self::Unmerge {} => "unmerge",
+            Self::BaseWeights { .. } => "base_weights",
+            Self::StateDict { .. } => "state_dict",
+            Self::Weighted { .. } => "weighted",
+            Self::Scale { .. } => "scale",
+            Self::Delete { .. } => "delete",
+            Self::Fails { .. } => "fails",
+        }
+    }
+}
+
+impl<M: CaseModel> Session<'_, M> {
+    /// Does one step; the error says what failed or differs.
+    pub(super) fn step(&mut self, step: &Step) -> Result<(), String> {
+        match step {
+            Step::Load { adapter } => self.load(adapter),
+            Step::SetActive { adapters } => {
+                let names: Vec<&str> = adapters.iter().map(String::as_str).collect();
+                said(self.model.set_adapters(&names))
+            }
+            Step::Forward { expect } => {
+                let output = self.output()?;
+                self.compare(expect, &output)
+            }
+            Step::ForwardMixed { adapter_names, expect } => {
+                self.forward_mixed(adapter_names, expect.as_deref())
+            }
+            Step::Grads { expect } => self.grads(expect),
+            Step::Train { optimizer, lr, weight_decay, steps, expect } => {
+                self.train(*optimizer, *lr, *weight_decay, *steps, expect)
+            }
+            Step::Disable {} => {
+                self.model.disable_adapters();
+                Ok(())
+            }
+            Step::Enable {} => {
+                self.model.enable_adapters();
+                Ok(())
+            }
+            Step::Merge { adapters, safe } => {
+                let options = match adapters {
+                    Some(names) => MergeOptions::adapters(names.clone()),
+                    None => MergeOptions::active(),
+                };
+                said(self.model.merge_adapters(&options.check_finite(*safe)))
+            }
+            Step::Unmerge {} => said(self.model.unmerge_adapters()),
+            Step::BaseWeights { expect } => self.base_weights(expect),
+            Step::StateDict { adapter, expect } => {
+                let state = said(self.model.adapter_state_dict(adapter))?;
+                expect.as_ref().map_or(Ok(()), |expect| self.compare_all(expect, &state))
+            }
+            Step::Weighted { .. } => Err("weighted combinations are not implemented".to_owned()),
+            Step::Scale { adapter, factor } => said(self.model.scale_adapter(adapter, *factor)),
+            Step::Delete { adapter } => said(self.model.delete_adapter(adapter)),
+            Step::Fails { step, contains } => self.fails(step, contains),
+        }
+    }
+
+    fn load(&mut self, adapter: &str) -> Result<(), String> {
+        let folder = self.case.adapter_folder(adapter);
+        said(self.model.load_adapter_with(folder, adapter, LoadOptions::new().trainable(true)).map(|_| ()))
+    }
+
+    fn forward_mixed(&mut self, rows: &[String], expect: Option<&str>) -> Result<(), String> {
+        let output = said(self.model.with_adapter_rows(rows, |model| self.forward(model)))?;
+        let output = output.map_err(|error| error.to_string())?;
+        expect.map_or(Ok(()), |expect| self.compare(expect, &output))
+    }
+
+    fn base_weights(&mut self, expect: &str) -> Result<(), String> {
+        let checkpoint = self.case.base()?;
+        let mut weights: BTreeMap<String, Tensor> = self.model.merged_state_dict();
+        // Tied weights are stored under their first name alone.
+        weights.retain(|name, _| checkpoint.names().any(|stored| stored == name));
+        self.compare_all(expect, &weights)
+    }
+}
+
+/// The error's whole chain as text.
+pub(super) fn said<T>(result: peft_runtime::Result<T>) -> Result<T, String> {
+    result.map_err(|error| error.chain())
+}

@@ -1,0 +1,99 @@
+//! Gradients and training steps of a case.
+
+use std::collections::BTreeMap;
+
+use candle_core::backprop::GradStore;
+use candle_core::{Tensor, Var};
+use candle_nn::{AdamW, Optimizer as _, ParamsAdamW};
+use peft_runtime::prelude::*;
+
+use super::case::Optimizer;
+use super::models::CaseModel;
+use super::session::Session;
+use super::steps::said;
+
+impl<M: CaseModel> Session<'_, M> {
+    /// The one active adapter.
+    fn active(&self) -> Result<String, String> {
+        match self.model.active_adapters().as_slice() {
+            [adapter] => Ok(adapter.clone()),
+            other => Err(format!("one adapter should be active, and there are {}", other.len())),
+        }
+    }
+
+    /// The gradients of `sum(output · probe)` under the keys of the state dict.
+    pub(super) fn grads(&mut self, expect: &str) -> Result<(), String> {
+        let adapter = self.active()?;
+        let probe = self.case.input("probe")?;
+        let compute = || (self.forward(&self.model)? * probe)?.sum_all()?.backward();
+        let grads = compute().map_err(|error| error.to_string())?;
+        let mut found = BTreeMap::new();
+        for (name, var) in self.model.trainable_parameters() {
+            let Some(grad) = grads.get(&var) else { return Err(format!("`{name}` has no gradient")) };
+            found.insert(file_key(&name, &adapter), grad.clone());
+        }
+        self.compare_all(expect, &found)
+    }
+
+    /// Steps of the optimiser on `mean((output − target)²)`; compares the adapter and the losses after the last.
+    pub(super) fn train(
+        &mut self,
+        optimizer: Optimizer,
+        lr: f64,
+        weight_decay: f64,
+        steps: usize,
+        expect: &str,
+    ) -> Result<(), String> {
+        let adapter = self.active()?;
+        let losses = self.descend(optimizer, lr, weight_decay, steps).map_err(|error| error.to_string())?;
+        let losses = Tensor::new(losses, &candle_core::Device::Cpu).map_err(|error| error.to_string())?;
+        let mut found = said(self.model.adapter_state_dict(&adapter))?;
+        found.insert("loss".to_owned(), losses);
+        self.compare_all(expect, &found)
+    }
+
+    fn descend(
+        &mut self,
+        optimizer: Optimizer,
+        lr: f64,
+        weight_decay: f64,
+        steps: usize,
+    ) -> candle_core::Result<Vec<f32>> {
+        let Some(target) = self.case.inputs.get("target") else {
+            candle_core::bail!("inputs.safetensors has no `target`")
+        };
+        let vars: Vec<Var> = self.model.trainable_parameters().into_iter().map(|(_, var)| var).collect();
+        let params = ParamsAdamW { lr, weight_decay, ..ParamsAdamW::default() };
+        let mut adamw = AdamW::new(vars.clone(), params)?;
+        let mut losses = Vec::with_capacity(steps);
+        for _ in 0..steps {
+            let loss = (self.forward(&self.model)? - target)?.sqr()?.mean_all()?;
+            losses.push(loss.to_scalar::<f32>()?);
+            let grads = loss.backward()?;
+            match optimizer {
+                Optimizer::Sgd => sgd_step(&vars, &grads, lr, weight_decay)?,
+                Optimizer::Adamw => adamw.step(&grads)?,
+            }
+        }
+        Ok(losses)
+    }
+}
+
+/// torch's SGD: the decay is part of the gradient.
+fn sgd_step(vars: &[Var], grads: &GradStore, lr: f64, weight_decay: f64) -> candle_core::Result<()> {
+    for var in vars {
+        if let Some(grad) = grads.get(var) {
+            let step = ((grad + (var.as_tensor() * weight_decay)?)? * lr)?;
+            var.set(&(var.as_tensor() - step)?.detach())?;
+        }
+    }
+    Ok(())
+}
+
+/// The key a state dict has for a parameter that trains under `name`.
+fn file_key(name: &str, adapter: &str) -> String {
+    let without =
+        name.replace(&format!(".modules_to_save.{adapter}."), ".").replace(&format!(".{adapter}."), ".");
+    let without = without.strip_suffix(&format!(".{adapter}")).unwrap_or(&without).to_owned();
+    format!("base_model.model.{without}")
+}
