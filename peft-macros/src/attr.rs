@@ -23,7 +23,7 @@ pub(crate) struct TypeAttrs {
 }
 
 /// The values of `lora(…)`.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub(crate) struct LoraAttr {
     pub(crate) rank: Option<Spanned<usize>>,
     pub(crate) alpha: Option<Spanned<f64>>,
@@ -111,6 +111,8 @@ fn each_item(
             Ok(())
         };
         let list = attribute.meta.require_list().map(|list| list.tokens.clone());
+        let list = list
+            .map_err(|error| syn::Error::new(error.span(), "expected `#[peft(…)]` with attributes inside"));
         match list.and_then(|tokens| parser.parse2(tokens)) {
             Ok(()) => {}
             Err(error) => diagnostics.push(error),
@@ -163,6 +165,13 @@ fn skip_item(input: ParseStream<'_>) {
 fn lora(input: ParseStream<'_>) -> syn::Result<LoraAttr> {
     let content;
     parenthesized!(content in input);
+    lora_values(&content).inspect_err(|_| {
+        // What is left unread would be a second error.
+        let _ = content.parse::<TokenStream>();
+    })
+}
+
+fn lora_values(content: ParseStream<'_>) -> syn::Result<LoraAttr> {
     let mut attr = LoraAttr::default();
     let mut seen: Vec<Ident> = Vec::new();
     while !content.is_empty() {
@@ -171,11 +180,11 @@ fn lora(input: ParseStream<'_>) -> syn::Result<LoraAttr> {
             return Err(syn::Error::new(key.span(), format!("duplicate `{key}`; keep one of them")));
         }
         match key.to_string().as_str() {
-            "rank" => attr.rank = Some(value::whole_number(&content)?),
-            "alpha" => attr.alpha = Some(value::number(&content)?),
-            "dropout" => attr.dropout = Some(value::number(&content)?),
-            "rslora" => attr.rslora = value::switch(&content)?,
-            "bias" => attr.bias = Some(value::string(&content)?),
+            "rank" => attr.rank = Some(value::whole_number(content)?),
+            "alpha" => attr.alpha = Some(value::number(content)?),
+            "dropout" => attr.dropout = Some(value::number(content)?),
+            "rslora" => attr.rslora = value::switch(content)?,
+            "bias" => attr.bias = Some(value::string(content)?),
             word => {
                 let help = match foreign(word) {
                     Some(help) if word == "r" => format!("; {help}"),

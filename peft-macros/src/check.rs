@@ -1,5 +1,8 @@
 //! Rules over more than one attribute or field.
 
+use proc_macro2::{Ident, Span, TokenStream, TokenTree};
+use quote::ToTokens;
+
 use crate::ast::{Body, Field, Input};
 use crate::attr::LoraAttr;
 use crate::diag::Diagnostics;
@@ -24,6 +27,7 @@ pub(crate) fn check(input: &Input<'_>, diagnostics: &mut Diagnostics) {
             }
         }
     }
+    check_recursion(input, diagnostics);
     check_targets(input, diagnostics);
     if let Some(lora) = &input.attrs.lora {
         if input.attrs.targets.is_empty() {
@@ -31,6 +35,39 @@ pub(crate) fn check(input: &Input<'_>, diagnostics: &mut Diagnostics) {
         }
         check_lora(&lora.value, lora.span, diagnostics);
     }
+}
+
+/// A schema is data without end if the type contains itself. Only an unqualified own name or `Self` can be told here.
+fn check_recursion(input: &Input<'_>, diagnostics: &mut Diagnostics) {
+    let own = &input.original.ident;
+    for field in input.all_fields().into_iter().filter(|field| field.is_visited()) {
+        if let Some(span) = own_name(field.ty.to_token_stream(), own) {
+            let message = format!(
+                "`{own}` contains itself, and its schema would have no end; mark the field `#[peft(skip)]`"
+            );
+            diagnostics.error(span, message);
+        }
+    }
+}
+
+/// The first token that names the type itself: not one that follows a `::`, which names another module's.
+fn own_name(tokens: TokenStream, own: &Ident) -> Option<Span> {
+    let mut after_colon = false;
+    for token in tokens {
+        match &token {
+            TokenTree::Ident(ident) if !after_colon && (ident == own || ident == "Self") => {
+                return Some(ident.span());
+            }
+            TokenTree::Group(group) => {
+                if let Some(span) = own_name(group.stream(), own) {
+                    return Some(span);
+                }
+            }
+            TokenTree::Ident(_) | TokenTree::Punct(_) | TokenTree::Literal(_) => {}
+        }
+        after_colon = matches!(&token, TokenTree::Punct(punct) if punct.as_char() == ':');
+    }
+    None
 }
 
 fn check_fields(fields: &[Field<'_>], diagnostics: &mut Diagnostics) {
@@ -121,7 +158,7 @@ fn check_targets(input: &Input<'_>, diagnostics: &mut Diagnostics) {
     }
 }
 
-fn check_lora(lora: &LoraAttr, span: proc_macro2::Span, diagnostics: &mut Diagnostics) {
+fn check_lora(lora: &LoraAttr, span: Span, diagnostics: &mut Diagnostics) {
     match lora.rank {
         None => diagnostics.error(span, "`lora(…)` needs a rank; add `rank = 8`"),
         Some(rank) if rank.value == 0 => diagnostics.error(rank.span, "the rank is 0; it must be at least 1"),

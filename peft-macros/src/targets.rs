@@ -1,7 +1,7 @@
 //! `targets!(Model; "q_proj", "mlp.down_proj")`: each name is checked against the model's schema.
 
-use proc_macro2::TokenStream;
-use quote::{quote, quote_spanned};
+use proc_macro2::{Group, Span, TokenStream, TokenTree};
+use quote::{ToTokens, quote, quote_spanned};
 use syn::parse::{Parse, ParseStream, Parser};
 use syn::punctuated::Punctuated;
 use syn::{Lit, LitStr, Path, Token, Type};
@@ -13,7 +13,19 @@ use crate::value::{at, name_fault};
 struct Targets {
     runtime: Path,
     model: Type,
-    names: Punctuated<Lit, Token![,]>,
+    names: Punctuated<Name, Token![,]>,
+}
+
+/// What stands in the place of a name.
+struct Name(Lit);
+
+impl Parse for Name {
+    fn parse(input: ParseStream<'_>) -> syn::Result<Self> {
+        input
+            .parse()
+            .map(Self)
+            .map_err(|error| syn::Error::new(error.span(), "expected a name in double quotes"))
+    }
 }
 
 impl Parse for Targets {
@@ -40,22 +52,39 @@ pub(crate) fn expand(tokens: TokenStream) -> TokenStream {
 fn print(targets: &Targets) -> TokenStream {
     let Targets { runtime, model, names } = targets;
     let mut diagnostics = Diagnostics::new();
-    let names: Vec<&LitStr> = names.iter().filter_map(|name| name_literal(name, &mut diagnostics)).collect();
-    if names.is_empty() {
-        diagnostics
-            .error(proc_macro2::Span::call_site(), "no target is named: `targets!(Model; \"q_proj\")`");
+    let is_empty = names.is_empty();
+    let names: Vec<&LitStr> =
+        names.iter().filter_map(|name| name_literal(&name.0, &mut diagnostics)).collect();
+    if is_empty {
+        diagnostics.error(Span::call_site(), "no target is named: `targets!(Model; \"q_proj\")`");
     }
     if let Err(error) = diagnostics.finish() {
         let errors = error.into_compile_error();
         return quote!({ #errors #runtime::__private::targets(&[]) });
     }
     let checks = names.iter().map(|name| {
+        let runtime = relocated(runtime.to_token_stream(), name.span());
+        let model = relocated(model.to_token_stream(), name.span());
         quote_spanned! {at(name.span())=>
             const _: () =
                 #runtime::__private::check_target(<#model as #runtime::__private::Injectable>::SCHEMA, #name);
         }
     });
     quote!({ #(#checks)* #runtime::__private::targets(&[#(#names),*]) })
+}
+
+/// The same tokens with another place in the source, so that an error in the whole is shown there.
+fn relocated(tokens: TokenStream, place: Span) -> TokenStream {
+    let relocate = |mut token: TokenTree| {
+        if let TokenTree::Group(group) = &token {
+            let mut inner = Group::new(group.delimiter(), relocated(group.stream(), place));
+            inner.set_span(group.span().located_at(place));
+            return TokenTree::Group(inner);
+        }
+        token.set_span(token.span().located_at(place));
+        token
+    };
+    tokens.into_iter().map(relocate).collect()
 }
 
 fn name_literal<'a>(name: &'a Lit, diagnostics: &mut Diagnostics) -> Option<&'a LitStr> {

@@ -24,7 +24,7 @@ pub trait PeftModel: Injectable {
     ///
     /// # Errors
     /// [`Error::Plan`] with every fault found: names that match nothing, layers the method cannot adapt, invalid values.
-    fn inject_adapter<C: AdapterMethod>(&mut self, config: &C, name: &str) -> Result<InjectionReport> {
+    fn inject_adapter(&mut self, config: &dyn AdapterMethod, name: &str) -> Result<InjectionReport> {
         let plan = Plan::new(&tree(self), &Self::DECLARED, config, name, Origin::Caller)?;
         let made = make(self, &plan, Tensors::Fresh)?;
         commit(self, &plan, made, true)

@@ -1,3 +1,5 @@
-//! What the tests share: the replay of parity cases.
+//! What the tests share: the replay of parity cases, one specimen of every layer kind, every method.
 
+pub mod methods;
 pub mod parity;
+pub mod specimen;

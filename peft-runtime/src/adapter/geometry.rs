@@ -2,6 +2,7 @@
 
 use candle_core::{DType, Result, Tensor};
 
+use crate::ops::constant::{add_constant, mul_constant};
 use crate::ops::conv::{ConvSettings, conv};
 use crate::ops::is_half_on_cpu;
 use crate::ops::low_rank::{LowRank, low_rank};
@@ -127,7 +128,8 @@ impl Geometry {
             Self::Embedding { features, padding, .. } => {
                 let dims = [x.dims(), &[*features]].concat();
                 let ids = x.flatten_all()?;
-                let hidden = without_padding_gradient(terms.a.index_select(&ids, 1)?.t()?, &ids, *padding)?;
+                let rows = terms.a.index_select(&ids, 1)?.t()?.contiguous()?;
+                let hidden = without_padding_gradient(rows, &ids, *padding)?;
                 let product = matmul(&hidden, &terms.b.t()?)?;
                 (product * terms.scaling)?.reshape(dims)
             }
@@ -184,8 +186,9 @@ impl Geometry {
 pub(crate) fn without_padding_gradient(rows: Tensor, ids: &Tensor, padding: Option<u32>) -> Result<Tensor> {
     let Some(padding) = padding.filter(|_| rows.track_op()) else { return Ok(rows) };
     let keeps = ids.to_dtype(DType::U32)?.ne(padding)?.to_dtype(rows.dtype())?.unsqueeze(1)?;
-    let constant = rows.detach().broadcast_mul(&(1.0 - &keeps)?)?;
-    rows.broadcast_mul(&keeps)? + constant
+    let keeps = keeps.broadcast_as(rows.shape())?.contiguous()?;
+    let constant = (rows.detach() * (1.0 - &keeps)?)?;
+    add_constant(&mul_constant(&rows, &keeps)?, &constant)
 }
 
 /// The product, in f32 where candle has none in half precision.

@@ -68,14 +68,14 @@ pub enum Fault {
     },
 
     /// A selected layer is not wrapped in `Adapted`.
-    #[error(
-        "`{path}` is a plain `{kind}` and cannot carry an adapter; declare the field as `Adapted<{kind}>`"
-    )]
+    #[error("`{path}` is a plain `{kind}` and cannot carry an adapter{}", advice(.kind, *.can_be_adapted))]
     PlainLayer {
         /// The layer.
         path: ModulePath,
         /// Its type.
         kind: &'static str,
+        /// Whether wrapping it would help.
+        can_be_adapted: bool,
     },
 
     /// The method does not work on a selected layer.
@@ -121,6 +121,11 @@ pub enum Fault {
         /// Why the two exclude each other.
         reason: String,
     },
+}
+
+/// How to make a plain layer one that carries adapters.
+fn advice(kind: &str, can_be_adapted: bool) -> String {
+    if can_be_adapted { format!("; declare the field as `Adapted<{kind}>`") } else { String::new() }
 }
 
 /// `; did you mean …?`, or nothing.

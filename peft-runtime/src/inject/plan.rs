@@ -190,7 +190,9 @@ impl Planner<'_> {
                 }
                 Item::Leaf { path, leaf: Leaf::Plain(layer) } if layer.describe().is_some() => {
                     if self.decide(path, Some(layer.family())) {
-                        self.faults.push(Fault::PlainLayer { path: path.clone(), kind: layer.type_name() });
+                        let (path, kind, can_be_adapted) =
+                            (path.clone(), layer.type_name(), layer.can_be_adapted());
+                        self.faults.push(Fault::PlainLayer { path, kind, can_be_adapted });
                     }
                 }
                 Item::Open { .. } | Item::Close | Item::Leaf { .. } => {}
@@ -268,9 +270,12 @@ impl Planner<'_> {
                 }
                 Item::Leaf { path, leaf: Leaf::Plain(layer) } if below(path) => {
                     let kind = layer.type_name();
-                    let reason = format!(
-                        "a plain `{kind}` that has no place for a copy; declare it as `Adapted<{kind}>`"
-                    );
+                    let reason = match layer.can_be_adapted() {
+                        true => format!(
+                            "a plain `{kind}` that has no place for a copy; declare it as `Adapted<{kind}>`"
+                        ),
+                        false => format!("a plain `{kind}`, which cannot be trained as a copy"),
+                    };
                     let fault = Fault::ModuleToSave { path: path.clone(), reason };
                     if !self.faults.contains(&fault) {
                         self.faults.push(fault);

@@ -105,11 +105,14 @@ impl<'a> Cursor<'a> {
         } else {
             self.items.push(Item::Open { path: self.path.clone(), schema: M::SCHEMA });
             module.visit(self);
-            // Nothing inside: an absent option, an empty list, a module of settings.
-            if self.items.len() == before + 1 {
-                self.items.truncate(before);
-            } else {
-                self.items.push(Item::Close);
+            match self.items.get(before + 1) {
+                // Nothing inside: an absent option, an empty list, a module of settings.
+                None => self.items.truncate(before),
+                // An enum that stands for a layer is the layer.
+                Some(Item::Leaf { path, .. }) if *path == self.path => {
+                    self.items.remove(before);
+                }
+                Some(_) => self.items.push(Item::Close),
             }
         }
         self.path.truncate(length);

@@ -23,6 +23,11 @@ pub trait PlainLayer {
         Family::Other
     }
 
+    /// Whether the layer could be declared as `Adapted`.
+    fn can_be_adapted(&self) -> bool {
+        false
+    }
+
     /// The layer as PyTorch prints it; `None` for a bare parameter, which PyTorch does not print.
     fn describe(&self) -> Option<String>;
 
@@ -55,6 +60,10 @@ impl<L: BaseLayer> PlainLayer for L {
 
     fn family(&self) -> Family {
         L::KIND.family
+    }
+
+    fn can_be_adapted(&self) -> bool {
+        true
     }
 
     fn describe(&self) -> Option<String> {
@@ -258,13 +267,20 @@ impl_settings!(
     f32,
     f64,
     String,
-    &'static str,
     Device,
     DType,
     Shape,
     Activation,
     Dropout,
 );
+
+impl Injectable for &str {
+    const SCHEMA: &'static Schema = &Schema::settings("str");
+
+    fn visit<'a>(&'a self, _: &mut Cursor<'a>) {}
+
+    fn visit_mut<'a>(&'a mut self, _: &mut CursorMut<'a>) {}
+}
 
 impl<T: ?Sized> Injectable for PhantomData<T> {
     const SCHEMA: &'static Schema = &Schema::settings("PhantomData");

@@ -5,6 +5,7 @@
 //! input and of the adapter's factors, and nothing else.
 
 pub(crate) mod attach;
+pub(crate) mod constant;
 pub(crate) mod conv;
 #[expect(unsafe_code, reason = "kernels work on raw memory")]
 pub(crate) mod cpu;
@@ -29,7 +30,13 @@ pub(crate) fn promoted(a: DType, b: DType) -> DType {
 /// The sum in the promoted dtype.
 pub(crate) fn add_promoted(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     let dtype = promoted(a.dtype(), b.dtype());
-    a.to_dtype(dtype)? + b.to_dtype(dtype)?
+    let (a, b) = (a.to_dtype(dtype)?, b.to_dtype(dtype)?);
+    // candle's sum keeps a gradient for an operand that is part of no graph.
+    match (a.track_op(), b.track_op()) {
+        (true, false) => constant::add_constant(&a, &b),
+        (false, true) => constant::add_constant(&b, &a),
+        _ => a + b,
+    }
 }
 
 /// Whether the tensor's values sit in main memory in a precision that the CPU has no arithmetic for.

@@ -10,6 +10,8 @@ use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal, Uniform};
 
+use super::constant::mul_constant;
+
 /// The generator of the stream `label`, at position `draw`.
 pub(crate) fn stream(seed: u64, label: &str, draw: u64) -> ChaCha8Rng {
     let mut key = [0; 32];
@@ -95,7 +97,9 @@ impl DropoutStream {
         let threshold = (probability * f64::from(u32::MAX)) as u32;
         let mask: Vec<f32> =
             (0..x.elem_count()).map(|_| if rng.next_u32() < threshold { 0.0 } else { kept }).collect();
-        x.mul(&Tensor::from_vec(mask, x.shape(), &Device::Cpu)?.to_dtype(x.dtype())?.to_device(x.device())?)
+        let mask =
+            Tensor::from_vec(mask, x.shape(), &Device::Cpu)?.to_dtype(x.dtype())?.to_device(x.device())?;
+        mul_constant(x, &mask)
     }
 }
 

@@ -8,7 +8,7 @@ use super::case::Tolerance;
 
 /// The largest errors seen.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Errors {
+pub(super) struct Errors {
     /// The largest absolute error.
     pub max_abs: f64,
     /// The largest error relative to the expected value, where that is not tiny.
@@ -23,7 +23,7 @@ impl Errors {
     ///
     /// # Errors
     /// If the shapes differ or an entry is out of tolerance.
-    pub fn compare(
+    pub(super) fn compare(
         &mut self,
         key: &str,
         found: &Tensor,
@@ -62,7 +62,7 @@ impl Errors {
     ///
     /// # Errors
     /// If a key is missing or too much, or a tensor differs.
-    pub fn compare_all(
+    pub(super) fn compare_all(
         &mut self,
         prefix: &str,
         found: &BTreeMap<String, Tensor>,

@@ -10,7 +10,7 @@ use super::CaseModel;
 
 /// `embed` → `layers` → `lm_head`.
 #[derive(Injectable)]
-pub struct Blocks {
+pub(super) struct Blocks {
     embed: Adapted<Embedding>,
     layers: Vec<Block>,
     lm_head: Adapted<Linear>,
@@ -39,7 +39,7 @@ struct FeedForward {
 /// The sizes of [`Blocks`].
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct BlocksConfig {
+pub(super) struct BlocksConfig {
     vocab: usize,
     d: usize,
     ff: usize,

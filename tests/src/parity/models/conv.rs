@@ -11,7 +11,7 @@ use super::mlp::NoConfig;
 
 /// `conv1d` → relu → flatten → `lin0`.
 #[derive(Injectable)]
-pub struct Conv1dModel {
+pub(super) struct Conv1dModel {
     conv1d: Adapted<Conv1d>,
     lin0: Adapted<Linear>,
 }
@@ -34,7 +34,7 @@ impl CaseModel for Conv1dModel {
 
 /// `conv2d` → relu → flatten → `lin0`.
 #[derive(Injectable)]
-pub struct Conv2dModel {
+pub(super) struct Conv2dModel {
     conv2d: Adapted<Conv2d>,
     lin0: Adapted<Linear>,
 }
@@ -42,7 +42,7 @@ pub struct Conv2dModel {
 /// The sizes of a [`Conv2dModel`].
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Conv2dModelConfig {
+pub(super) struct Conv2dModelConfig {
     cin: usize,
     cout: usize,
     k: usize,

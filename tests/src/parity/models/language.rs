@@ -10,7 +10,7 @@ use super::CaseModel;
 /// `BertModel(config, add_pooling_layer=False)`.
 #[derive(Injectable)]
 #[peft(transparent)]
-pub struct TinyBert(BertModel);
+pub(super) struct TinyBert(BertModel);
 
 impl CaseModel for TinyBert {
     type Config = BertConfig;

@@ -10,7 +10,7 @@ use super::CaseModel;
 
 /// `lin0` → relu → `lin1`.
 #[derive(Injectable)]
-pub struct Mlp {
+pub(super) struct Mlp {
     lin0: Adapted<Linear>,
     lin1: Adapted<Linear>,
 }
@@ -18,7 +18,7 @@ pub struct Mlp {
 /// The sizes of an [`Mlp`].
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct MlpConfig {
+pub(super) struct MlpConfig {
     r#in: usize,
     hidden: usize,
     out: usize,
@@ -42,7 +42,7 @@ impl CaseModel for Mlp {
 
 /// `emb` → `conv1d`, which is a transposed linear layer → relu → flatten → `lin0`.
 #[derive(Injectable)]
-pub struct EmbConv1d {
+pub(super) struct EmbConv1d {
     emb: Adapted<Embedding>,
     conv1d: Adapted<TransposedLinear>,
     lin0: Adapted<Linear>,
@@ -51,7 +51,7 @@ pub struct EmbConv1d {
 /// [`EmbConv1d`] has one size.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct NoConfig {}
+pub(super) struct NoConfig {}
 
 impl CaseModel for EmbConv1d {
     type Config = NoConfig;

@@ -15,7 +15,7 @@ use super::session::Session;
 use super::{Case, Failure};
 
 /// A base model of a case.
-pub trait CaseModel: Injectable + Sized {
+pub(super) trait CaseModel: Injectable + Sized {
     /// Its sizes.
     type Config: DeserializeOwned;
 

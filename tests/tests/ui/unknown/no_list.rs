@@ -1,0 +1,10 @@
+use candle_nn::Linear;
+use peft_runtime::prelude::*;
+
+#[derive(Injectable)]
+#[peft = "target"]
+struct Model {
+    linear: Adapted<Linear>,
+}
+
+fn main() {}
