@@ -7,6 +7,8 @@ extern crate self as peft_runtime;
 pub mod adapter;
 pub mod config;
 pub mod error;
+#[cfg(feature = "hub")]
+pub mod hub;
 pub mod layer;
 #[cfg(feature = "models")]
 pub mod models;

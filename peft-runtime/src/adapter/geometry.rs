@@ -148,7 +148,7 @@ impl Geometry {
         let rank = terms.a.dim(0)?;
         let a = terms.a.detach().reshape((rank, ()))?;
         let b = terms.b.detach().reshape((self.out_features(), rank))?;
-        self.from_matrix(&crate::ops::matmul::product(&b, &a, terms.scaling)?)
+        self.stored_from_matrix(&crate::ops::matmul::product(&b, &a, terms.scaling)?)
     }
 
     /// A stored weight as a matrix `[out, in · kernel]`.
@@ -161,11 +161,20 @@ impl Geometry {
     }
 
     /// A matrix `[out, in · kernel]` in the shape of the stored weight.
-    pub(crate) fn from_matrix(&self, matrix: &Tensor) -> Result<Tensor> {
+    pub(crate) fn stored_from_matrix(&self, matrix: &Tensor) -> Result<Tensor> {
         match self {
             Self::Linear { transposed: true, .. } | Self::Embedding { .. } => matrix.t(),
             Self::Conv { .. } => matrix.reshape(self.weight_shape()),
             Self::Linear { .. } | Self::Opaque => Ok(matrix.clone()),
+        }
+    }
+
+    /// The dimension of an output that its features are in.
+    pub(crate) fn feature_axis(&self) -> usize {
+        match self {
+            Self::Conv { .. } => 1,
+            // The last one, whatever its number.
+            _ => usize::MAX,
         }
     }
 

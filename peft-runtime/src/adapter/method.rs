@@ -3,6 +3,8 @@
 use std::fmt::Debug;
 use std::sync::Arc;
 
+use candle_core::Tensor;
+
 use super::{Adapter, Geometry, Site, TensorSource};
 use crate::ModulePath;
 use crate::config::{Bias, CommonFields, LoraConfig};
@@ -30,7 +32,7 @@ pub trait AdapterMethod: Debug + Send + Sync + 'static {
     ///
     /// # Errors
     /// If the tensors cannot be had.
-    fn build(&self, site: &Site<'_>, source: &mut dyn TensorSource) -> Result<Arc<dyn Adapter>>;
+    fn build(&self, site: &Site<'_>, source: &mut dyn TensorSource) -> Result<Built>;
 
     /// The settings as they are kept and saved: with the targets that were found, and whether the adapted linear
     /// layers store their weights transposed.
@@ -66,6 +68,21 @@ pub trait AdapterMethod: Debug + Send + Sync + 'static {
     /// The settings as LoRA's, if that is what they are.
     fn as_lora(&self) -> Option<&LoraConfig> {
         None
+    }
+}
+
+/// The adapter of one layer, and what becomes of the layer.
+pub struct Built {
+    /// The adapter.
+    pub adapter: Arc<dyn Adapter>,
+    /// The weight that the layer has from now on, if the method takes something out of it or quantises it.
+    pub weight: Option<Tensor>,
+}
+
+impl Built {
+    /// An adapter that leaves the layer as it is.
+    pub fn new(adapter: Arc<dyn Adapter>) -> Self {
+        Self { adapter, weight: None }
     }
 }
 

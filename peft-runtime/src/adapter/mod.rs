@@ -23,7 +23,7 @@ pub(crate) use geometry::without_padding_gradient;
 pub use init::Init;
 pub use lora::Lora;
 pub(crate) use lora::tuple;
-pub use method::{AdapterMethod, Selection};
+pub use method::{AdapterMethod, Built, Selection};
 pub use source::TensorSource;
 pub(crate) use source::{FreshTensors, StoredTensor, StoredTensors};
 
@@ -52,9 +52,12 @@ pub trait Adapter: Debug + Send + Sync {
 
     /// The factors, if all the adapter does in this call is to add a low-rank product of the input: the layer can
     /// then compute both in one pass.
-    fn low_rank(&self, call: &Call<'_>) -> Option<LowRank> {
+    ///
+    /// # Errors
+    /// If the factors cannot be put together.
+    fn low_rank(&self, call: &Call<'_>) -> candle_core::Result<Option<LowRank>> {
         let _ = call;
-        None
+        Ok(None)
     }
 
     /// The parameters of a layer that computes what `parameters` and this adapter compute together.
@@ -68,6 +71,25 @@ pub trait Adapter: Debug + Send + Sync {
         site: &Site<'_>,
         parameters: LinearParameters,
     ) -> std::result::Result<LinearParameters, MergeError>;
+
+    /// The layer's weight as it was before the adapter took something out of it, if it did.
+    ///
+    /// # Errors
+    /// If the device refuses.
+    fn restored_weight(&self, weight: &Tensor) -> candle_core::Result<Option<Tensor>> {
+        let _ = weight;
+        Ok(None)
+    }
+
+    /// Whether rows of one batch may have this adapter beside rows with others.
+    fn mixes_in_a_batch(&self) -> bool {
+        true
+    }
+
+    /// The adapter as LoRA's, if that is what it is.
+    fn as_lora(&self) -> Option<&Lora> {
+        None
+    }
 
     /// The factor that scales the adapter's part, if it has one.
     fn scaling(&self) -> Option<f64> {
@@ -157,6 +179,11 @@ impl Site<'_> {
         (self.weight)().map_err(crate::Error::on_layer(self.path))
     }
 
+    /// The same with candle's own error.
+    pub(crate) fn dense_weight(&self) -> candle_core::Result<Tensor> {
+        (self.weight)()
+    }
+
     /// The dtype of adapter tensors on this layer: its own, but f32 instead of half precision, as in PEFT.
     pub fn adapter_dtype(&self) -> DType {
         match self.dtype {
@@ -174,6 +201,7 @@ pub struct Call<'a> {
     pub bias: Option<&'a Tensor>,
     /// The layer's weight, made dense when it is asked for.
     pub(crate) weight: &'a dyn Fn() -> candle_core::Result<Tensor>,
+    pub(crate) base: &'a dyn Fn(&Tensor) -> candle_core::Result<Tensor>,
     /// Whether dropout acts.
     pub training: bool,
     /// Whether the adapter's tensors are part of the graph.
@@ -201,6 +229,14 @@ impl Call<'_> {
     /// If a compressed weight cannot be made dense.
     pub fn weight(&self) -> candle_core::Result<Tensor> {
         (self.weight)()
+    }
+
+    /// What the layer computes without adapters.
+    ///
+    /// # Errors
+    /// If the input does not fit.
+    pub fn base_output(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        (self.base)(x)
     }
 }
 

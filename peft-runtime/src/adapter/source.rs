@@ -51,10 +51,13 @@ pub(crate) struct StoredTensors<'a> {
     mismatched: Vec<ShapeMismatch>,
 }
 
+/// Reads a tensor onto a device.
+pub(crate) type ReadTensor<'a> = Box<dyn Fn(&Device) -> candle_core::Result<Tensor> + 'a>;
+
 /// A tensor that is read when it is needed.
 pub(crate) struct StoredTensor<'a> {
     pub(crate) shape: Vec<usize>,
-    pub(crate) read: Box<dyn Fn(&Device) -> candle_core::Result<Tensor> + 'a>,
+    pub(crate) read: ReadTensor<'a>,
 }
 
 impl<'a> StoredTensors<'a> {
@@ -83,6 +86,13 @@ impl<'a> StoredTensors<'a> {
         }
         let tensor = (stored.read)(device)?.to_dtype(dtype)?;
         Ok(Var::from_tensor(&tensor)?)
+    }
+
+    /// Counts the tensor at `key` as used, if there is one.
+    pub(crate) fn ignore(&mut self, key: &str) {
+        if self.tensors.contains_key(key) {
+            self.used.insert(key.to_owned());
+        }
     }
 
     /// Reads the tensors of one layer.

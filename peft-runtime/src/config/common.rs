@@ -25,6 +25,9 @@ pub(crate) trait ConfigFields {
 
     /// All that is wrong with the values.
     fn faults(&self) -> Vec<ConfigFault>;
+
+    /// The fields that all methods share.
+    fn common_mut(&mut self) -> &mut CommonFields;
 }
 
 /// The fields that describe an adapter without changing what it computes.

@@ -19,7 +19,15 @@ pub(crate) fn from_json<C: ConfigFields + DeserializeOwned>(text: &str) -> Resul
         }
     }
     // From the text and not from the value: the order of patterns matters, and a map of values may not keep it.
-    let config: C = serde_json::from_str(text)?;
+    let mut config: C = serde_json::from_str(text)?;
+    // What is written anyway need not be remembered as unknown.
+    let unknown = &mut config.common_mut().unknown;
+    unknown.remove("peft_type");
+    for (field, inert) in C::unimplemented_fields() {
+        if unknown.get(field) == Some(&inert) {
+            unknown.remove(field);
+        }
+    }
     match config.faults().into_iter().next() {
         Some((field, reason)) => Err(Error::Config { field, reason }),
         None => Ok(config),

@@ -1,6 +1,6 @@
 //! The config of LoRA: <https://arxiv.org/abs/2106.09685>.
 
-use serde::{Deserialize, Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Value, json};
 
 use super::common::{
@@ -23,6 +23,78 @@ pub enum LoraInit {
     Gaussian,
     /// A and B both random: the fresh adapter changes the output. PEFT's `false`, meant for tests.
     Random,
+    /// The leading singular values of the weight, which loses them: <https://arxiv.org/abs/2404.02948>.
+    Pissa,
+    /// The same by a randomised search with this many power iterations.
+    PissaIterations(usize),
+    /// The leading columns of the weight's QR decomposition, which it loses: <https://arxiv.org/abs/2406.01775>.
+    Olora,
+    /// Random factors whose product is zero; the rank has to be even.
+    Orthogonal,
+    /// Factors that make up for quantising the weight: <https://arxiv.org/abs/2310.08659>.
+    Loftq,
+    /// Directions of the layer's inputs, set by `initialise_eva`: <https://arxiv.org/abs/2410.07170>.
+    Eva,
+}
+
+/// How LoftQ quantises.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LoftqConfig {
+    /// 4 (normal float) or 8 bits.
+    #[serde(rename = "loftq_bits", default = "default_loftq_bits")]
+    pub bits: usize,
+    /// How often quantising and factorising alternate.
+    #[serde(rename = "loftq_iter", default = "default_loftq_iterations")]
+    pub iterations: usize,
+}
+
+impl Default for LoftqConfig {
+    fn default() -> Self {
+        Self { bits: default_loftq_bits(), iterations: default_loftq_iterations() }
+    }
+}
+
+fn default_loftq_bits() -> usize {
+    4
+}
+
+fn default_loftq_iterations() -> usize {
+    1
+}
+
+impl LoraInit {
+    /// Whether the factors are drawn and not worked out from a weight.
+    pub(crate) fn draws_factors(self) -> bool {
+        matches!(self, Self::Default | Self::Gaussian | Self::Random)
+    }
+
+    /// The value in `adapter_config.json`.
+    pub(crate) fn describe(self) -> String {
+        match self {
+            Self::Default => "true".to_owned(),
+            Self::Random => "false".to_owned(),
+            Self::Gaussian => "gaussian".to_owned(),
+            Self::Pissa => "pissa".to_owned(),
+            Self::PissaIterations(iterations) => format!("pissa_niter_{iterations}"),
+            Self::Olora => "olora".to_owned(),
+            Self::Orthogonal => "orthogonal".to_owned(),
+            Self::Loftq => "loftq".to_owned(),
+            Self::Eva => "eva".to_owned(),
+        }
+    }
+
+    fn parse(name: &str) -> Option<Self> {
+        let lower = name.to_ascii_lowercase();
+        Some(match lower.as_str() {
+            "gaussian" => Self::Gaussian,
+            "pissa" => Self::Pissa,
+            "olora" => Self::Olora,
+            "orthogonal" => Self::Orthogonal,
+            "loftq" => Self::Loftq,
+            "eva" => Self::Eva,
+            other => Self::PissaIterations(other.strip_prefix("pissa_niter_")?.parse().ok()?),
+        })
+    }
 }
 
 /// The config of a LoRA adapter: `ΔW = s·B·A` with `s = alpha / rank`, or `alpha / √rank` with rank stabilisation.
@@ -63,6 +135,10 @@ pub struct LoraConfig {
     lora_bias: bool,
     #[serde(default)]
     use_rslora: bool,
+    #[serde(default)]
+    use_dora: bool,
+    #[serde(default, deserialize_with = "loftq_or_nothing", serialize_with = "as_loftq")]
+    loftq_config: Option<LoftqConfig>,
     #[serde(rename = "init_lora_weights", default)]
     init: LoraInit,
     #[serde(default)]
@@ -131,6 +207,8 @@ impl LoraConfig {
             bias: Bias::None,
             lora_bias: false,
             use_rslora: false,
+            use_dora: false,
+            loftq_config: None,
             init: LoraInit::Default,
             fan_in_fan_out: false,
             seed: 0,
@@ -215,7 +293,22 @@ impl LoraConfig {
         self
     }
 
-    /// How the factors are drawn.
+    /// Splits the weight into direction and length: <https://arxiv.org/abs/2402.09353>.
+    #[must_use]
+    pub fn with_dora(mut self, use_dora: bool) -> Self {
+        self.use_dora = use_dora;
+        self
+    }
+
+    /// Starts as LoftQ does, with these settings.
+    #[must_use]
+    pub fn with_loftq(mut self, loftq: LoftqConfig) -> Self {
+        self.init = LoraInit::Loftq;
+        self.loftq_config = Some(loftq);
+        self
+    }
+
+    /// How the factors start.
     #[must_use]
     pub fn with_init(mut self, init: LoraInit) -> Self {
         self.init = init;
@@ -314,7 +407,17 @@ impl LoraConfig {
         self.use_rslora
     }
 
-    /// How the factors are drawn.
+    /// Whether the weight is split into direction and length.
+    pub fn use_dora(&self) -> bool {
+        self.use_dora
+    }
+
+    /// How LoftQ quantises.
+    pub fn loftq(&self) -> LoftqConfig {
+        self.loftq_config.unwrap_or_default()
+    }
+
+    /// How the factors start.
     pub fn init(&self) -> LoraInit {
         self.init
     }
@@ -359,10 +462,8 @@ impl ConfigFields for LoraConfig {
             ("arrow_config", Value::Null),
             ("corda_config", Value::Null),
             ("ensure_weight_tying", json!(false)),
-            ("eva_config", Value::Null),
             ("kasa_config", Value::Null),
             ("layer_replication", Value::Null),
-            ("loftq_config", json!({})),
             ("lora_ga_config", Value::Null),
             ("megatron_config", Value::Null),
             ("megatron_core", json!("megatron.core")),
@@ -371,10 +472,13 @@ impl ConfigFields for LoraConfig {
             ("target_parameters", Value::Null),
             ("trainable_token_indices", Value::Null),
             ("use_bdlora", Value::Null),
-            ("use_dora", json!(false)),
             ("use_qalora", json!(false)),
             ("velora_config", Value::Null),
         ]
+    }
+
+    fn common_mut(&mut self) -> &mut CommonFields {
+        &mut self.common
     }
 
     fn faults(&self) -> Vec<ConfigFault> {
@@ -387,9 +491,18 @@ impl ConfigFields for LoraConfig {
             self.alpha_pattern.faults("alpha_pattern", |alpha| finite_fault("alpha_pattern", *alpha)),
         );
         faults.extend(self.layer_faults());
-        if self.lora_bias && self.init == LoraInit::Gaussian {
-            let reason = "a bias on B needs the default or the random init, not `gaussian`";
-            faults.push(("lora_bias", reason.to_owned()));
+        if self.lora_bias && !matches!(self.init, LoraInit::Default | LoraInit::Random) {
+            let reason =
+                format!("a bias on B needs the default or the random init, not `{}`", self.init.describe());
+            faults.push(("lora_bias", reason));
+        }
+        if self.lora_bias && self.use_dora {
+            faults.push(("lora_bias", "a bias on B and `use_dora` exclude each other".to_owned()));
+        }
+        let loftq = self.loftq();
+        if self.init == LoraInit::Loftq && (!matches!(loftq.bits, 4 | 8) || loftq.iterations == 0) {
+            let reason = "`loftq_bits` is 4 or 8, and `loftq_iter` at least 1".to_owned();
+            faults.push(("loftq_config", reason));
         }
         faults
     }
@@ -416,20 +529,41 @@ impl Serialize for LoraInit {
         match self {
             Self::Default => serializer.serialize_bool(true),
             Self::Random => serializer.serialize_bool(false),
-            Self::Gaussian => serializer.serialize_str("gaussian"),
+            other => serializer.serialize_str(&other.describe()),
         }
     }
 }
 
 impl<'de> Deserialize<'de> for LoraInit {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        match Value::deserialize(deserializer)? {
-            Value::Null | Value::Bool(true) => Ok(Self::Default),
-            Value::Bool(false) => Ok(Self::Random),
-            Value::String(name) if name.eq_ignore_ascii_case("gaussian") => Ok(Self::Gaussian),
-            other => Err(serde::de::Error::custom(format!(
-                "`init_lora_weights` = {other} is not supported; supported are true, false and \"gaussian\""
-            ))),
-        }
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let value = Value::deserialize(deserializer)?;
+        let init = match &value {
+            Value::Bool(true) => Some(Self::Default),
+            Value::Null | Value::Bool(false) => Some(Self::Random),
+            Value::String(name) => Self::parse(name),
+            _ => None,
+        };
+        init.ok_or_else(|| {
+            serde::de::Error::custom(format!(
+                "`init_lora_weights` = {value} is not supported; supported are true, false, \"gaussian\", \"pissa\", \
+                 \"pissa_niter_N\", \"olora\", \"orthogonal\", \"loftq\" and \"eva\""
+            ))
+        })
+    }
+}
+
+/// `{}` and null mean that nothing is set.
+fn loftq_or_nothing<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<LoftqConfig>, D::Error> {
+    match Value::deserialize(deserializer)? {
+        Value::Null => Ok(None),
+        Value::Object(fields) if fields.is_empty() => Ok(None),
+        value => serde_json::from_value(value).map(Some).map_err(serde::de::Error::custom),
+    }
+}
+
+fn as_loftq<S: Serializer>(loftq: &Option<LoftqConfig>, serializer: S) -> Result<S::Ok, S::Error> {
+    match loftq {
+        Some(loftq) => loftq.serialize(serializer),
+        None => serializer.collect_map(std::iter::empty::<((), ())>()),
     }
 }

@@ -6,7 +6,7 @@ mod lora;
 mod pattern_map;
 
 pub use common::{Bias, CommonFields};
-pub use lora::{LoraConfig, LoraInit};
+pub use lora::{LoftqConfig, LoraConfig, LoraInit};
 pub use pattern_map::PatternMap;
 
 pub(crate) use pattern_map::Chosen;

@@ -14,7 +14,7 @@ use crate::select::Pattern;
 /// Patterns with values; the first pattern that matches a module supplies its value.
 ///
 /// A pattern is a regular expression that has to match the end of a module path from a segment boundary on.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct PatternMap<T> {
     entries: Vec<(String, T)>,
     /// The patterns, compiled when they are first matched.
@@ -24,6 +24,12 @@ pub struct PatternMap<T> {
 impl<T> Default for PatternMap<T> {
     fn default() -> Self {
         Self { entries: Vec::new(), compiled: OnceLock::new() }
+    }
+}
+
+impl<T: fmt::Debug> fmt::Debug for PatternMap<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_map().entries(self.iter()).finish()
     }
 }
 

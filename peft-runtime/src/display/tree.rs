@@ -2,6 +2,7 @@
 
 use super::repr::Repr;
 use crate::ModulePath;
+use crate::adapter::Component;
 use crate::layer::{AdaptedLayer, AdapterStack};
 use crate::module::{Injectable, Item, Leaf, tree};
 use crate::schema::{Family, Node};
@@ -60,37 +61,47 @@ fn layer_repr(layer: &dyn AdaptedLayer) -> Repr {
         None => kind.to_owned(),
     });
     repr.push("base_layer", base);
-    let mut containers: Vec<(&str, bool, Vec<(&String, String)>)> = Vec::new();
+    let mut containers: Vec<Container<'_>> = Vec::new();
     for (name, adapter) in &adapters {
-        for component in adapter.components() {
-            if !containers.iter().any(|(known, ..)| *known == component.name) {
-                containers.push((component.name, component.holds_modules, Vec::new()));
+        for Component { name: container, holds_modules, entry } in adapter.components() {
+            if !containers.iter().any(|known| known.name == container) {
+                containers.push(Container { name: container, holds_modules, entries: Vec::new() });
             }
-            let container = containers.iter_mut().find(|(known, ..)| *known == component.name);
-            if let (Some((.., entries)), Some(entry)) = (container, component.entry) {
-                entries.push((name, entry));
+            let known = containers.iter_mut().find(|known| known.name == container);
+            if let (Some(known), Some(entry)) = (known, entry) {
+                known.entries.push((name.as_str(), entry));
             }
         }
     }
-    for (name, holds_modules, entries) in containers {
-        repr.push(name, container_repr(holds_modules, &entries));
+    for container in containers {
+        repr.push(container.name, container.repr());
     }
     repr
 }
 
-fn container_repr(holds_modules: bool, entries: &[(&String, String)]) -> Repr {
-    if holds_modules {
-        let mut repr = Repr::module("ModuleDict");
-        for (name, entry) in entries {
-            repr.push(*name, Repr::leaf(entry));
+/// A container of PEFT's, such as `lora_A`, with an entry for each adapter.
+struct Container<'a> {
+    name: &'static str,
+    holds_modules: bool,
+    entries: Vec<(&'a str, String)>,
+}
+
+impl Container<'_> {
+    fn repr(&self) -> Repr {
+        if self.holds_modules {
+            let mut repr = Repr::module("ModuleDict");
+            for (name, entry) in &self.entries {
+                repr.push(*name, Repr::leaf(entry));
+            }
+            return if self.entries.is_empty() { Repr::leaf("ModuleDict()") } else { repr };
         }
-        return if entries.is_empty() { Repr::leaf("ModuleDict()") } else { repr };
+        let lines: Vec<String> =
+            self.entries.iter().map(|(name, entry)| format!("  ({name}): {entry}")).collect();
+        Repr::leaf(match lines.as_slice() {
+            [] | [_] => format!("ParameterDict({})", lines.concat()),
+            many => format!("ParameterDict(\n  {}\n)", many.join("\n  ")),
+        })
     }
-    let lines: Vec<String> = entries.iter().map(|(name, entry)| format!("  ({name}): {entry}")).collect();
-    Repr::leaf(match lines.as_slice() {
-        [] | [_] => format!("ParameterDict({})", lines.concat()),
-        many => format!("ParameterDict(\n  {}\n)", many.join("\n  ")),
-    })
 }
 
 /// The layer together with the full copies that adapters have of it, if any.

@@ -165,6 +165,19 @@ pub enum Error {
     #[error("not a valid safetensors file")]
     Safetensors(#[from] safetensors::SafeTensorError),
 
+    /// The hub does not give a file.
+    #[cfg(feature = "hub")]
+    #[error("cannot get `{file}` of `{id}` from the hub")]
+    Hub {
+        /// The repository.
+        id: String,
+        /// The file.
+        file: String,
+        /// The client's error.
+        #[source]
+        source: Box<hf_hub::api::sync::ApiError>,
+    },
+
     /// A tensor computation failed on a layer.
     #[error("on `{path}`")]
     OnLayer {

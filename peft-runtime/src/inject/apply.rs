@@ -7,11 +7,14 @@ use candle_core::{Tensor, Var};
 use super::plan::Plan;
 use super::report::InjectionReport;
 use crate::ModulePath;
-use crate::adapter::{FreshTensors, Site, StoredTensors, TensorSource};
+use crate::adapter::{Built, FreshTensors, Site, StoredTensors, TensorSource};
 use crate::error::{Error, Result};
 use crate::layer::{AdaptedLayer, AdapterStack, Content, CopiedParameter, Slot};
 use crate::module::{Injectable, Leaf, LeafMut, leaves, leaves_mut};
 use crate::ops::random::DropoutStream;
+
+/// The last parts of the key under which PEFT stores the bias of a copied layer once more, if biases train.
+pub(crate) const COPIED_BIAS: &str = "modules_to_save.bias";
 
 /// Where the tensors of a new adapter come from.
 pub(crate) enum Tensors<'a, 'b> {
@@ -26,6 +29,7 @@ pub(crate) enum Tensors<'a, 'b> {
 pub(crate) struct Made {
     content: Option<Content>,
     bias: Option<Var>,
+    weight: Option<Tensor>,
 }
 
 /// Makes everything that `plan` puts on the leaves of a model, in their order. Nothing is changed.
@@ -37,16 +41,16 @@ pub(crate) fn make<M: Injectable + ?Sized>(
     let make_one = |(path, leaf): (ModulePath, Leaf<'_>)| {
         let bias =
             if plan.biases.contains(&path) { make_bias(&path, &leaf, plan, &mut tensors)? } else { None };
-        let content = match leaf {
+        Ok(match leaf {
             Leaf::Adapted(layer) if plan.adapted.contains(&path) => {
-                Some(make_adapter(&path, layer, plan, &mut tensors)?)
+                let Built { adapter, weight } = make_adapter(&path, layer, plan, &mut tensors)?;
+                Made { content: Some(Content::Adapter(adapter)), bias, weight }
             }
             Leaf::Adapted(layer) if plan.copied.contains(&path) => {
-                Some(make_copy(&path, layer, &mut tensors)?)
+                Made { content: Some(make_copy(&path, layer, &mut tensors)?), bias, weight: None }
             }
-            Leaf::Adapted(_) | Leaf::Plain(_) => None,
-        };
-        Ok(Made { content, bias })
+            Leaf::Adapted(_) | Leaf::Plain(_) => Made { bias, ..Made::default() },
+        })
     };
     leaves(model).into_iter().map(make_one).collect()
 }
@@ -56,7 +60,7 @@ fn make_adapter(
     layer: &dyn AdaptedLayer,
     plan: &Plan,
     tensors: &mut Tensors<'_, '_>,
-) -> Result<Content> {
+) -> Result<Built> {
     let parameters = layer.parameters();
     let own = |wanted: &str| parameters.iter().find(|(name, _)| *name == wanted).map(|(_, tensor)| *tensor);
     let geometry = layer.geometry();
@@ -71,19 +75,18 @@ fn make_adapter(
         bias: own("bias").map(Tensor::detach),
         weight: &weight,
     };
-    let adapter = match tensors {
+    match tensors {
         Tensors::Fresh => {
             let (seed, adapter, dtype) = (plan.method.seed(), plan.adapter.as_str(), site.adapter_dtype());
             let mut source = FreshTensors { seed, adapter, path, dtype, device: &device };
-            plan.method.build(&site, &mut source)?
+            plan.method.build(&site, &mut source)
         }
         Tensors::Stored(stored) => {
             let mut source = stored.of_layer(path, site.adapter_dtype(), &device);
             let source: &mut dyn TensorSource = &mut source;
-            plan.method.build(&site, source)?
+            plan.method.build(&site, source)
         }
-    };
-    Ok(Content::Adapter(adapter))
+    }
 }
 
 /// A copy of the layer's parameters, which keep their own dtype.
@@ -114,6 +117,7 @@ fn make_bias(
         Tensors::Fresh => Var::from_tensor(&own.detach())?,
         Tensors::Stored(stored) => {
             let name = plan.bias_key(path);
+            stored.ignore(&path.parameter(COPIED_BIAS));
             stored.take(path.parameter(name), own.dims(), own.dtype(), own.device())?
         }
     }))
@@ -143,6 +147,11 @@ pub(crate) fn commit<M: Injectable + ?Sized>(
                 if let Some(bias) = made.bias {
                     layer.map_parameters(&mut |name, own| replaced(name, own, &bias))?;
                     report.add_bias(&path, &bias);
+                }
+                if let Some(weight) = made.weight {
+                    layer.map_parameters(&mut |name, own| {
+                        Ok(if name == "weight" { weight.clone() } else { own.clone() })
+                    })?;
                 }
                 if let Some(content) = made.content {
                     report.add_content(&path, &content);

@@ -4,6 +4,6 @@ mod apply;
 mod plan;
 mod report;
 
-pub(crate) use apply::{Tensors, commit, make};
+pub(crate) use apply::{COPIED_BIAS, Tensors, commit, make};
 pub(crate) use plan::{Origin, Plan};
 pub use report::InjectionReport;

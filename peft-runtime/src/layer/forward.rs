@@ -51,6 +51,7 @@ fn with_copy<L: BaseLayer>(
 fn adapt<L: BaseLayer>(layer: &L, slots: &[&Slot], training: bool, x: &Tensor) -> Result<Tensor> {
     let geometry = layer.geometry();
     let weight = || layer.dense_weight();
+    let base = |x: &Tensor| layer.forward_base(x);
     let parameters = layer.parameters();
     let bias = parameters.iter().find(|(name, _)| *name == "bias").map(|(_, bias)| *bias);
     let adapters: Vec<(&dyn Adapter, Call<'_>)> = slots
@@ -58,7 +59,7 @@ fn adapt<L: BaseLayer>(layer: &L, slots: &[&Slot], training: bool, x: &Tensor) -
         .filter_map(|slot| {
             let tracks = slot.trainable && scope::tracks();
             let (geometry, dropout) = (&geometry, &slot.dropout);
-            let call = Call { geometry, bias, weight: &weight, training, tracks, dropout };
+            let call = Call { geometry, bias, weight: &weight, base: &base, training, tracks, dropout };
             Some((slot.adapter()?.as_ref(), call))
         })
         .collect();
@@ -75,7 +76,7 @@ fn adapt<L: BaseLayer>(layer: &L, slots: &[&Slot], training: bool, x: &Tensor) -
 
     let fused = match adapters.first() {
         Some((adapter, call)) => {
-            adapter.low_rank(call).and_then(|terms| layer.forward_low_rank(&base_input, &terms))
+            adapter.low_rank(call)?.and_then(|terms| layer.forward_low_rank(&base_input, &terms))
         }
         None => None,
     };

@@ -31,6 +31,14 @@ pub(crate) fn with_adapter_rows<M: Injectable + ?Sized, S: AsRef<str>, T>(
                 format!("adapter `{adapter}` is merged into `{path}`; call `unmerge_adapters()` first");
             return Err(Error::Routing { reason });
         }
+        let named = rows.iter().filter_map(|row| stack.slot(row));
+        if let Some(slot) =
+            named.into_iter().find(|slot| slot.adapter().is_some_and(|adapter| !adapter.mixes_in_a_batch()))
+        {
+            let reason =
+                format!("adapter `{}` uses DoRA on `{path}`, which acts on whole batches alone", slot.name);
+            return Err(Error::Routing { reason });
+        }
         let Some(owner) = stack.slots().iter().find(|slot| slot.copy().is_some()) else { continue };
         if let Some(row) = rows.iter().find(|row| *row != BASE_ROW && stack.slot(row).is_none()) {
             let owner = &owner.name;

@@ -150,6 +150,11 @@ impl BertModel {
         Ok(Self { embeddings: Embeddings::new(config, &vb.pp("embeddings"))?, encoder: Encoder { layer } })
     }
 
+    /// The size of a token's vector.
+    pub fn hidden_size(&self) -> usize {
+        self.embeddings.layer_norm.base().weight().elem_count()
+    }
+
     /// The last hidden state, `[batch, length, hidden]`.
     ///
     /// `input_ids` and `token_type_ids` have the shape `[batch, length]`; the attention mask too, with 1 for tokens and 0

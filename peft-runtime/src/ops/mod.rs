@@ -9,11 +9,13 @@ pub(crate) mod constant;
 pub(crate) mod conv;
 #[expect(unsafe_code, reason = "kernels work on raw memory")]
 pub(crate) mod cpu;
+pub(crate) mod decompose;
 pub(crate) mod linear;
 pub(crate) mod low_rank;
 pub(crate) mod matmul;
 pub(crate) mod norm;
 pub(crate) mod random;
+pub(crate) mod scale;
 
 use candle_core::{DType, Result, Tensor};
 

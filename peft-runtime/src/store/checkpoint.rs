@@ -30,11 +30,19 @@ pub struct Checkpoint {
 /// `model.safetensors.index.json`.
 #[derive(Deserialize)]
 struct ShardIndex {
-    weight_map: BTreeMap<String, PathBuf>,
+    weight_map: BTreeMap<String, String>,
 }
 
 const SINGLE: &str = "model.safetensors";
 const SHARDED: &str = "model.safetensors.index.json";
+
+/// The files that an index names, each once.
+pub(crate) fn shard_names(index: &Path) -> Result<BTreeSet<String>> {
+    let text = std::fs::read_to_string(index).map_err(Error::io("read", index))?;
+    let shards: ShardIndex =
+        serde_json::from_str(&text).map_err(|error| Error::ModelConfig(error).in_file(index))?;
+    Ok(shards.weight_map.into_values().collect())
+}
 
 impl Checkpoint {
     /// Opens a safetensors file, or the `model.safetensors` or its shards in a folder.
@@ -50,11 +58,7 @@ impl Checkpoint {
         if !index.is_file() {
             return Self::open_files(&[path.join(SINGLE)]);
         }
-        let text = std::fs::read_to_string(&index).map_err(Error::io("read", &index))?;
-        let shards: ShardIndex =
-            serde_json::from_str(&text).map_err(|error| Error::from(error).in_file(&index))?;
-        let names: BTreeSet<PathBuf> = shards.weight_map.into_values().collect();
-        let shards: Vec<PathBuf> = names.into_iter().map(|name| path.join(name)).collect();
+        let shards: Vec<PathBuf> = shard_names(&index)?.into_iter().map(|name| path.join(name)).collect();
         Self::open_files(&shards)
     }
 

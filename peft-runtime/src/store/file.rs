@@ -12,7 +12,7 @@ use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 use tempfile::NamedTempFile;
 
-use super::keys::without_prefix;
+use super::keys::canonical;
 use crate::adapter::StoredTensor;
 use crate::error::{Error, Result};
 
@@ -101,7 +101,7 @@ impl MappedFile {
         let file =
             SafeTensors::deserialize(&self.map).map_err(|error| Error::from(error).in_file(&self.path))?;
         let stored = |(key, view): (String, TensorView<'s>)| {
-            let (shape, key) = (view.shape().to_vec(), without_prefix(&key).to_owned());
+            let (shape, key) = (view.shape().to_vec(), canonical(&key).to_owned());
             (key, StoredTensor { shape, read: Box::new(move |device: &Device| view.load(device)) })
         };
         Ok(file.tensors().into_iter().map(stored).collect())

@@ -17,7 +17,12 @@ pub(super) fn with_prefix(key: &str) -> String {
     format!("{PREFIX}{key}")
 }
 
-/// A key without the prefix, which models that were injected by PEFT's low-level interface do not write.
-pub(super) fn without_prefix(key: &str) -> &str {
-    key.strip_prefix(PREFIX).unwrap_or(key)
+/// A key without the prefix, which models that were injected by PEFT's low-level interface do not write; DoRA's lengths
+/// under the one name that PEFT writes.
+pub(super) fn canonical(key: &str) -> &str {
+    let key = key.strip_prefix(PREFIX).unwrap_or(key);
+    match key.strip_suffix(".weight") {
+        Some(stem) if stem.ends_with(".lora_magnitude_vector") => stem,
+        _ => key,
+    }
 }

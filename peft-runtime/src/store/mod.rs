@@ -9,6 +9,8 @@ mod save;
 mod state_dict;
 
 pub use checkpoint::Checkpoint;
+#[cfg(feature = "hub")]
+pub(crate) use checkpoint::shard_names;
 pub(crate) use load::load_adapter;
 pub use load::{LoadOptions, LoadReport};
 pub(crate) use save::save_pretrained;

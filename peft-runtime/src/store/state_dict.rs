@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 
 use candle_core::{Tensor, Var};
 
-use super::keys::{with_prefix, without_prefix};
+use super::keys::{with_prefix, canonical};
 use crate::ModulePath;
 use crate::config::Bias;
 use crate::error::{Error, Result, ShapeMismatch, TensorReport};
+use crate::inject::COPIED_BIAS;
 use crate::layer::{Content, Slot};
 use crate::manage::{check_known, check_not_merged};
 use crate::module::{Injectable, Leaf, leaves};
@@ -29,7 +30,7 @@ pub(super) fn entries<M: Injectable + ?Sized>(model: &M, name: &str) -> Result<V
     for (path, leaf) in &leaves {
         let slot = leaf.stack().and_then(|stack| stack.slot(name));
         entries.extend(slot.into_iter().flat_map(|slot| slot_entries(path, slot)));
-        entries.extend(bias_entry(path, leaf, slot, bias));
+        entries.extend(bias_entries(path, leaf, slot, bias));
     }
     Ok(entries)
 }
@@ -47,18 +48,22 @@ fn slot_entries(path: &ModulePath, slot: &Slot) -> Vec<Entry> {
     }
 }
 
-/// The base layer's own bias, if it trains together with the adapter.
-fn bias_entry(path: &ModulePath, leaf: &Leaf<'_>, slot: Option<&Slot>, bias: Bias) -> Option<Entry> {
+/// The base layer's own bias, if it trains together with the adapter; where the adapter has a copy of the layer, PEFT stores
+/// the copy's bias a second time.
+fn bias_entries(path: &ModulePath, leaf: &Leaf<'_>, slot: Option<&Slot>, bias: Bias) -> Vec<Entry> {
     let name = match (bias, slot) {
-        (Bias::None, _) => return None,
-        (Bias::All | Bias::LoraOnly, Some(slot)) if slot.adapter().is_some() => "base_layer.bias",
+        (Bias::None, _) => return Vec::new(),
+        (_, Some(slot)) if slot.adapter().is_some() => "base_layer.bias",
+        (Bias::LoraOnly, _) => return Vec::new(),
         (Bias::All, Some(_)) => "original_module.bias",
         (Bias::All, None) => "bias",
-        (Bias::LoraOnly, _) => return None,
     };
-    let (_, own) = leaf.parameters().into_iter().find(|(name, _)| *name == "bias")?;
-    let var = Var::from_tensor(own).ok()?;
-    Some(Entry { key: path.parameter(name), var })
+    let own = leaf.parameters().into_iter().find(|(name, _)| *name == "bias");
+    let own = own.and_then(|(_, own)| Var::from_tensor(own).ok());
+    let copy = slot.and_then(Slot::copy).and_then(|copies| copies.iter().find(|copy| copy.name == "bias"));
+    let own = own.map(|var| Entry { key: path.parameter(name), var });
+    let copy = copy.map(|copy| Entry { key: path.parameter(COPIED_BIAS), var: copy.var.clone() });
+    own.into_iter().chain(copy).collect()
 }
 
 /// The adapter's tensors under their file keys; they are copies, which later training does not change.
@@ -80,7 +85,7 @@ pub(crate) fn load_adapter_state_dict<M: Injectable + ?Sized>(
     check_not_merged(model, name, "load weights into")?;
     let mut values: BTreeMap<&str, &Tensor> = BTreeMap::new();
     for (key, tensor) in state {
-        values.insert(without_prefix(key), tensor);
+        values.insert(canonical(key), tensor);
     }
     let mut report = TensorReport::default();
     let mut updates = Vec::new();

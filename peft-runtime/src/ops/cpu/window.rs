@@ -50,9 +50,8 @@ impl Window {
         channels.zip(columns.par_chunks(self.size() * self.places())).for_each(|(channel, rows)| {
             for (element, row) in rows.chunks(self.places().max(1)).enumerate() {
                 self.for_each_place(element, |place, pixel| {
-                    if let Some(pixel) = pixel {
-                        channel[pixel] += row[place];
-                    }
+                    let Some(pixel) = pixel else { return };
+                    channel[pixel] += row[place];
                 });
             }
         });

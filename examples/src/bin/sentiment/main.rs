@@ -1,0 +1,151 @@
+//! Fine-tunes a real encoder on real data: MiniLM, with an adapter and a new head, on rated movie-review snippets.
+
+mod data;
+mod model;
+mod training;
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use candle_core::Device;
+use clap::{Parser, ValueEnum};
+use peft_examples::memory::peak_resident_mib;
+use peft_examples::progress::{result, say};
+use peft_runtime::adapter::AdapterMethod;
+use peft_runtime::prelude::*;
+use serde_json::json;
+
+use data::Reviews;
+use model::SentimentModel;
+use training::{Curves, Trainer};
+
+/// Trains a sentiment classifier on a sentence encoder with an adapter, and says how good it is.
+///
+/// Progress goes to standard error; the last line of standard output is one JSON object.
+#[derive(Parser)]
+pub struct Arguments {
+    /// The folder of a BERT encoder (`config.json`, `model.safetensors`, `tokenizer.json`), or its id on the hub.
+    #[arg(long)]
+    model: String,
+    /// The rated snippets: one a line, `id TAB rating TAB text`.
+    #[arg(long)]
+    data: PathBuf,
+    /// The adapter method.
+    #[arg(long, value_enum, default_value_t = Method::Lora)]
+    method: Method,
+    /// The rank of the adapter.
+    #[arg(long, default_value_t = 8)]
+    rank: usize,
+    /// The adapter's alpha.
+    #[arg(long, default_value_t = 16.0)]
+    alpha: f64,
+    /// The learning rate.
+    #[arg(long, default_value_t = 1e-3)]
+    lr: f64,
+    /// Passes over the data.
+    #[arg(long, default_value_t = 1)]
+    epochs: usize,
+    /// Snippets in a batch.
+    #[arg(long, default_value_t = 32)]
+    batch: usize,
+    /// Tokens of a snippet that are read.
+    #[arg(long, default_value_t = 64)]
+    max_len: usize,
+    /// The seed of the split, the batches, the head and the adapter.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Saves the adapter here.
+    #[arg(long)]
+    save: Option<PathBuf>,
+    /// Draws loss and accuracy here, as PNG.
+    #[arg(long)]
+    plot: Option<PathBuf>,
+    /// Trains on this many snippets only.
+    #[arg(long)]
+    limit: Option<usize>,
+}
+
+/// The adapter methods of the example.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Method {
+    /// Low-rank factors on query and value.
+    Lora,
+}
+
+impl Arguments {
+    /// The config of the adapter; the head trains in full with every method.
+    fn config(&self) -> Box<dyn AdapterMethod> {
+        let targets = targets!(SentimentModel; "query", "value");
+        match self.method {
+            Method::Lora => Box::new(
+                LoraConfig::new(self.rank, self.alpha)
+                    .with_targets(targets)
+                    .with_modules_to_save(["classifier"])
+                    .with_task_type("SEQ_CLS")
+                    .with_seed(self.seed),
+            ),
+        }
+    }
+}
+
+fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    let folder = model_folder(&arguments.model)?;
+    let reviews = Reviews::load(&arguments.data, &folder, arguments.max_len)?;
+    let (training, held_out) = reviews.split(arguments.seed, arguments.limit);
+    say(format!("{} snippets to train on, {} held out", training.len(), held_out.len()));
+
+    let mut model = SentimentModel::from_folder(&folder, arguments.seed, &Device::Cpu)?;
+    say(model.inject_adapter(&*arguments.config(), "default")?.to_string());
+    say(model.trainable_summary());
+
+    let trainer = Trainer { reviews: &reviews, batch: arguments.batch, device: Device::Cpu };
+    let before = trainer.accuracy(&model, &held_out)?;
+    say(format!("accuracy before training: {:.2}%", 100.0 * before));
+    let start = Instant::now();
+    let mut curves = Curves::new(before);
+    for epoch in 0..arguments.epochs {
+        trainer.epoch(&model, &training, &mut curves, arguments.lr, arguments.seed + epoch as u64)?;
+        let accuracy = trainer.accuracy(&model, &held_out)?;
+        curves.end_epoch(accuracy);
+        say(format!("accuracy after epoch {}: {:.2}%", epoch + 1, 100.0 * accuracy));
+    }
+    let seconds = start.elapsed().as_secs_f64();
+
+    if let Some(folder) = &arguments.save {
+        let saved = model.save_pretrained(folder, "default")?;
+        say(format!("saved the adapter in {}", saved.display()));
+    }
+    if let Some(path) = &arguments.plot {
+        curves.draw(path)?;
+        say(format!("drew the curves in {}", path.display()));
+    }
+    let trainable: usize = model.trainable_parameters().iter().map(|(_, var)| var.elem_count()).sum();
+    let summary = json!({
+        "accuracy": curves.last_accuracy(),
+        "seconds": seconds,
+        "peak_rss_mb": peak_resident_mib(),
+        "trainable": trainable,
+    });
+    result(summary.to_string());
+    Ok(())
+}
+
+/// The folder itself, or the one that the hub's files were downloaded to.
+fn model_folder(model: &str) -> Result<PathBuf> {
+    let folder = PathBuf::from(model);
+    if folder.is_dir() {
+        return Ok(folder);
+    }
+    #[cfg(feature = "hub")]
+    {
+        let hub = peft_runtime::hub::Hub::from_env()?;
+        return hub
+            .model(model, None)
+            .with_context(|| format!("`{model}` is no folder, nor a model on the hub"));
+    }
+    #[cfg(not(feature = "hub"))]
+    Err(anyhow::anyhow!("`{model}` is no folder; ids on the hub need `--features hub`"))
+        .with_context(|| "looking for the model")
+}

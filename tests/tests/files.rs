@@ -1,0 +1,387 @@
+//! Files: what is written, what is refused, and that a failed load changes nothing.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use candle_core::{DType, Device, Tensor};
+use candle_nn::{Embedding, Linear};
+use peft_runtime::prelude::*;
+use peft_runtime::{Checkpoint, Error, PeftConfig};
+use peft_tests::specimen::{bits, randomise};
+use serde_json::{Value, json};
+
+fn random(shape: &[usize]) -> Tensor {
+    Tensor::randn(0f32, 1., shape, &Device::Cpu).unwrap()
+}
+
+#[derive(Clone, Injectable)]
+struct Model {
+    embed: Adapted<Embedding>,
+    lin0: Adapted<Linear>,
+    lin1: Adapted<Linear>,
+}
+
+fn model() -> Model {
+    Model {
+        embed: Embedding::new(random(&[7, 5]), 5).into(),
+        lin0: Linear::new(random(&[6, 5]), Some(random(&[6]))).into(),
+        lin1: Linear::new(random(&[2, 6]), Some(random(&[2]))).into(),
+    }
+}
+
+/// A folder with a saved adapter `default`, and the model it was saved from.
+fn saved(config: &LoraConfig) -> (tempfile::TempDir, Model) {
+    let mut model = model();
+    model.inject_adapter(config, "default").unwrap();
+    randomise(&mut model, "default", 0.5).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    model.save_pretrained(folder.path(), "default").unwrap();
+    (folder, model)
+}
+
+fn lora() -> LoraConfig {
+    LoraConfig::new(2, 4.0).with_targets(["lin0", "lin1"])
+}
+
+/// The text of a failed load, which must leave the model as it was.
+fn load_error(folder: &Path) -> String {
+    let mut model = model();
+    let before = (model.module_tree(), model.trainable_summary());
+    let base = model.base_state_dict();
+    let error = model.load_adapter(folder, "default").unwrap_err();
+    assert_eq!((model.module_tree(), model.trainable_summary()), before);
+    assert!(
+        base.iter()
+            .all(|(key, tensor)| bits(tensor).unwrap() == bits(&model.base_state_dict()[key]).unwrap())
+    );
+    error.chain()
+}
+
+fn write_weights(folder: &Path, tensors: &BTreeMap<String, Tensor>) {
+    let bytes = safetensors::serialize(tensors.iter(), None).unwrap();
+    std::fs::write(folder.join("adapter_model.safetensors"), bytes).unwrap();
+}
+
+fn edit_config(folder: &Path, edit: impl FnOnce(&mut serde_json::Map<String, Value>)) {
+    let path = folder.join("adapter_config.json");
+    let mut config: Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+    edit(config.as_object_mut().unwrap());
+    std::fs::write(path, config.to_string()).unwrap();
+}
+
+#[test]
+fn keys_metadata_and_order_are_those_of_peft() {
+    let (folder, _) = saved(&lora().with_modules_to_save(["embed"]).with_bias(Bias::LoraOnly));
+    let bytes = std::fs::read(folder.path().join("adapter_model.safetensors")).unwrap();
+    let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
+    let metadata: BTreeMap<String, String> = header.metadata().clone().unwrap().into_iter().collect();
+    assert_eq!(metadata, [("format".to_owned(), "pt".to_owned())].into());
+    assert_eq!(
+        header.offset_keys(),
+        [
+            "base_model.model.embed.weight",
+            "base_model.model.lin0.base_layer.bias",
+            "base_model.model.lin0.lora_A.weight",
+            "base_model.model.lin0.lora_B.weight",
+            "base_model.model.lin1.base_layer.bias",
+            "base_model.model.lin1.lora_A.weight",
+            "base_model.model.lin1.lora_B.weight",
+        ]
+    );
+}
+
+#[test]
+fn the_config_file_has_every_field_sorted() {
+    let (folder, _) =
+        saved(&lora().with_dropout(0.1).with_task_type("CAUSAL_LM").with_base_model("org/base"));
+    let text = std::fs::read_to_string(folder.path().join("adapter_config.json")).unwrap();
+    // `LoraConfig(r=2, lora_alpha=4, lora_dropout=0.1, …).save_pretrained` of PEFT 0.21.2.
+    let expected = r#"{
+  "alora_invocation_tokens": null,
+  "alpha_pattern": {},
+  "arrow_config": null,
+  "auto_mapping": null,
+  "base_model_name_or_path": "org/base",
+  "bias": "none",
+  "corda_config": null,
+  "ensure_weight_tying": false,
+  "eva_config": null,
+  "exclude_modules": null,
+  "fan_in_fan_out": false,
+  "inference_mode": true,
+  "init_lora_weights": true,
+  "kasa_config": null,
+  "layer_replication": null,
+  "layers_pattern": null,
+  "layers_to_transform": null,
+  "loftq_config": {},
+  "lora_alpha": 4,
+  "lora_bias": false,
+  "lora_dropout": 0.1,
+  "lora_ga_config": null,
+  "megatron_config": null,
+  "megatron_core": "megatron.core",
+  "modules_to_save": null,
+  "monteclora_config": null,
+  "peft_type": "LORA",
+  "peft_version": "0.21.2",
+  "qalora_group_size": 16,
+  "r": 2,
+  "rank_pattern": {},
+  "revision": null,
+  "target_modules": [
+    "lin0",
+    "lin1"
+  ],
+  "target_parameters": null,
+  "task_type": "CAUSAL_LM",
+  "trainable_token_indices": null,
+  "use_bdlora": null,
+  "use_dora": false,
+  "use_qalora": false,
+  "use_rslora": false,
+  "velora_config": null
+}"#;
+    assert_eq!(text, expected);
+    assert!(
+        std::fs::read_to_string(folder.path().join("README.md")).unwrap().contains("base_model: org/base")
+    );
+}
+
+#[test]
+fn unknown_keys_of_a_config_survive_a_round_trip() {
+    let (folder, _) = saved(&lora());
+    edit_config(folder.path(), |config| {
+        config.insert("future_field".into(), json!({"a": [1, 2]}));
+        config.insert("peft_version".into(), json!("0.19.0"));
+    });
+    let mut model = model();
+    model.load_adapter(folder.path(), "default").unwrap();
+    let again = tempfile::tempdir().unwrap();
+    model.save_pretrained(again.path(), "default").unwrap();
+    let read = |folder: &Path| -> Value {
+        serde_json::from_str(&std::fs::read_to_string(folder.join("adapter_config.json")).unwrap()).unwrap()
+    };
+    assert_eq!(read(folder.path()), read(again.path()));
+}
+
+#[test]
+fn switches_that_are_on_and_not_implemented_are_refused_by_name() {
+    for (field, value) in [
+        ("kasa_config", json!({"beta": 0.1})),
+        ("use_qalora", json!(true)),
+        ("alora_invocation_tokens", json!([1, 2])),
+        ("velora_config", json!({"num_groups": 4})),
+        ("megatron_config", json!({"x": 1})),
+    ] {
+        let (folder, _) = saved(&lora());
+        edit_config(folder.path(), |config| drop(config.insert(field.into(), value.clone())));
+        let text = load_error(folder.path());
+        assert!(text.contains(&format!("`{field}` = {value} is not supported")), "{text}");
+        assert!(text.contains("adapter_config.json"), "{text}");
+    }
+    let (folder, _) = saved(&lora());
+    edit_config(folder.path(), |config| drop(config.insert("peft_type".into(), json!("LOHA"))));
+    let text = load_error(folder.path());
+    assert!(text.contains(r#"`peft_type` "LOHA" is not supported; supported are `LORA`"#), "{text}");
+}
+
+#[test]
+fn invalid_values_of_a_config_are_named() {
+    for (field, value, part) in [
+        ("r", json!(0), "invalid `r`: the rank is 0"),
+        ("r", json!("4"), "invalid type: string \"4\""),
+        ("r", json!(-1), "invalid value"),
+        ("lora_dropout", json!(1.0), "invalid `lora_dropout`"),
+        ("task_type", json!("SINGING"), "`SINGING` is none of SEQ_CLS"),
+        ("bias", json!("some"), "unknown variant `some`"),
+        ("init_lora_weights", json!("magic"), "\"magic\" is not supported"),
+        ("layers_pattern", json!("layers"), "does nothing without `layers_to_transform`"),
+        ("rank_pattern", json!({"lin0": 0}), "for the pattern `lin0`, the rank is 0"),
+    ] {
+        let (folder, _) = saved(&lora());
+        edit_config(folder.path(), |config| drop(config.insert(field.into(), value)));
+        let text = load_error(folder.path());
+        assert!(text.contains(part) && text.contains("adapter_config.json"), "{field}: {text}");
+    }
+}
+
+#[test]
+fn a_damaged_or_foreign_weights_file_is_refused_with_its_name() {
+    let (folder, _) = saved(&lora());
+    let path = folder.path().join("adapter_model.safetensors");
+    let whole = std::fs::read(&path).unwrap();
+    for damaged in [&whole[..whole.len() - 3], &whole[..20], b"not a safetensors file at all".as_slice(), b""]
+    {
+        std::fs::write(&path, damaged).unwrap();
+        let text = load_error(folder.path());
+        assert!(text.contains("adapter_model.safetensors"), "{text}");
+    }
+    std::fs::remove_file(&path).unwrap();
+    assert!(load_error(folder.path()).contains("cannot open"));
+    std::fs::write(folder.path().join("adapter_config.json"), "{").unwrap();
+    assert!(load_error(folder.path()).contains("not a valid adapter config"));
+    let empty = tempfile::tempdir().unwrap();
+    assert!(load_error(empty.path()).contains("adapter_config.json"));
+}
+
+#[test]
+fn missing_unexpected_and_misshapen_tensors_are_all_named() {
+    let (folder, model) = saved(&lora());
+    let mut tensors = model.adapter_state_dict("default").unwrap();
+    let moved = tensors.remove("base_model.model.lin0.lora_A.weight").unwrap();
+    tensors.insert("base_model.model.lin9.lora_A.weight".into(), moved);
+    tensors.insert("base_model.model.lin1.lora_B.weight".into(), random(&[2, 3]));
+    write_weights(folder.path(), &tensors);
+    let text = load_error(folder.path());
+    for part in [
+        "missing: `lin0.lora_A.weight`",
+        "unexpected: `lin9.lora_A.weight`",
+        "`lin1.lora_B.weight` has shape [2, 3], expected [2, 2]",
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+}
+
+#[test]
+fn keys_without_the_prefix_and_other_dtypes_are_accepted() {
+    let (folder, saved) = saved(&lora());
+    let tensors = saved.adapter_state_dict("default").unwrap().into_iter();
+    let bare = |(key, tensor): (String, Tensor)| {
+        (key.strip_prefix("base_model.model.").unwrap().to_owned(), tensor.to_dtype(DType::BF16).unwrap())
+    };
+    write_weights(folder.path(), &tensors.map(bare).collect());
+    let mut model = model();
+    model.load_adapter(folder.path(), "default").unwrap();
+    assert!(model.adapter_state_dict("default").unwrap().values().all(|tensor| tensor.dtype() == DType::F32));
+}
+
+#[test]
+fn parameters_of_the_base_model_in_a_file_are_loaded_too() {
+    let (folder, saved) = saved(&lora());
+    let mut tensors = saved.adapter_state_dict("default").unwrap();
+    tensors.insert("base_model.model.embed.weight".into(), random(&[7, 5]));
+    tensors.insert("base_model.model.lin0.base_layer.bias".into(), random(&[6]));
+    write_weights(folder.path(), &tensors);
+    let mut model = model();
+    let report = model.load_adapter(folder.path(), "default").unwrap();
+    assert_eq!(report.base_parameters, ["embed.weight", "lin0.bias"]);
+    let base = model.base_state_dict();
+    assert_eq!(
+        bits(&base["embed.weight"]).unwrap(),
+        bits(&tensors["base_model.model.embed.weight"]).unwrap()
+    );
+    assert_eq!(
+        bits(&base["lin0.bias"]).unwrap(),
+        bits(&tensors["base_model.model.lin0.base_layer.bias"]).unwrap()
+    );
+
+    tensors.insert("base_model.model.embed.weight".into(), random(&[8, 5]));
+    write_weights(folder.path(), &tensors);
+    assert!(load_error(folder.path()).contains("`embed.weight` has shape [8, 5], expected [7, 5]"));
+}
+
+#[test]
+fn an_adapter_that_is_not_called_default_has_a_folder_of_its_name() {
+    let mut model = model();
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["default", "chat"] {
+        model.inject_adapter(&lora().with_seed(3).with_init(LoraInit::Random), name).unwrap();
+        model.save_pretrained(folder.path(), name).unwrap();
+    }
+    assert!(folder.path().join("chat/adapter_config.json").is_file());
+    assert!(!folder.path().join("chat/README.md").exists());
+    let mut other = self::model();
+    other.load_adapter(folder.path(), "chat").unwrap();
+    other.load_adapter(folder.path().join("chat"), "again").unwrap();
+    let state = |model: &Model, name: &str| {
+        let state = model.adapter_state_dict(name).unwrap();
+        state.values().flat_map(|tensor| bits(tensor).unwrap()).collect::<Vec<_>>()
+    };
+    assert_eq!(state(&model, "chat"), state(&other, "chat"));
+    assert_eq!(state(&model, "chat"), state(&other, "again"));
+    assert_ne!(state(&model, "chat"), state(&model, "default"));
+}
+
+#[test]
+fn loading_for_inference_keeps_the_adapter_out_of_the_graph() {
+    let (folder, _) = saved(&lora());
+    let mut model = model();
+    model.load_adapter(folder.path(), "default").unwrap();
+    assert!(model.trainable_parameters().is_empty());
+    model.delete_adapter("default").unwrap();
+    model.load_adapter_with(folder.path(), "default", LoadOptions::new().trainable(true)).unwrap();
+    assert_eq!(model.trainable_parameters().len(), 4);
+}
+
+#[test]
+fn a_state_dict_goes_in_whole_or_not_at_all() {
+    let (_folder, mut model) = saved(&lora());
+    let state = model.adapter_state_dict("default").unwrap();
+    let mut wrong: BTreeMap<String, Tensor> =
+        state.iter().map(|(key, tensor)| (key.clone(), tensor.zeros_like().unwrap())).collect();
+    wrong.insert("base_model.model.lin1.lora_B.weight".into(), random(&[3, 3]));
+    let error = model.load_adapter_state_dict(&wrong, "default").unwrap_err();
+    assert!(matches!(error, Error::Tensors { .. }));
+    let after = model.adapter_state_dict("default").unwrap();
+    assert!(state.iter().all(|(key, tensor)| bits(tensor).unwrap() == bits(&after[key]).unwrap()));
+    let own = model.adapter_state_dict("default").unwrap();
+    model.load_adapter_state_dict(&own, "default").unwrap();
+}
+
+#[test]
+fn a_state_dict_is_a_copy_that_training_does_not_change() {
+    let (_folder, model) = saved(&lora());
+    let state = model.adapter_state_dict("default").unwrap();
+    let before = bits(&state["base_model.model.lin0.lora_A.weight"]).unwrap();
+    for (_, var) in model.trainable_parameters() {
+        var.set(&var.zeros_like().unwrap()).unwrap();
+    }
+    assert_eq!(bits(&state["base_model.model.lin0.lora_A.weight"]).unwrap(), before);
+}
+
+#[test]
+fn saving_into_a_folder_that_cannot_be_written_leaves_the_old_files() {
+    let (folder, model) = saved(&lora());
+    let before = std::fs::read(folder.path().join("adapter_model.safetensors")).unwrap();
+    let file = folder.path().join("adapter_config.json");
+    let error = model.save_pretrained(&file, "default").unwrap_err();
+    assert!(matches!(error, Error::Io { .. }), "{error}");
+    assert_eq!(std::fs::read(folder.path().join("adapter_model.safetensors")).unwrap(), before);
+    let left: Vec<_> =
+        std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left.len(), 3, "no temporary files stay behind: {left:?}");
+}
+
+#[test]
+fn base_weights_are_read_from_one_file_or_from_shards() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, keys: &[&str]| {
+        let tensors: BTreeMap<String, Tensor> =
+            keys.iter().map(|key| ((*key).to_owned(), random(&[2, 3]))).collect();
+        std::fs::write(folder.path().join(name), safetensors::serialize(tensors.iter(), None).unwrap())
+            .unwrap();
+    };
+    write("one.safetensors", &["a", "b"]);
+    write("two.safetensors", &["c"]);
+    let index =
+        json!({"weight_map": {"a": "one.safetensors", "b": "one.safetensors", "c": "two.safetensors"}});
+    std::fs::write(folder.path().join("model.safetensors.index.json"), index.to_string()).unwrap();
+    let checkpoint = Checkpoint::open(folder.path()).unwrap();
+    assert_eq!(checkpoint.names().collect::<Vec<_>>(), ["a", "b", "c"]);
+    let vb = checkpoint.var_builder(DType::F32, &Device::Cpu);
+    assert_eq!(vb.get((2, 3), "c").unwrap().dims(), [2, 3]);
+    assert!(vb.get((3, 3), "c").unwrap_err().to_string().contains("the shape of `c` does not fit the model"));
+    write("two.safetensors", &["a"]);
+    let error = Checkpoint::open(folder.path()).err().unwrap().chain();
+    assert!(error.contains("the tensor `a` is in two files") && error.contains("two.safetensors"), "{error}");
+}
+
+#[test]
+fn a_config_is_read_by_its_method() {
+    let config = PeftConfig::from_json(&lora().to_json().unwrap()).unwrap();
+    assert_eq!(config, PeftConfig::Lora(lora()));
+    assert!(
+        PeftConfig::from_json("{}").unwrap_err().to_string().contains("`peft_type` \"\" is not supported")
+    );
+}
