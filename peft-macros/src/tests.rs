@@ -8,7 +8,7 @@ use quote::quote;
 use crate::{expand, targets};
 
 /// Compares the pretty-printed expansion with the snapshot of that name.
-fn check(name: &str, expansion: TokenStream) {
+fn check(name: &str, expansion: &TokenStream) {
     let file = syn::parse2(quote!(fn expansion() { #expansion })).unwrap();
     let printed = prettyplease::unparse(&file);
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("src/snapshots/{name}.rs.snap"));
@@ -23,7 +23,7 @@ macro_rules! snapshot {
     ($name:ident, $($input:tt)*) => {
         #[test]
         fn $name() {
-            check(stringify!($name), expand::expand(quote!($($input)*)));
+            check(stringify!($name), &expand::expand(quote!($($input)*)));
         }
     };
 }
@@ -133,7 +133,10 @@ snapshot!(
 
 #[test]
 fn checked_targets() {
-    check("checked_targets", targets::expand(quote!(::peft_runtime; Model<u8>; "q_proj", "layers.*.v_proj")));
+    check(
+        "checked_targets",
+        &targets::expand(quote!(::peft_runtime; Model<u8>; "q_proj", "layers.*.v_proj")),
+    );
 }
 
 #[test]

@@ -17,6 +17,7 @@ pub mod nn;
 pub mod prelude;
 pub mod schema;
 
+mod declared;
 mod display;
 mod inject;
 mod manage;
@@ -29,7 +30,7 @@ mod store;
 pub use candle_core;
 pub use candle_nn;
 
-pub use config::{Bias, LoraConfig, LoraInit, PeftConfig};
+pub use config::{AdaLoraConfig, Bias, Ia3Config, LoraConfig, LoraInit, PeftConfig};
 pub use error::{Error, Result};
 pub use inject::InjectionReport;
 pub use layer::{Adapted, no_grad};
@@ -84,7 +85,8 @@ macro_rules! targets {
 #[doc(hidden)]
 pub mod __private {
     pub use crate::config::Bias;
-    pub use crate::module::{Cursor, CursorMut, Declared, DeclaredLora, Injectable};
+    pub use crate::declared::{Declared, DeclaredLora};
+    pub use crate::module::{Cursor, CursorMut, Injectable};
     pub use crate::schema::{Field, Schema, check_target};
     pub use crate::select::TargetModules;
     pub use core::option::Option;

@@ -169,7 +169,18 @@ impl Geometry {
         }
     }
 
-    /// The dimension of an output that its features are in.
+    /// A matrix `[out, in / groups · kernel]` with every input feature scaled by a vector `[in]`.
+    pub(crate) fn scale_matrix_inputs(&self, matrix: &Tensor, vector: &Tensor) -> Result<Tensor> {
+        let Self::Conv { in_channels, out_channels, kernel, settings } = self else {
+            return matrix.broadcast_mul(&vector.unsqueeze(0)?);
+        };
+        let (groups, elements) = (settings.groups.max(1), kernel.iter().product::<usize>());
+        let shape = (groups, out_channels / groups, in_channels / groups, elements);
+        let vector = vector.reshape((groups, 1, in_channels / groups, 1))?;
+        matrix.reshape(shape)?.broadcast_mul(&vector)?.reshape(matrix.shape())
+    }
+
+    /// The dimension of an input or output that its features are in.
     pub(crate) fn feature_axis(&self) -> usize {
         match self {
             Self::Conv { .. } => 1,

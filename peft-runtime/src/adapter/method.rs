@@ -7,7 +7,8 @@ use candle_core::Tensor;
 
 use super::{Adapter, Geometry, Site, TensorSource};
 use crate::ModulePath;
-use crate::config::{Bias, CommonFields, LoraConfig};
+use crate::config::{AdaLoraConfig, Bias, CommonFields, Ia3Config, LoraConfig};
+use crate::declared::Declared;
 use crate::error::{Fault, Result};
 use crate::schema::LayerKind;
 use crate::select::{LayerIndices, TargetModules};
@@ -38,11 +39,17 @@ pub trait AdapterMethod: Debug + Send + Sync + 'static {
     /// layers store their weights transposed.
     fn resolved(&self, targets: TargetModules, transposed: bool) -> Arc<dyn AdapterMethod>;
 
-    /// The text of the `adapter_config.json`.
+    /// The text of the `adapter_config.json`, for these adapters.
     ///
     /// # Errors
     /// If a value has no JSON form.
-    fn to_json(&self) -> Result<String>;
+    fn to_json(&self, adapters: &[(&ModulePath, &dyn Adapter)]) -> Result<String>;
+
+    /// The settings with what the model declares where they say nothing; `None` if nothing is added.
+    fn with_declared(&self, declared: &Declared) -> Option<Arc<dyn AdapterMethod>> {
+        let _ = declared;
+        None
+    }
 
     /// Which biases of the base model train along.
     fn bias(&self) -> Bias {
@@ -67,6 +74,16 @@ pub trait AdapterMethod: Debug + Send + Sync + 'static {
 
     /// The settings as LoRA's, if that is what they are.
     fn as_lora(&self) -> Option<&LoraConfig> {
+        None
+    }
+
+    /// The settings as AdaLoRA's, if that is what they are.
+    fn as_adalora(&self) -> Option<&AdaLoraConfig> {
+        None
+    }
+
+    /// The settings as IA3's, if that is what they are.
+    fn as_ia3(&self) -> Option<&Ia3Config> {
         None
     }
 }

@@ -1,6 +1,8 @@
 //! The adapter methods: one state type each, and the one interface through which layers know them.
 
+mod adalora;
 mod geometry;
+mod ia3;
 mod init;
 mod lora;
 mod method;
@@ -18,8 +20,10 @@ use crate::schema::LayerKind;
 
 pub use crate::ops::conv::ConvSettings;
 pub use crate::ops::low_rank::LowRank;
+pub use adalora::AdaLora;
 pub use geometry::Geometry;
 pub(crate) use geometry::without_padding_gradient;
+pub use ia3::Ia3;
 pub use init::Init;
 pub use lora::Lora;
 pub(crate) use lora::tuple;
@@ -91,6 +95,32 @@ pub trait Adapter: Debug + Send + Sync {
         None
     }
 
+    /// The adapter as AdaLoRA's, if that is what it is.
+    fn as_adalora(&self) -> Option<&AdaLora> {
+        None
+    }
+
+    /// The values of a tensor as files have them.
+    ///
+    /// # Errors
+    /// If the device refuses.
+    fn stored_tensor(&self, tensor: &AdapterTensor<'_>) -> candle_core::Result<Tensor> {
+        Ok(tensor.var.as_detached_tensor())
+    }
+
+    /// The values of a tensor from those that files have, where the two differ in shape; `None` if they do not fit.
+    ///
+    /// # Errors
+    /// If the device refuses.
+    fn unstored_tensor(
+        &self,
+        tensor: &AdapterTensor<'_>,
+        stored: &Tensor,
+    ) -> candle_core::Result<Option<Tensor>> {
+        let _ = (tensor, stored);
+        Ok(None)
+    }
+
     /// The factor that scales the adapter's part, if it has one.
     fn scaling(&self) -> Option<f64> {
         None
@@ -107,6 +137,11 @@ pub trait Adapter: Debug + Send + Sync {
 
     /// The word that PEFT's module tree puts before the layer's type, as in `lora.Linear`.
     fn tree_prefix(&self) -> Option<&'static str> {
+        None
+    }
+
+    /// The type that PEFT's module tree shows instead of the layer's.
+    fn tree_type(&self) -> Option<&'static str> {
         None
     }
 }

@@ -23,6 +23,11 @@ pub(crate) trait ConfigFields {
     /// Fields of the method that are not implemented, each with the value it has when it is off.
     fn unimplemented_fields() -> Vec<(&'static str, Value)>;
 
+    /// Fields that the file has and the method does not read, each with PEFT's default.
+    fn ignored_fields() -> Vec<(&'static str, Value)> {
+        Vec::new()
+    }
+
     /// All that is wrong with the values.
     fn faults(&self) -> Vec<ConfigFault>;
 

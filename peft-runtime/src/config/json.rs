@@ -23,7 +23,7 @@ pub(crate) fn from_json<C: ConfigFields + DeserializeOwned>(text: &str) -> Resul
     // What is written anyway need not be remembered as unknown.
     let unknown = &mut config.common_mut().unknown;
     unknown.remove("peft_type");
-    for (field, inert) in C::unimplemented_fields() {
+    for (field, inert) in C::unimplemented_fields().into_iter().chain(C::ignored_fields()) {
         if unknown.get(field) == Some(&inert) {
             unknown.remove(field);
         }
@@ -49,7 +49,7 @@ pub(crate) fn to_json<C: ConfigFields + Serialize>(config: &C) -> Result<String>
     let mut value = serde_json::to_value(config)?;
     if let Value::Object(fields) = &mut value {
         fields.insert("peft_type".to_owned(), json!(C::PEFT_TYPE));
-        for (field, inert) in C::unimplemented_fields() {
+        for (field, inert) in C::unimplemented_fields().into_iter().chain(C::ignored_fields()) {
             fields.entry(field).or_insert(inert);
         }
     }

@@ -1,101 +1,18 @@
 //! The config of LoRA: <https://arxiv.org/abs/2106.09685>.
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
 use serde_json::{Value, json};
 
+use super::PatternMap;
 use super::common::{
     Bias, CommonFields, ConfigFault, ConfigFields, as_number, finite_fault, probability_fault, rank_fault,
 };
-use super::{PatternMap, from_json, to_json};
+use super::lora_init::{LoftqConfig, LoraInit, as_loftq, loftq_or_nothing};
+use super::modules::{LayerFields, ModuleFields, layer_methods, shared_methods};
 use crate::error::Result;
 use crate::select::{LayerIndices, TargetModules};
 
 pub(super) const PEFT_TYPE: &str = "LORA";
-
-/// How the factors of a fresh LoRA adapter are drawn.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum LoraInit {
-    /// A uniform in ±1/√fan_in, B zero: the fresh adapter changes nothing. PEFT's `true`.
-    #[default]
-    Default,
-    /// A normal with standard deviation 1/rank, B zero. PEFT's `"gaussian"`.
-    Gaussian,
-    /// A and B both random: the fresh adapter changes the output. PEFT's `false`, meant for tests.
-    Random,
-    /// The leading singular values of the weight, which loses them: <https://arxiv.org/abs/2404.02948>.
-    Pissa,
-    /// The same by a randomised search with this many power iterations.
-    PissaIterations(usize),
-    /// The leading columns of the weight's QR decomposition, which it loses: <https://arxiv.org/abs/2406.01775>.
-    Olora,
-    /// Random factors whose product is zero; the rank has to be even.
-    Orthogonal,
-    /// Factors that make up for quantising the weight: <https://arxiv.org/abs/2310.08659>.
-    Loftq,
-    /// Directions of the layer's inputs, set by `initialise_eva`: <https://arxiv.org/abs/2410.07170>.
-    Eva,
-}
-
-/// How LoftQ quantises.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LoftqConfig {
-    /// 4 (normal float) or 8 bits.
-    #[serde(rename = "loftq_bits", default = "default_loftq_bits")]
-    pub bits: usize,
-    /// How often quantising and factorising alternate.
-    #[serde(rename = "loftq_iter", default = "default_loftq_iterations")]
-    pub iterations: usize,
-}
-
-impl Default for LoftqConfig {
-    fn default() -> Self {
-        Self { bits: default_loftq_bits(), iterations: default_loftq_iterations() }
-    }
-}
-
-fn default_loftq_bits() -> usize {
-    4
-}
-
-fn default_loftq_iterations() -> usize {
-    1
-}
-
-impl LoraInit {
-    /// Whether the factors are drawn and not worked out from a weight.
-    pub(crate) fn draws_factors(self) -> bool {
-        matches!(self, Self::Default | Self::Gaussian | Self::Random)
-    }
-
-    /// The value in `adapter_config.json`.
-    pub(crate) fn describe(self) -> String {
-        match self {
-            Self::Default => "true".to_owned(),
-            Self::Random => "false".to_owned(),
-            Self::Gaussian => "gaussian".to_owned(),
-            Self::Pissa => "pissa".to_owned(),
-            Self::PissaIterations(iterations) => format!("pissa_niter_{iterations}"),
-            Self::Olora => "olora".to_owned(),
-            Self::Orthogonal => "orthogonal".to_owned(),
-            Self::Loftq => "loftq".to_owned(),
-            Self::Eva => "eva".to_owned(),
-        }
-    }
-
-    fn parse(name: &str) -> Option<Self> {
-        let lower = name.to_ascii_lowercase();
-        Some(match lower.as_str() {
-            "gaussian" => Self::Gaussian,
-            "pissa" => Self::Pissa,
-            "olora" => Self::Olora,
-            "orthogonal" => Self::Orthogonal,
-            "loftq" => Self::Loftq,
-            "eva" => Self::Eva,
-            other => Self::PissaIterations(other.strip_prefix("pissa_niter_")?.parse().ok()?),
-        })
-    }
-}
 
 /// The config of a LoRA adapter: `ΔW = s·B·A` with `s = alpha / rank`, or `alpha / √rank` with rank stabilisation.
 ///
@@ -115,16 +32,6 @@ pub struct LoraConfig {
     alpha: f64,
     #[serde(rename = "lora_dropout", default)]
     dropout: f64,
-    #[serde(rename = "target_modules", default)]
-    targets: Option<TargetModules>,
-    #[serde(rename = "exclude_modules", default)]
-    exclude: Option<TargetModules>,
-    #[serde(default)]
-    modules_to_save: Option<Vec<String>>,
-    #[serde(default)]
-    layers_to_transform: Option<LayerIndices>,
-    #[serde(default)]
-    layers_pattern: Option<OneOrMany>,
     #[serde(default)]
     rank_pattern: PatternMap<usize>,
     #[serde(default, serialize_with = "as_numbers")]
@@ -146,24 +53,11 @@ pub struct LoraConfig {
     #[serde(skip)]
     seed: u64,
     #[serde(flatten)]
+    modules: ModuleFields,
+    #[serde(flatten)]
+    layers: LayerFields,
+    #[serde(flatten)]
     common: CommonFields,
-}
-
-/// A string or a list of strings.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(untagged)]
-enum OneOrMany {
-    One(String),
-    Many(Vec<String>),
-}
-
-impl OneOrMany {
-    fn as_slice(&self) -> &[String] {
-        match self {
-            Self::One(one) => std::slice::from_ref(one),
-            Self::Many(many) => many,
-        }
-    }
 }
 
 fn default_rank() -> usize {
@@ -197,11 +91,6 @@ impl LoraConfig {
             rank,
             alpha,
             dropout: 0.0,
-            targets: None,
-            exclude: None,
-            modules_to_save: None,
-            layers_to_transform: None,
-            layers_pattern: None,
             rank_pattern: PatternMap::default(),
             alpha_pattern: PatternMap::default(),
             bias: Bias::None,
@@ -212,49 +101,19 @@ impl LoraConfig {
             init: LoraInit::Default,
             fan_in_fan_out: false,
             seed: 0,
+            modules: ModuleFields::default(),
+            layers: LayerFields::default(),
             common: CommonFields::default(),
         }
     }
+
+    shared_methods!();
+    layer_methods!();
 
     /// Drops elements of the adapter's input with this probability while training; 0 by default.
     #[must_use]
     pub fn with_dropout(mut self, probability: f64) -> Self {
         self.dropout = probability;
-        self
-    }
-
-    /// The modules to adapt; without it, those that the model declares with `#[peft(target = "…")]`.
-    #[must_use]
-    pub fn with_targets(mut self, targets: impl Into<TargetModules>) -> Self {
-        self.targets = Some(targets.into());
-        self
-    }
-
-    /// Modules to leave alone although they are targets.
-    #[must_use]
-    pub fn with_exclude_modules(mut self, modules: impl Into<TargetModules>) -> Self {
-        self.exclude = Some(modules.into());
-        self
-    }
-
-    /// Modules that train in full, as a copy that belongs to the adapter (a classifier head, for example).
-    #[must_use]
-    pub fn with_modules_to_save<S: Into<String>>(mut self, modules: impl IntoIterator<Item = S>) -> Self {
-        self.modules_to_save = Some(modules.into_iter().map(Into::into).collect());
-        self
-    }
-
-    /// Adapts only the blocks with these numbers.
-    #[must_use]
-    pub fn with_layers_to_transform(mut self, layers: impl IntoIterator<Item = usize>) -> Self {
-        self.layers_to_transform = Some(LayerIndices::Many(layers.into_iter().collect()));
-        self
-    }
-
-    /// The names of the block lists that `layers_to_transform` counts in.
-    #[must_use]
-    pub fn with_layers_pattern<S: Into<String>>(mut self, containers: impl IntoIterator<Item = S>) -> Self {
-        self.layers_pattern = Some(OneOrMany::Many(containers.into_iter().map(Into::into).collect()));
         self
     }
 
@@ -315,43 +174,6 @@ impl LoraConfig {
         self
     }
 
-    /// The seed of the initial factors and of dropout; 0 by default. It is not written to files.
-    #[must_use]
-    pub fn with_seed(mut self, seed: u64) -> Self {
-        self.seed = seed;
-        self
-    }
-
-    /// The task type that the file names, one of PEFT's.
-    #[must_use]
-    pub fn with_task_type(mut self, task_type: impl Into<String>) -> Self {
-        self.common.task_type = Some(task_type.into());
-        self
-    }
-
-    /// The base model that the file names.
-    #[must_use]
-    pub fn with_base_model(mut self, name_or_path: impl Into<String>) -> Self {
-        self.common.base_model_name_or_path = Some(name_or_path.into());
-        self
-    }
-
-    /// Reads the text of an `adapter_config.json`.
-    ///
-    /// # Errors
-    /// If the text is not JSON, a switch that is on is not supported, or a value is invalid.
-    pub fn from_json(text: &str) -> Result<Self> {
-        from_json(text)
-    }
-
-    /// The text of the `adapter_config.json`: every field of PEFT 0.21.2, keys sorted.
-    ///
-    /// # Errors
-    /// If a value has no JSON form.
-    pub fn to_json(&self) -> Result<String> {
-        to_json(self)
-    }
-
     /// The rank where no pattern says otherwise.
     pub fn rank(&self) -> usize {
         self.rank
@@ -365,21 +187,6 @@ impl LoraConfig {
     /// The probability of dropout.
     pub fn dropout(&self) -> f64 {
         self.dropout
-    }
-
-    /// The modules to adapt, if the config names them.
-    pub fn targets(&self) -> Option<&TargetModules> {
-        self.targets.as_ref()
-    }
-
-    /// Modules to leave alone.
-    pub fn exclude_modules(&self) -> Option<&TargetModules> {
-        self.exclude.as_ref()
-    }
-
-    /// Modules that train in full.
-    pub fn modules_to_save(&self) -> &[String] {
-        self.modules_to_save.as_deref().unwrap_or_default()
     }
 
     /// Ranks by pattern.
@@ -422,16 +229,6 @@ impl LoraConfig {
         self.init
     }
 
-    /// The seed of the initial factors and of dropout.
-    pub fn seed(&self) -> u64 {
-        self.seed
-    }
-
-    /// The fields that describe the adapter.
-    pub fn common(&self) -> &CommonFields {
-        &self.common
-    }
-
     /// The scaling of a layer with this rank and alpha.
     pub fn scaling(&self, rank: usize, alpha: f64) -> f64 {
         #[expect(clippy::cast_precision_loss, reason = "a rank is far below 2^53")]
@@ -439,17 +236,10 @@ impl LoraConfig {
         if self.use_rslora { alpha / rank.sqrt() } else { alpha / rank }
     }
 
-    pub(crate) fn layers_to_transform(&self) -> Option<&LayerIndices> {
-        self.layers_to_transform.as_ref()
-    }
-
-    pub(crate) fn layers_pattern(&self) -> Option<&[String]> {
-        self.layers_pattern.as_ref().map(OneOrMany::as_slice)
-    }
-
     /// The config as it is written once the model has said which modules it means and how their weights lie.
     pub(crate) fn resolved(&self, targets: TargetModules, fan_in_fan_out: bool) -> Self {
-        Self { targets: Some(targets), fan_in_fan_out, ..self.clone() }
+        let modules = ModuleFields { targets: Some(targets), ..self.modules.clone() };
+        Self { modules, fan_in_fan_out, ..self.clone() }
     }
 }
 
@@ -490,7 +280,7 @@ impl ConfigFields for LoraConfig {
         faults.extend(
             self.alpha_pattern.faults("alpha_pattern", |alpha| finite_fault("alpha_pattern", *alpha)),
         );
-        faults.extend(self.layer_faults());
+        faults.extend(self.layers.fault(self.targets()));
         if self.lora_bias && !matches!(self.init, LoraInit::Default | LoraInit::Random) {
             let reason =
                 format!("a bias on B needs the default or the random init, not `{}`", self.init.describe());
@@ -505,65 +295,5 @@ impl ConfigFields for LoraConfig {
             faults.push(("loftq_config", reason));
         }
         faults
-    }
-}
-
-impl LoraConfig {
-    fn layer_faults(&self) -> Option<ConfigFault> {
-        let has_pattern = self.layers_pattern().is_some_and(|names| !names.is_empty());
-        match (&self.targets, &self.layers_to_transform) {
-            (Some(TargetModules::Regex(_) | TargetModules::AllLinear), Some(_)) => Some((
-                "layers_to_transform",
-                "it goes with a list of target names; a pattern can name the blocks itself".to_owned(),
-            )),
-            (_, None) if has_pattern => {
-                Some(("layers_pattern", "it does nothing without `layers_to_transform`".to_owned()))
-            }
-            _ => None,
-        }
-    }
-}
-
-impl Serialize for LoraInit {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self {
-            Self::Default => serializer.serialize_bool(true),
-            Self::Random => serializer.serialize_bool(false),
-            other => serializer.serialize_str(&other.describe()),
-        }
-    }
-}
-
-impl<'de> Deserialize<'de> for LoraInit {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let value = Value::deserialize(deserializer)?;
-        let init = match &value {
-            Value::Bool(true) => Some(Self::Default),
-            Value::Null | Value::Bool(false) => Some(Self::Random),
-            Value::String(name) => Self::parse(name),
-            _ => None,
-        };
-        init.ok_or_else(|| {
-            serde::de::Error::custom(format!(
-                "`init_lora_weights` = {value} is not supported; supported are true, false, \"gaussian\", \"pissa\", \
-                 \"pissa_niter_N\", \"olora\", \"orthogonal\", \"loftq\" and \"eva\""
-            ))
-        })
-    }
-}
-
-/// `{}` and null mean that nothing is set.
-fn loftq_or_nothing<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<LoftqConfig>, D::Error> {
-    match Value::deserialize(deserializer)? {
-        Value::Null => Ok(None),
-        Value::Object(fields) if fields.is_empty() => Ok(None),
-        value => serde_json::from_value(value).map(Some).map_err(serde::de::Error::custom),
-    }
-}
-
-fn as_loftq<S: Serializer>(loftq: &Option<LoftqConfig>, serializer: S) -> Result<S::Ok, S::Error> {
-    match loftq {
-        Some(loftq) => loftq.serialize(serializer),
-        None => serializer.collect_map(std::iter::empty::<((), ())>()),
     }
 }

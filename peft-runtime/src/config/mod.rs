@@ -1,12 +1,19 @@
 //! The configs of the adapter methods, in Rust's words and in the shape of `adapter_config.json`.
 
+mod adalora;
 mod common;
+mod ia3;
 mod json;
 mod lora;
+mod lora_init;
+mod modules;
 mod pattern_map;
 
+pub use adalora::AdaLoraConfig;
 pub use common::{Bias, CommonFields};
-pub use lora::{LoftqConfig, LoraConfig, LoraInit};
+pub use ia3::Ia3Config;
+pub use lora::LoraConfig;
+pub use lora_init::{LoftqConfig, LoraInit};
 pub use pattern_map::PatternMap;
 
 pub(crate) use pattern_map::Chosen;
@@ -22,6 +29,10 @@ use crate::error::{Error, Result};
 pub enum PeftConfig {
     /// LoRA and its variants.
     Lora(LoraConfig),
+    /// LoRA with ranks that move between layers.
+    AdaLora(AdaLoraConfig),
+    /// Scaling vectors.
+    Ia3(Ia3Config),
 }
 
 impl PeftConfig {
@@ -32,10 +43,14 @@ impl PeftConfig {
     pub fn from_json(text: &str) -> Result<Self> {
         let value: serde_json::Value = serde_json::from_str(text)?;
         match value.get("peft_type").and_then(serde_json::Value::as_str) {
-            Some(lora::PEFT_TYPE) => Ok(Self::Lora(from_json(text)?)),
+            Some(LoraConfig::PEFT_TYPE) => Ok(Self::Lora(from_json(text)?)),
+            Some(AdaLoraConfig::PEFT_TYPE) => Ok(Self::AdaLora(from_json(text)?)),
+            Some(Ia3Config::PEFT_TYPE) => Ok(Self::Ia3(from_json(text)?)),
             other => Err(Error::UnsupportedMethod {
                 peft_type: other.unwrap_or_default().to_owned(),
-                supported: [lora::PEFT_TYPE].map(str::to_owned).to_vec(),
+                supported: [LoraConfig::PEFT_TYPE, AdaLoraConfig::PEFT_TYPE, Ia3Config::PEFT_TYPE]
+                    .map(str::to_owned)
+                    .to_vec(),
             }),
         }
     }
@@ -47,6 +62,8 @@ impl PeftConfig {
     pub fn to_json(&self) -> Result<String> {
         match self {
             Self::Lora(config) => config.to_json(),
+            Self::AdaLora(config) => config.to_json(),
+            Self::Ia3(config) => config.to_json(),
         }
     }
 }
@@ -54,5 +71,17 @@ impl PeftConfig {
 impl From<LoraConfig> for PeftConfig {
     fn from(config: LoraConfig) -> Self {
         Self::Lora(config)
+    }
+}
+
+impl From<AdaLoraConfig> for PeftConfig {
+    fn from(config: AdaLoraConfig) -> Self {
+        Self::AdaLora(config)
+    }
+}
+
+impl From<Ia3Config> for PeftConfig {
+    fn from(config: Ia3Config) -> Self {
+        Self::Ia3(config)
     }
 }

@@ -56,9 +56,10 @@ fn layer_repr(layer: &dyn AdaptedLayer) -> Repr {
     let Some((_, first)) = adapters.first() else { return base };
     // PEFT wraps both layouts of a linear weight in one class.
     let kind = if layer.kind().family == Family::Linear { "Linear" } else { layer.kind().name };
-    let mut repr = Repr::module(match first.tree_prefix() {
-        Some(prefix) => format!("{prefix}.{kind}"),
-        None => kind.to_owned(),
+    let mut repr = Repr::module(match (first.tree_type(), first.tree_prefix()) {
+        (Some(whole), _) => whole.to_owned(),
+        (None, Some(prefix)) => format!("{prefix}.{kind}"),
+        (None, None) => kind.to_owned(),
     });
     repr.push("base_layer", base);
     let mut containers: Vec<Container<'_>> = Vec::new();

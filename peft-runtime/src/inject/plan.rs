@@ -6,9 +6,10 @@ use std::sync::Arc;
 use crate::ModulePath;
 use crate::adapter::{AdapterMethod, Geometry, Selection};
 use crate::config::Bias;
+use crate::declared::Declared;
 use crate::error::{Error, Fault, Result};
 use crate::layer::AdaptedLayer;
-use crate::module::{Declared, Item, Leaf};
+use crate::module::{Item, Leaf};
 use crate::schema::{Family, Node, nearest_names};
 use crate::select::{Decision, LayerFilter, Selector, TargetModules, proper_suffixes};
 
@@ -59,6 +60,8 @@ impl Plan {
         adapter: &str,
         origin: Origin,
     ) -> Result<Self> {
+        let completed = method.with_declared(declared);
+        let method = completed.as_deref().unwrap_or(method);
         let mut faults: Vec<Fault> = name_fault(adapter).into_iter().collect();
         faults.extend(conflicts(items, method, adapter));
         faults.extend(method.faults().into_iter().map(|(field, reason)| Fault::Config { field, reason }));

@@ -33,8 +33,11 @@ pub(crate) fn trainable_parameters<M: Injectable + ?Sized>(model: &M) -> Vec<(St
     parameters
 }
 
-/// The bias of a base layer, if it is a variable.
+/// The bias of a base layer, if it is a variable and no copy stands in for the layer.
 fn bias_variable(path: &ModulePath, leaf: &Leaf<'_>) -> Option<(String, Var)> {
+    if leaf.stack().is_some_and(|stack| stack.active_slots().any(|slot| slot.copy().is_some())) {
+        return None;
+    }
     let (_, bias) = leaf.parameters().into_iter().find(|(name, _)| *name == "bias")?;
     let name = if leaf.stack().is_some() { "base_layer.bias" } else { "bias" };
     let var = Var::from_tensor(bias).ok().filter(|_| bias.is_variable())?;

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use super::{Cursor, CursorMut, Declared, Injectable};
+use super::{Cursor, CursorMut, Injectable};
+use crate::declared::Declared;
 use crate::schema::{Field, Schema};
 
 impl<T: Injectable> Injectable for Vec<T> {

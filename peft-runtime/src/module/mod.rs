@@ -2,14 +2,13 @@
 
 mod containers;
 mod cursor;
-mod declared;
 mod leaves;
 
+use crate::declared::Declared;
 use crate::schema::Schema;
 
 pub use cursor::{Cursor, CursorMut, Item, Leaf, LeafMut};
 pub(crate) use cursor::{leaves, leaves_mut, tree};
-pub use declared::{Declared, DeclaredLora};
 pub use leaves::PlainLayer;
 
 /// A module whose layers have names.

@@ -79,6 +79,8 @@ pub(crate) fn load_adapter<M: Injectable + ?Sized>(
 fn plan<M: Injectable + ?Sized>(model: &M, config: &PeftConfig, name: &str) -> Result<Plan> {
     let method: &dyn AdapterMethod = match config {
         PeftConfig::Lora(config) => config,
+        PeftConfig::AdaLora(config) => config,
+        PeftConfig::Ia3(config) => config,
     };
     Plan::new(&tree(model), &M::DECLARED, method, name, Origin::File)
 }

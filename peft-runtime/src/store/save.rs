@@ -21,7 +21,12 @@ pub(crate) fn save_pretrained<M: Injectable + ?Sized>(
     name: &str,
 ) -> Result<PathBuf> {
     let method = method_of(model, name)?;
-    let config = method.to_json()?;
+    let leaves = leaves(model);
+    let adapters: Vec<_> = leaves
+        .iter()
+        .filter_map(|(path, leaf)| Some((path, leaf.stack()?.slot(name)?.adapter()?.as_ref())))
+        .collect();
+    let config = method.to_json(&adapters)?;
     let weights = to_bytes(&adapter_state_dict(model, name)?)?;
     let own_folder = adapter_folder(folder, name);
     std::fs::create_dir_all(&own_folder).map_err(Error::io("create", &own_folder))?;

@@ -1,11 +1,13 @@
 //! Adapters and base models as maps from keys to tensors.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use candle_core::{Tensor, Var};
 
-use super::keys::{with_prefix, canonical};
+use super::keys::{canonical, with_prefix};
 use crate::ModulePath;
+use crate::adapter::{Adapter, AdapterTensor};
 use crate::config::Bias;
 use crate::error::{Error, Result, ShapeMismatch, TensorReport};
 use crate::inject::COPIED_BIAS;
@@ -14,14 +16,44 @@ use crate::manage::{check_known, check_not_merged};
 use crate::module::{Injectable, Leaf, leaves};
 
 /// A tensor that belongs to an adapter, where it lives.
-pub(super) struct Entry {
+struct Entry {
     /// The key without the prefix.
-    pub(super) key: String,
+    key: String,
     var: Var,
+    /// The adapter it belongs to, and its key there, if it is none of the layer's own parameters.
+    owner: Option<(Arc<dyn Adapter>, &'static str)>,
+}
+
+impl Entry {
+    fn parameter(key: String, var: Var) -> Self {
+        Self { key, var, owner: None }
+    }
+
+    /// Calls `f` with the adapter and its tensor, if it is an adapter's.
+    fn with_owner<T>(&self, f: impl FnOnce(&dyn Adapter, &AdapterTensor<'_>) -> T) -> Option<T> {
+        let (adapter, key) = self.owner.as_ref()?;
+        let tensors = adapter.tensors();
+        tensors.iter().find(|tensor| tensor.key == *key).map(|tensor| f(adapter.as_ref(), tensor))
+    }
+
+    /// A copy of the values as files have them.
+    fn stored(&self) -> candle_core::Result<Tensor> {
+        let stored = self.with_owner(|adapter, tensor| adapter.stored_tensor(tensor));
+        let stored = stored.unwrap_or_else(|| Ok(self.var.as_detached_tensor()))?;
+        if stored.elem_count() == 0 { Ok(stored) } else { Ok(stored.copy()?.detach()) }
+    }
+
+    /// The variable's new values, if `stored` fits.
+    fn unstored(&self, stored: &Tensor) -> candle_core::Result<Option<Tensor>> {
+        if stored.dims() == self.var.dims() {
+            return Ok(Some(stored.clone()));
+        }
+        self.with_owner(|adapter, tensor| adapter.unstored_tensor(tensor, stored)).unwrap_or(Ok(None))
+    }
 }
 
 /// Everything that an adapter stores, in model order.
-pub(super) fn entries<M: Injectable + ?Sized>(model: &M, name: &str) -> Result<Vec<Entry>> {
+fn entries<M: Injectable + ?Sized>(model: &M, name: &str) -> Result<Vec<Entry>> {
     let leaves = leaves(model);
     check_known(&leaves, &[name])?;
     let slots = || leaves.iter().filter_map(|(_, leaf)| leaf.stack()?.slot(name));
@@ -39,11 +71,18 @@ fn slot_entries(path: &ModulePath, slot: &Slot) -> Vec<Entry> {
     match &slot.content {
         Content::Adapter(adapter) => {
             let stored = adapter.tensors().into_iter().filter(|tensor| tensor.stored);
-            stored.map(|tensor| Entry { key: path.parameter(tensor.key), var: tensor.var.clone() }).collect()
+            let owner = |key| Some((Arc::clone(adapter), key));
+            stored
+                .map(|tensor| Entry {
+                    key: path.parameter(tensor.key),
+                    var: tensor.var.clone(),
+                    owner: owner(tensor.key),
+                })
+                .collect()
         }
         Content::Copy(parameters) => {
             let copies = parameters.iter();
-            copies.map(|copy| Entry { key: path.parameter(copy.name), var: copy.var.clone() }).collect()
+            copies.map(|copy| Entry::parameter(path.parameter(copy.name), copy.var.clone())).collect()
         }
     }
 }
@@ -61,8 +100,8 @@ fn bias_entries(path: &ModulePath, leaf: &Leaf<'_>, slot: Option<&Slot>, bias: B
     let own = leaf.parameters().into_iter().find(|(name, _)| *name == "bias");
     let own = own.and_then(|(_, own)| Var::from_tensor(own).ok());
     let copy = slot.and_then(Slot::copy).and_then(|copies| copies.iter().find(|copy| copy.name == "bias"));
-    let own = own.map(|var| Entry { key: path.parameter(name), var });
-    let copy = copy.map(|copy| Entry { key: path.parameter(COPIED_BIAS), var: copy.var.clone() });
+    let own = own.map(|var| Entry::parameter(path.parameter(name), var));
+    let copy = copy.map(|copy| Entry::parameter(path.parameter(COPIED_BIAS), copy.var.clone()));
     own.into_iter().chain(copy).collect()
 }
 
@@ -71,7 +110,7 @@ pub(crate) fn adapter_state_dict<M: Injectable + ?Sized>(
     model: &M,
     name: &str,
 ) -> Result<BTreeMap<String, Tensor>> {
-    let copy = |entry: Entry| Ok((with_prefix(&entry.key), entry.var.copy()?.detach()));
+    let copy = |entry: Entry| Ok((with_prefix(&entry.key), entry.stored()?));
     entries(model, name)?.into_iter().map(copy).collect()
 }
 
@@ -90,18 +129,21 @@ pub(crate) fn load_adapter_state_dict<M: Injectable + ?Sized>(
     let mut report = TensorReport::default();
     let mut updates = Vec::new();
     for entry in &entries {
-        match values.remove(entry.key.as_str()) {
-            None => report.missing.push(entry.key.clone()),
-            Some(tensor) if tensor.dims() != entry.var.dims() => report.mismatched.push(ShapeMismatch {
-                key: entry.key.clone(),
-                expected: entry.var.dims().to_vec(),
-                found: tensor.dims().to_vec(),
-            }),
+        let Some(tensor) = values.remove(entry.key.as_str()) else {
+            report.missing.push(entry.key.clone());
+            continue;
+        };
+        match entry.unstored(tensor)? {
             Some(tensor) => {
                 let value = tensor.detach().to_dtype(entry.var.dtype())?.to_device(entry.var.device())?;
                 // A value that shares memory with the variable would be overwritten while it is read.
                 updates.push((&entry.var, value.copy()?));
             }
+            None => report.mismatched.push(ShapeMismatch {
+                key: entry.key.clone(),
+                expected: entry.var.dims().to_vec(),
+                found: tensor.dims().to_vec(),
+            }),
         }
     }
     report.unexpected.extend(values.into_keys().map(str::to_owned));

@@ -8,7 +8,7 @@ use super::dora::{self, Magnitude};
 use super::init::{drawn, takes_from_base, worked_out};
 use super::{BIAS_KEY, LAYER_KEYS, Lora};
 use crate::ModulePath;
-use crate::adapter::{AdapterMethod, Built, Geometry, Init, LowRank, Selection, Site, TensorSource};
+use crate::adapter::{Adapter, AdapterMethod, Built, Geometry, Init, LowRank, Selection, Site, TensorSource};
 use crate::config::{Bias, Chosen, CommonFields, ConfigFields, LoraConfig, LoraInit, PatternMap};
 use crate::error::{Error, Fault, Result};
 use crate::schema::{Family, LayerKind};
@@ -79,7 +79,7 @@ impl AdapterMethod for LoraConfig {
         Arc::new(self.resolved(targets, transposed))
     }
 
-    fn to_json(&self) -> Result<String> {
+    fn to_json(&self, _: &[(&ModulePath, &dyn Adapter)]) -> Result<String> {
         self.to_json()
     }
 

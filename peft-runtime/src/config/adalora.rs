@@ -1,0 +1,341 @@
+//! The config of AdaLoRA: <https://arxiv.org/abs/2303.10512>.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::{Value, json};
+
+use super::common::{
+    Bias, CommonFields, ConfigFault, ConfigFields, as_number, finite_fault, probability_fault,
+};
+use super::modules::{LayerFields, ModuleFields, layer_methods, shared_methods};
+use crate::error::Result;
+use crate::select::{LayerIndices, TargetModules};
+
+/// The config of an AdaLoRA adapter: `ΔW = α / rank · B·diag(E)·A`, with ranks that training takes from layers that need them
+/// less.
+///
+/// ```
+/// use peft_runtime::AdaLoraConfig;
+///
+/// // 12 ranks a layer to begin with, 8 on average in the end, after 1,000 steps.
+/// let config = AdaLoraConfig::new(12, 8, 1000).with_alpha(16.0).with_schedule(100, 300, 10).with_targets(["q_proj"]);
+/// assert_eq!(AdaLoraConfig::from_json(&config.to_json()?)?, config);
+/// # Ok::<(), peft_runtime::Error>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AdaLoraConfig {
+    #[serde(default = "default_init_rank", rename = "init_r")]
+    init_rank: usize,
+    #[serde(default = "default_target_rank", rename = "target_r")]
+    target_rank: usize,
+    #[serde(default, rename = "total_step")]
+    total_steps: Option<usize>,
+    #[serde(default, rename = "tinit")]
+    warm_up: usize,
+    #[serde(default, rename = "tfinal")]
+    final_phase: usize,
+    #[serde(default = "one", rename = "deltaT")]
+    interval: usize,
+    #[serde(default = "default_beta")]
+    beta1: f64,
+    #[serde(default = "default_beta")]
+    beta2: f64,
+    #[serde(default = "half", rename = "orth_reg_weight")]
+    orthogonality_weight: f64,
+    #[serde(rename = "lora_alpha", default = "default_alpha", serialize_with = "as_number")]
+    alpha: f64,
+    #[serde(rename = "lora_dropout", default)]
+    dropout: f64,
+    #[serde(rename = "init_lora_weights", default = "yes", deserialize_with = "truth")]
+    init: bool,
+    #[serde(default)]
+    bias: Bias,
+    /// Which ranks of a layer are kept, by the name of its E.
+    #[serde(default)]
+    rank_pattern: Option<BTreeMap<String, Vec<bool>>>,
+    #[serde(default)]
+    fan_in_fan_out: bool,
+    #[serde(skip)]
+    seed: u64,
+    #[serde(flatten)]
+    modules: ModuleFields,
+    #[serde(flatten)]
+    layers: LayerFields,
+    #[serde(flatten)]
+    common: CommonFields,
+}
+
+fn default_init_rank() -> usize {
+    12
+}
+
+fn default_target_rank() -> usize {
+    8
+}
+
+fn one() -> usize {
+    1
+}
+
+fn default_beta() -> f64 {
+    0.85
+}
+
+fn half() -> f64 {
+    0.5
+}
+
+fn default_alpha() -> f64 {
+    8.0
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// PEFT looks at the truth of the value alone.
+fn truth<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
+    Ok(match Value::deserialize(deserializer)? {
+        Value::Null => false,
+        Value::Bool(value) => value,
+        Value::String(text) => !text.is_empty(),
+        _ => true,
+    })
+}
+
+/// The end of the name of a layer's E in `rank_pattern`.
+const E_NAME: &str = ".lora_E";
+
+impl AdaLoraConfig {
+    /// A config with the given rank of each layer at the beginning, the average rank at the end, and the number of training
+    /// steps; PEFT's defaults for the rest.
+    pub fn new(init_rank: usize, target_rank: usize, total_steps: usize) -> Self {
+        Self {
+            init_rank,
+            target_rank,
+            total_steps: Some(total_steps),
+            warm_up: 0,
+            final_phase: 0,
+            interval: 1,
+            beta1: default_beta(),
+            beta2: default_beta(),
+            orthogonality_weight: half(),
+            alpha: default_alpha(),
+            dropout: 0.0,
+            init: true,
+            bias: Bias::None,
+            rank_pattern: None,
+            fan_in_fan_out: false,
+            seed: 0,
+            modules: ModuleFields::default(),
+            layers: LayerFields::default(),
+            common: CommonFields::default(),
+        }
+    }
+
+    shared_methods!();
+    layer_methods!();
+
+    /// Alpha; the scaling is alpha itself, divided by the rank at the beginning.
+    #[must_use]
+    pub fn with_alpha(mut self, alpha: f64) -> Self {
+        self.alpha = alpha;
+        self
+    }
+
+    /// Drops elements of the adapter's input with this probability while training.
+    #[must_use]
+    pub fn with_dropout(mut self, probability: f64) -> Self {
+        self.dropout = probability;
+        self
+    }
+
+    /// Keeps all ranks for `warm_up` steps, leaves the ranks alone for the last `final_phase` steps, and in between cuts
+    /// every `interval` steps.
+    #[must_use]
+    pub fn with_schedule(mut self, warm_up: usize, final_phase: usize, interval: usize) -> Self {
+        (self.warm_up, self.final_phase, self.interval) = (warm_up, final_phase, interval);
+        self
+    }
+
+    /// The decays of the running means of sensitivity and uncertainty, both between 0 and 1.
+    #[must_use]
+    pub fn with_betas(mut self, beta1: f64, beta2: f64) -> Self {
+        (self.beta1, self.beta2) = (beta1, beta2);
+        self
+    }
+
+    /// The weight of the term that keeps A and B orthogonal.
+    #[must_use]
+    pub fn with_orthogonality_weight(mut self, weight: f64) -> Self {
+        self.orthogonality_weight = weight;
+        self
+    }
+
+    /// Whether E starts as zeros; a random one, which changes the output, is meant for tests.
+    #[must_use]
+    pub fn with_init(mut self, zeros: bool) -> Self {
+        self.init = zeros;
+        self
+    }
+
+    /// Which biases of the base model train as well.
+    #[must_use]
+    pub fn with_bias(mut self, bias: Bias) -> Self {
+        self.bias = bias;
+        self
+    }
+
+    /// The rank of each layer at the beginning.
+    pub fn init_rank(&self) -> usize {
+        self.init_rank
+    }
+
+    /// The average rank at the end.
+    pub fn target_rank(&self) -> usize {
+        self.target_rank
+    }
+
+    /// The number of training steps.
+    pub fn total_steps(&self) -> usize {
+        self.total_steps.unwrap_or_default()
+    }
+
+    /// The steps before the first cut.
+    pub fn warm_up(&self) -> usize {
+        self.warm_up
+    }
+
+    /// The steps after the last cut.
+    pub fn final_phase(&self) -> usize {
+        self.final_phase
+    }
+
+    /// The steps between two cuts.
+    pub fn interval(&self) -> usize {
+        self.interval
+    }
+
+    /// The decays of the running means.
+    pub fn betas(&self) -> (f64, f64) {
+        (self.beta1, self.beta2)
+    }
+
+    /// The weight of the orthogonality term.
+    pub fn orthogonality_weight(&self) -> f64 {
+        self.orthogonality_weight
+    }
+
+    /// Alpha.
+    pub fn alpha(&self) -> f64 {
+        self.alpha
+    }
+
+    /// The probability of dropout.
+    pub fn dropout(&self) -> f64 {
+        self.dropout
+    }
+
+    /// Whether E starts as zeros.
+    pub fn starts_as_zeros(&self) -> bool {
+        self.init
+    }
+
+    /// Which biases of the base model train.
+    pub fn bias(&self) -> Bias {
+        self.bias
+    }
+
+    /// Which ranks of the layer at `path` are kept, if any were cut.
+    pub(crate) fn kept_ranks(&self, path: &str) -> Option<&[bool]> {
+        Some(self.rank_pattern.as_ref()?.get(&format!("{path}{E_NAME}"))?.as_slice())
+    }
+
+    /// The config as it is written with these ranks kept.
+    pub(crate) fn with_kept_ranks(&self, kept: BTreeMap<String, Vec<bool>>) -> Self {
+        let named = kept.into_iter().map(|(path, kept)| (format!("{path}{E_NAME}"), kept));
+        let pattern: BTreeMap<String, Vec<bool>> = named.collect();
+        Self { rank_pattern: (!pattern.is_empty()).then_some(pattern), ..self.clone() }
+    }
+
+    /// The config as it is written once the model has said which modules it means and how their weights lie.
+    pub(crate) fn resolved(&self, targets: TargetModules, fan_in_fan_out: bool) -> Self {
+        let modules = ModuleFields { targets: Some(targets), ..self.modules.clone() };
+        Self { modules, fan_in_fan_out, ..self.clone() }
+    }
+
+    fn schedule_fault(&self) -> Option<ConfigFault> {
+        let total = self.total_steps.filter(|steps| *steps > 0);
+        let Some(total) = total else {
+            return Some((
+                "total_step",
+                "the number of training steps has to be given, and above 0".to_owned(),
+            ));
+        };
+        if self.warm_up + self.final_phase >= total {
+            let reason = format!(
+                "{} steps of warm-up and {} of the final phase (`tfinal`) leave nothing of {total} in between",
+                self.warm_up, self.final_phase
+            );
+            return Some(("tinit", reason));
+        }
+        (self.interval == 0).then(|| ("deltaT", "there is at least 1 step between two cuts".to_owned()))
+    }
+}
+
+impl ConfigFields for AdaLoraConfig {
+    const PEFT_TYPE: &'static str = "ADALORA";
+
+    fn unimplemented_fields() -> Vec<(&'static str, Value)> {
+        vec![
+            ("alora_invocation_tokens", Value::Null),
+            ("arrow_config", Value::Null),
+            ("corda_config", Value::Null),
+            ("ensure_weight_tying", json!(false)),
+            ("kasa_config", Value::Null),
+            ("layer_replication", Value::Null),
+            ("lora_ga_config", Value::Null),
+            ("megatron_config", Value::Null),
+            ("megatron_core", json!("megatron.core")),
+            ("monteclora_config", Value::Null),
+            ("qalora_group_size", json!(16)),
+            ("target_parameters", Value::Null),
+            ("trainable_token_indices", Value::Null),
+            ("use_bdlora", Value::Null),
+            ("use_dora", json!(false)),
+            ("use_qalora", json!(false)),
+            ("velora_config", Value::Null),
+        ]
+    }
+
+    fn ignored_fields() -> Vec<(&'static str, Value)> {
+        vec![
+            ("alpha_pattern", json!({})),
+            ("eva_config", Value::Null),
+            ("loftq_config", json!({})),
+            ("lora_bias", json!(false)),
+            ("r", json!(8)),
+            ("use_rslora", json!(false)),
+        ]
+    }
+
+    fn faults(&self) -> Vec<ConfigFault> {
+        let mut faults = self.common.faults();
+        faults.extend(self.schedule_fault());
+        faults.extend(finite_fault("lora_alpha", self.alpha));
+        faults.extend(probability_fault("lora_dropout", self.dropout));
+        faults.extend(self.layers.fault(self.targets()));
+        if self.orthogonality_weight.is_nan() || self.orthogonality_weight < 0.0 {
+            faults.push((
+                "orth_reg_weight",
+                format!("the weight is {}; it must be at least 0", self.orthogonality_weight),
+            ));
+        }
+        faults
+    }
+
+    fn common_mut(&mut self) -> &mut CommonFields {
+        &mut self.common
+    }
+}
