@@ -5,7 +5,7 @@ use quote::quote;
 use syn::ext::IdentExt;
 use syn::parse::{Parse, ParseStream, Parser};
 use syn::punctuated::Punctuated;
-use syn::{Attribute, Ident, LitStr, Path, PathArguments, Token, WherePredicate, parenthesized};
+use syn::{Attribute, Expr, Ident, LitStr, Path, PathArguments, Token, WherePredicate, parenthesized};
 
 use crate::diag::{Diagnostics, suggestion};
 use crate::symbol::{LORA_KEYS, Place, Symbol, foreign};
@@ -17,6 +17,9 @@ pub(crate) struct TypeAttrs {
     pub(crate) targets: Vec<LitStr>,
     pub(crate) feedforward: Vec<LitStr>,
     pub(crate) lora: Option<Spanned<LoraAttr>>,
+    pub(crate) model_type: Option<Expr>,
+    pub(crate) input_embedding: Option<LitStr>,
+    pub(crate) output_embedding: Option<LitStr>,
     pub(crate) transparent: Option<Span>,
     pub(crate) bound: Option<Vec<WherePredicate>>,
     pub(crate) runtime: Option<Path>,
@@ -50,6 +53,9 @@ impl TypeAttrs {
                 Symbol::Target => attrs.targets.extend(value::strings(input)?),
                 Symbol::Feedforward => attrs.feedforward.extend(value::strings(input)?),
                 Symbol::Lora => attrs.lora = Some(Spanned::new(lora(input)?, span)),
+                Symbol::ModelType => attrs.model_type = Some(value::expression(input)?),
+                Symbol::InputEmbedding => attrs.input_embedding = Some(value::string(input)?),
+                Symbol::OutputEmbedding => attrs.output_embedding = Some(value::string(input)?),
                 Symbol::Transparent => attrs.transparent = Some(span),
                 Symbol::Bound => attrs.bound = Some(bound(&value::string(input)?)?),
                 Symbol::Crate => attrs.runtime = Some(crate_path(&value::string(input)?)?),

@@ -136,7 +136,8 @@ fn check_transparent(input: &Input<'_>, fields: &[Field<'_>], diagnostics: &mut 
 
 fn check_targets(input: &Input<'_>, diagnostics: &mut Diagnostics) {
     let attrs = &input.attrs;
-    for target in attrs.targets.iter().chain(&attrs.feedforward) {
+    let embeddings = attrs.input_embedding.iter().chain(&attrs.output_embedding);
+    for target in attrs.targets.iter().chain(&attrs.feedforward).chain(embeddings) {
         if let Some(fault) = name_fault(&target.value(), true) {
             diagnostics.error(target.span(), fault);
         }

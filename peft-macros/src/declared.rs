@@ -2,7 +2,7 @@
 
 use proc_macro2::TokenStream;
 use quote::{quote, quote_spanned};
-use syn::{GenericParam, LitStr};
+use syn::{Expr, GenericParam, LitStr};
 
 use crate::ast::{Body, Input};
 use crate::attr::LoraAttr;
@@ -11,9 +11,12 @@ use crate::value::at;
 /// `const DECLARED`, where the type declares anything.
 pub(crate) fn declared(input: &Input<'_>) -> TokenStream {
     let (targets, feedforward) = (&input.attrs.targets, &input.attrs.feedforward);
-    if targets.is_empty() && feedforward.is_empty() && input.attrs.lora.is_none() {
+    let embeddings = [&input.attrs.input_embedding, &input.attrs.output_embedding];
+    let nothing = targets.is_empty() && feedforward.is_empty() && embeddings.iter().all(|name| name.is_none());
+    if nothing && input.attrs.lora.is_none() {
         return inherited(input);
     }
+    let [input_embedding, output_embedding] = embeddings.map(optional);
     let lora = match &input.attrs.lora {
         Some(lora) => {
             let lora = lora_values(&lora.value);
@@ -26,8 +29,41 @@ pub(crate) fn declared(input: &Input<'_>) -> TokenStream {
     quote! {
         const DECLARED: __peft::__private::Declared = {
             #checks
-            __peft::__private::Declared { targets: &[#(#targets),*], feedforward: &[#(#feedforward),*], lora: #lora }
+            __peft::__private::Declared {
+                targets: &[#(#targets),*],
+                feedforward: &[#(#feedforward),*],
+                lora: #lora,
+                input_embedding: #input_embedding,
+                output_embedding: #output_embedding,
+            }
         };
+    }
+}
+
+fn optional(name: &Option<LitStr>) -> TokenStream {
+    match name {
+        Some(name) => quote!(__peft::__private::Option::Some(#name)),
+        None => quote!(__peft::__private::Option::None),
+    }
+}
+
+/// The method that says which of transformers' model types this is, where the type knows.
+pub(crate) fn model_type(input: &Input<'_>) -> TokenStream {
+    let value = match (&input.attrs.model_type, &input.body, input.attrs.transparent) {
+        (Some(expression @ Expr::Lit(_)), ..) => quote!(__peft::__private::Option::Some(#expression)),
+        (Some(expression), ..) => {
+            quote!(__peft::__private::Option::Some(__peft::__private::AsRef::<str>::as_ref(&#expression)))
+        }
+        (None, Body::Struct(fields), Some(_)) => {
+            let member = fields.iter().find(|field| field.is_visited()).map(|field| &field.member);
+            quote!(__peft::__private::Injectable::model_type(&self.#member))
+        }
+        _ => return TokenStream::new(),
+    };
+    quote! {
+        fn model_type(&self) -> __peft::__private::Option<&str> {
+            #value
+        }
     }
 }
 
@@ -75,7 +111,7 @@ pub(crate) fn checks(input: &Input<'_>) -> TokenStream {
     // The types of constants have no lifetimes to name but this one.
     let lifetimes = input.original.generics.lifetimes().map(|_| quote!('static));
     let ty = quote!(#name<#(#lifetimes),*>);
-    let checks = input.attrs.targets.iter().map(|target| {
+    let checks = checked_names(input).map(|target| {
         let check = check_target(target, &ty);
         quote_spanned!(at(target.span())=> const _: () = #check;)
     });
@@ -83,8 +119,14 @@ pub(crate) fn checks(input: &Input<'_>) -> TokenStream {
 }
 
 fn check_each(input: &Input<'_>, ty: &TokenStream) -> TokenStream {
-    let checks = input.attrs.targets.iter().map(|target| check_target(target, ty));
+    let checks = checked_names(input).map(|target| check_target(target, ty));
     quote!(#(#checks;)*)
+}
+
+/// The names that have to be those of layers.
+fn checked_names<'i>(input: &'i Input<'_>) -> impl Iterator<Item = &'i LitStr> {
+    let attrs = &input.attrs;
+    attrs.targets.iter().chain(&attrs.input_embedding).chain(&attrs.output_embedding)
 }
 
 fn check_target(target: &LitStr, ty: &TokenStream) -> TokenStream {

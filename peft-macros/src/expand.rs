@@ -48,6 +48,7 @@ fn print(input: &Input<'_>) -> TokenStream {
     let where_clause = bound::where_clause(input);
     let schema = schema::schema(input);
     let declared = declared::declared(input);
+    let model_type = declared::model_type(input);
     let checks = declared::checks(input);
     let visit = visit::visit(input);
     let visit_mut = visit::visit_mut(input);
@@ -59,6 +60,7 @@ fn print(input: &Input<'_>) -> TokenStream {
             impl #impl_generics __peft::__private::Injectable for #name #type_generics #where_clause {
                 const SCHEMA: &'static __peft::__private::Schema = #schema;
                 #declared
+                #model_type
                 #visit
                 #visit_mut
             }

@@ -30,6 +30,9 @@ use proc_macro::TokenStream;
 /// | `#[peft(target = "q_proj")]`, `#[peft(target = ["q_proj", "v_proj"])]` | the modules to adapt where a config names none; checked at compile time; may be repeated |
 /// | `#[peft(feedforward = "down_proj")]` | those of the targets whose input IA3 scales |
 /// | `#[peft(lora(rank = 8, alpha = 16, dropout = 0.1, rslora, bias = "none"))]` | a whole LoRA config, for `inject_declared` |
+/// | `#[peft(model_type = "bert")]`, `#[peft(model_type = self.model_type)]` | transformers' name for the architecture, which decides PEFT's default targets |
+/// | `#[peft(input_embedding = "embed_tokens")]` | the layer that reads token ids |
+/// | `#[peft(output_embedding = "lm_head")]` | the layer that writes logits, which `all-linear` leaves out |
 /// | `#[peft(transparent)]` | the one field stands for the type: no path segment of its own |
 /// | `#[peft(bound = "T: Trait")]` | replaces the where-clause that the derive infers |
 /// | `#[peft(crate = "path::to::peft_runtime")]` | where `peft_runtime` is, if not at `::peft_runtime` |

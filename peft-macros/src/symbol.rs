@@ -17,6 +17,9 @@ pub(crate) enum Symbol {
     Target,
     Feedforward,
     Lora,
+    ModelType,
+    InputEmbedding,
+    OutputEmbedding,
     Transparent,
     Bound,
     Crate,
@@ -30,10 +33,13 @@ pub(crate) enum Symbol {
 pub(crate) const LORA_KEYS: [&str; 5] = ["rank", "alpha", "dropout", "rslora", "bias"];
 
 impl Symbol {
-    pub(crate) const ALL: [Self; 10] = [
+    pub(crate) const ALL: [Self; 13] = [
         Self::Target,
         Self::Feedforward,
         Self::Lora,
+        Self::ModelType,
+        Self::InputEmbedding,
+        Self::OutputEmbedding,
         Self::Transparent,
         Self::Bound,
         Self::Crate,
@@ -48,6 +54,9 @@ impl Symbol {
             Self::Target => "target",
             Self::Feedforward => "feedforward",
             Self::Lora => "lora",
+            Self::ModelType => "model_type",
+            Self::InputEmbedding => "input_embedding",
+            Self::OutputEmbedding => "output_embedding",
             Self::Transparent => "transparent",
             Self::Bound => "bound",
             Self::Crate => "crate",
@@ -60,10 +69,8 @@ impl Symbol {
 
     pub(crate) fn place(self) -> Place {
         match self {
-            Self::Target | Self::Feedforward | Self::Lora | Self::Transparent | Self::Bound | Self::Crate => {
-                Place::Type
-            }
             Self::Rename | Self::Flatten | Self::Skip | Self::Rank => Place::Field,
+            _ => Place::Type,
         }
     }
 

@@ -3,7 +3,7 @@
 use proc_macro2::Span;
 use syn::parse::{Parse, ParseStream};
 use syn::punctuated::Punctuated;
-use syn::{Lit, LitBool, LitStr, Token, bracketed, token};
+use syn::{Expr, Lit, LitBool, LitStr, Token, bracketed, token};
 
 /// A value and the place of the token it came from.
 #[derive(Clone, Copy, Debug)]
@@ -43,6 +43,17 @@ pub(crate) fn string(input: ParseStream<'_>) -> syn::Result<LitStr> {
 
 fn string_literal(input: ParseStream<'_>) -> syn::Result<LitStr> {
     input.parse().map_err(|error| syn::Error::new(error.span(), "expected a string in double quotes"))
+}
+
+/// `= "text"` or `= self.field`.
+pub(crate) fn expression(input: ParseStream<'_>) -> syn::Result<Expr> {
+    input.parse::<Token![=]>()?;
+    let expected = |span| syn::Error::new(span, "expected a string in double quotes, or `self.field`");
+    let expression: Expr = input.parse().map_err(|error: syn::Error| expected(error.span()))?;
+    match &expression {
+        Expr::Lit(literal) if !matches!(literal.lit, Lit::Str(_)) => Err(expected(literal.lit.span())),
+        _ => Ok(expression),
+    }
 }
 
 /// `= 8`.

@@ -13,6 +13,10 @@ pub struct Declared {
     pub feedforward: &'static [&'static str],
     /// The values in `#[peft(lora(…))]`.
     pub lora: Option<DeclaredLora>,
+    /// The name in `#[peft(input_embedding = "…")]`.
+    pub input_embedding: Option<&'static str>,
+    /// The name in `#[peft(output_embedding = "…")]`.
+    pub output_embedding: Option<&'static str>,
 }
 
 /// The values of `#[peft(lora(…))]`, checked when the derive ran.
@@ -32,7 +36,13 @@ pub struct DeclaredLora {
 
 impl Declared {
     /// No declarations.
-    pub const NOTHING: Self = Self { targets: &[], feedforward: &[], lora: None };
+    pub const NOTHING: Self = Self {
+        targets: &[],
+        feedforward: &[],
+        lora: None,
+        input_embedding: None,
+        output_embedding: None,
+    };
 
     /// The declared targets, if there are any.
     pub(crate) fn target_modules(&self) -> Option<TargetModules> {

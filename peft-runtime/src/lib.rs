@@ -16,6 +16,7 @@ pub mod module;
 pub mod nn;
 pub mod prelude;
 pub mod schema;
+pub mod train;
 
 mod declared;
 mod display;
@@ -30,7 +31,7 @@ mod store;
 pub use candle_core;
 pub use candle_nn;
 
-pub use config::{AdaLoraConfig, Bias, Ia3Config, LoraConfig, LoraInit, PeftConfig};
+pub use config::{AdaLoraConfig, Bias, CombinationType, CombineOptions, Ia3Config, LoraConfig, LoraInit, MajoritySign, PeftConfig};
 pub use error::{Error, Result};
 pub use inject::InjectionReport;
 pub use layer::{Adapted, no_grad};
@@ -89,6 +90,7 @@ pub mod __private {
     pub use crate::module::{Cursor, CursorMut, Injectable};
     pub use crate::schema::{Field, Schema, check_target};
     pub use crate::select::TargetModules;
+    pub use core::convert::AsRef;
     pub use core::option::Option;
     #[cfg(feature = "macros")]
     pub use peft_macros::targets_in;

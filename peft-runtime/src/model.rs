@@ -2,13 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use candle_core::{Tensor, Var};
 
 use crate::adapter::AdapterMethod;
 use crate::error::{Error, Result};
-use crate::inject::{InjectionReport, Origin, Plan, Tensors, commit, make};
+use crate::inject::{InjectionReport, ModelFacts, Origin, Plan, Tensors, commit, make};
 use crate::manage::{self, MergeOptions};
+use crate::config::CombineOptions;
 use crate::module::{Injectable, leaves, tree};
 use crate::store::{self, LoadOptions, LoadReport};
 use crate::{LoraConfig, display};
@@ -25,7 +27,7 @@ pub trait PeftModel: Injectable {
     /// # Errors
     /// [`Error::Plan`] with every fault found: names that match nothing, layers the method cannot adapt, invalid values.
     fn inject_adapter(&mut self, config: &dyn AdapterMethod, name: &str) -> Result<InjectionReport> {
-        let plan = Plan::new(&tree(self), &Self::DECLARED, config, name, Origin::Caller)?;
+        let plan = Plan::new(&tree(self), ModelFacts::of(self), config, name, Origin::Caller)?;
         let made = make(self, &plan, Tensors::Fresh)?;
         commit(self, &plan, made, true)
     }
@@ -61,6 +63,14 @@ pub trait PeftModel: Injectable {
     /// The names of the model's adapters.
     fn adapter_names(&self) -> Vec<String> {
         manage::adapter_names(&leaves(self))
+    }
+
+    /// The settings of an adapter.
+    ///
+    /// # Errors
+    /// [`Error::UnknownAdapter`].
+    fn adapter_config(&self, name: &str) -> Result<Arc<dyn AdapterMethod>> {
+        manage::method_of(self, name)
     }
 
     /// The names of the active adapters, in the order in which they act.
@@ -168,6 +178,20 @@ pub trait PeftModel: Injectable {
     /// [`Error::UnknownAdapter`] or [`Error::Merged`].
     fn delete_adapter(&mut self, name: &str) -> Result<()> {
         manage::delete_adapter(self, name)
+    }
+
+    /// Makes a new adapter out of several, each with a weight; it is frozen, and not active.
+    ///
+    /// # Errors
+    /// [`Error::UnknownAdapter`]; [`Error::Unsupported`] if the adapters do not go together; [`Error::CopiesCollide`] if
+    /// more than one of them trains a copy of the same module; [`Error::Plan`] if the name is taken.
+    fn add_weighted_adapter(
+        &mut self,
+        adapters: &[(&str, f64)],
+        name: &str,
+        options: &CombineOptions,
+    ) -> Result<InjectionReport> {
+        manage::add_weighted_adapter(self, adapters, name, options)
     }
 
     /// Runs `f` with row `i` of every batch computed by the adapter `rows[i]`, or by none for `__base__`.

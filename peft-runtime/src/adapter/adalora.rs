@@ -11,6 +11,7 @@ use super::{
 };
 use crate::ModulePath;
 use crate::config::{AdaLoraConfig, Bias, CommonFields, ConfigFields};
+use crate::declared::Declared;
 use crate::error::{Fault, Result};
 use crate::ops::conv::{ConvSettings, conv};
 use crate::ops::{add_promoted, promoted};
@@ -62,6 +63,21 @@ impl AdaLora {
 
     pub(crate) fn keep_ranks(&self, kept: Vec<bool>) {
         *self.kept.write().unwrap_or_else(PoisonError::into_inner) = Some(kept);
+    }
+
+    /// The number of ranks that are left.
+    pub fn rank(&self) -> usize {
+        self.kept_positions().map_or_else(|| self.rows(), |kept| kept.len())
+    }
+
+    /// Sets the singular values of ranks that were cut to zero.
+    pub(crate) fn clear_cut_ranks(&self) -> candle_core::Result<()> {
+        let Some(kept) = self.kept_ranks().filter(|kept| kept.len() == self.rows() && !kept.is_empty()) else {
+            return Ok(());
+        };
+        let keeps: Vec<u8> = kept.into_iter().map(u8::from).collect();
+        let keeps = Tensor::from_vec(keeps, self.e.dims(), &Device::Cpu)?.to_device(self.e.device())?;
+        self.e.set(&keeps.where_cond(&self.e.as_detached_tensor(), &self.e.zeros_like()?)?)
     }
 
     fn rows(&self) -> usize {
@@ -273,6 +289,12 @@ impl AdapterMethod for AdaLoraConfig {
         let kept = Arc::new(RwLock::new(kept.filter(|_| !source.is_fresh())));
         let adapter = AdaLora { a, b, e, rank_number, scaling, dropout: self.dropout(), geometry, kept };
         Ok(Built::new(Arc::new(adapter)))
+    }
+
+    fn with_declared(&self, declared: &Declared, model_type: Option<&str>) -> Option<Arc<dyn AdapterMethod>> {
+        self.targets().is_none().then(|| -> Arc<dyn AdapterMethod> {
+            Arc::new(self.completed(declared, model_type))
+        })
     }
 
     fn resolved(&self, targets: TargetModules, transposed: bool) -> Arc<dyn AdapterMethod> {

@@ -1,11 +1,12 @@
 //! IA3: the input or the output of a layer times a vector. <https://arxiv.org/abs/2205.05638>
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use candle_core::{Tensor, Var};
 
 use super::{
-    Adapter, AdapterMethod, AdapterTensor, Built, Call, Component, Geometry, Init, LinearParameters,
+    Adapter, AdapterMethod, AdapterTensor, Built, Call, Combination, Combined, Component, Geometry, Init, LinearParameters,
     MergeError, Selection, Site, TensorSource,
 };
 use crate::ModulePath;
@@ -14,6 +15,7 @@ use crate::declared::Declared;
 use crate::error::{Error, Fault, Result};
 use crate::ops::promoted;
 use crate::ops::scale::scale_features;
+use crate::ops::task_vectors::weighted_sum;
 use crate::schema::LayerKind;
 use crate::select::{Pattern, TargetModules};
 
@@ -89,6 +91,10 @@ impl Adapter for Ia3 {
     fn components(&self) -> Vec<Component> {
         vec![Component::tensors(KEY, Some(&self.vector))]
     }
+
+    fn as_ia3(&self) -> Option<&Ia3> {
+        Some(self)
+    }
 }
 
 impl AdapterMethod for Ia3Config {
@@ -114,12 +120,11 @@ impl AdapterMethod for Ia3Config {
         faults
     }
 
-    fn with_declared(&self, declared: &Declared) -> Option<Arc<dyn AdapterMethod>> {
-        let missing =
-            self.feedforward().is_none() && (!declared.feedforward.is_empty() || self.targets().is_none());
-        missing.then(|| -> Arc<dyn AdapterMethod> {
-            Arc::new(self.clone().with_feedforward(TargetModules::from_globs(declared.feedforward)))
-        })
+    fn with_declared(&self, declared: &Declared, model_type: Option<&str>) -> Option<Arc<dyn AdapterMethod>> {
+        if self.targets().is_some() && self.feedforward().is_some() {
+            return None;
+        }
+        Some(Arc::new(self.completed(declared, model_type)))
     }
 
     fn check(&self, path: &ModulePath, kind: LayerKind, geometry: &Geometry) -> Option<Fault> {
@@ -161,6 +166,27 @@ impl AdapterMethod for Ia3Config {
 
     fn to_json(&self, _: &[(&ModulePath, &dyn Adapter)]) -> Result<String> {
         self.to_json()
+    }
+
+    /// The weighted sum of the vectors; weights that add up to 1 keep ones.
+    fn combine(&self, request: &Combination<'_>) -> Result<Combined> {
+        let configs = request.configs(Self::PEFT_TYPE, |method| method.as_ia3())?;
+        let mut tensors = BTreeMap::new();
+        for layer in &request.layers {
+            let states = layer.states(&request.parts, |adapter| adapter.as_ia3());
+            let weights: Vec<f64> = states.iter().map(|(part, _)| part.weight).collect();
+            let vectors: Vec<Tensor> = states.iter().map(|(_, state)| state.vector.as_detached_tensor()).collect();
+            let path = layer.site.path;
+            if let Some((part, _)) =
+                states.iter().find(|(_, state)| Some(state.feedforward) != states.first().map(|(_, first)| first.feedforward))
+            {
+                return Combination::refuse(part, format!("it scales the other side of `{path}` than the first one"));
+            }
+            let sum = weighted_sum(&vectors, &weights).map_err(Error::on_layer(path))?;
+            tensors.insert(path.parameter(KEY), sum);
+        }
+        let paths = request.layers.iter().map(|layer| layer.site.path);
+        Ok(Combined { method: Arc::new(Self::combined(&configs, paths)), tensors })
     }
 
     fn seed(&self) -> u64 {

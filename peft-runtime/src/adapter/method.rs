@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use candle_core::Tensor;
 
-use super::{Adapter, Geometry, Site, TensorSource};
+use super::{Adapter, Combination, Combined, Geometry, Site, TensorSource};
 use crate::ModulePath;
 use crate::config::{AdaLoraConfig, Bias, CommonFields, Ia3Config, LoraConfig};
 use crate::declared::Declared;
-use crate::error::{Fault, Result};
+use crate::error::{Error, Fault, Result};
 use crate::schema::LayerKind;
 use crate::select::{LayerIndices, TargetModules};
 
@@ -45,10 +45,21 @@ pub trait AdapterMethod: Debug + Send + Sync + 'static {
     /// If a value has no JSON form.
     fn to_json(&self, adapters: &[(&ModulePath, &dyn Adapter)]) -> Result<String>;
 
-    /// The settings with what the model declares where they say nothing; `None` if nothing is added.
-    fn with_declared(&self, declared: &Declared) -> Option<Arc<dyn AdapterMethod>> {
-        let _ = declared;
+    /// The settings with the modules that the model declares, or that its type is known for, where they name none;
+    /// `None` if nothing is added.
+    fn with_declared(&self, declared: &Declared, model_type: Option<&str>) -> Option<Arc<dyn AdapterMethod>> {
+        let _ = (declared, model_type);
         None
+    }
+
+    /// One adapter out of several, of which the first has these settings.
+    ///
+    /// # Errors
+    /// If the method has no weighted combination, or the adapters do not go together.
+    fn combine(&self, request: &Combination<'_>) -> Result<Combined> {
+        let adapter = request.parts.first().map(|part| part.name.to_owned()).unwrap_or_default();
+        let reason = format!("{} has no weighted combination", self.peft_type());
+        Err(Error::Unsupported { operation: "combine", adapter, reason })
     }
 
     /// Which biases of the base model train along.

@@ -1,6 +1,7 @@
 //! The adapter methods: one state type each, and the one interface through which layers know them.
 
 mod adalora;
+mod combine;
 mod geometry;
 mod ia3;
 mod init;
@@ -21,6 +22,7 @@ use crate::schema::LayerKind;
 pub use crate::ops::conv::ConvSettings;
 pub use crate::ops::low_rank::LowRank;
 pub use adalora::AdaLora;
+pub use combine::{Combination, Combined, CombinedLayer, Part};
 pub use geometry::Geometry;
 pub(crate) use geometry::without_padding_gradient;
 pub use ia3::Ia3;
@@ -97,6 +99,11 @@ pub trait Adapter: Debug + Send + Sync {
 
     /// The adapter as AdaLoRA's, if that is what it is.
     fn as_adalora(&self) -> Option<&AdaLora> {
+        None
+    }
+
+    /// The adapter as IA3's, if that is what it is.
+    fn as_ia3(&self) -> Option<&Ia3> {
         None
     }
 

@@ -60,6 +60,14 @@ pub(crate) struct StoredTensor<'a> {
     pub(crate) read: ReadTensor<'a>,
 }
 
+impl<'a> StoredTensor<'a> {
+    /// A tensor that is in memory already.
+    pub(crate) fn in_memory(tensor: &'a Tensor) -> Self {
+        let read = move |device: &Device| tensor.detach().to_device(device);
+        Self { shape: tensor.dims().to_vec(), read: Box::new(read) }
+    }
+}
+
 impl<'a> StoredTensors<'a> {
     /// `tensors` are under their keys without the prefix `base_model.model.`.
     pub(crate) fn new(tensors: &'a BTreeMap<String, StoredTensor<'a>>) -> Self {

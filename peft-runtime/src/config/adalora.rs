@@ -5,10 +5,12 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, json};
 
+use super::default_targets;
 use super::common::{
     Bias, CommonFields, ConfigFault, ConfigFields, as_number, finite_fault, probability_fault,
 };
 use super::modules::{LayerFields, ModuleFields, layer_methods, shared_methods};
+use crate::declared::Declared;
 use crate::error::Result;
 use crate::select::{LayerIndices, TargetModules};
 
@@ -257,6 +259,13 @@ impl AdaLoraConfig {
         let named = kept.into_iter().map(|(path, kept)| (format!("{path}{E_NAME}"), kept));
         let pattern: BTreeMap<String, Vec<bool>> = named.collect();
         Self { rank_pattern: (!pattern.is_empty()).then_some(pattern), ..self.clone() }
+    }
+
+    /// The config with the targets that the model declares, or that its type is known for.
+    pub(crate) fn completed(&self, declared: &Declared, model_type: Option<&str>) -> Self {
+        let targets = declared.target_modules().or_else(|| model_type.and_then(default_targets::adalora));
+        let modules = ModuleFields { targets: self.modules.targets.clone().or(targets), ..self.modules.clone() };
+        Self { modules, ..self.clone() }
     }
 
     /// The config as it is written once the model has said which modules it means and how their weights lie.

@@ -3,8 +3,11 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::default_targets;
 use super::common::{CommonFields, ConfigFault, ConfigFields};
 use super::modules::{ModuleFields, shared_methods};
+use crate::ModulePath;
+use crate::declared::Declared;
 use crate::error::Result;
 use crate::select::TargetModules;
 
@@ -81,6 +84,28 @@ impl Ia3Config {
     /// Whether the vectors start as ones.
     pub fn starts_as_ones(&self) -> bool {
         self.init
+    }
+
+    /// The config with the targets and feed-forward layers that the model declares, or that its type is known for.
+    pub(crate) fn completed(&self, declared: &Declared, model_type: Option<&str>) -> Self {
+        let known = model_type.and_then(default_targets::ia3);
+        let (targets, feedforward) = match (declared.target_modules(), known) {
+            (Some(targets), _) => (Some(targets), Some(TargetModules::from_globs(declared.feedforward))),
+            (None, Some((targets, feedforward))) => (Some(targets), Some(feedforward)),
+            (None, None) => (None, None),
+        };
+        let modules =
+            ModuleFields { targets: self.modules.targets.clone().or(targets), ..self.modules.clone() };
+        Self { modules, feedforward: self.feedforward.clone().or(feedforward), ..self.clone() }
+    }
+
+    /// The config of a sum of adapters with these configs.
+    pub(crate) fn combined<'a>(configs: &[&Self], paths: impl Iterator<Item = &'a ModulePath>) -> Self {
+        let first = configs.first().copied().cloned().unwrap_or_default();
+        let all: Vec<_> = configs.iter().map(|config| (&config.modules, None)).collect();
+        let (modules, _) = ModuleFields::combined(&all, paths);
+        let feedforward = configs.iter().map(|config| config.feedforward.clone()).collect::<Option<Vec<_>>>();
+        Self { feedforward: feedforward.map(TargetModules::union), modules, ..first }
     }
 
     /// The config as it is written once the model has said which modules it means and how their weights lie.

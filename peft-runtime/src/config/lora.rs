@@ -4,13 +4,16 @@ use serde::{Deserialize, Serialize, Serializer};
 use serde_json::{Value, json};
 
 use super::PatternMap;
+use super::default_targets;
 use super::common::{
     Bias, CommonFields, ConfigFault, ConfigFields, as_number, finite_fault, probability_fault, rank_fault,
 };
 use super::lora_init::{LoftqConfig, LoraInit, as_loftq, loftq_or_nothing};
 use super::modules::{LayerFields, ModuleFields, layer_methods, shared_methods};
+use crate::declared::Declared;
 use crate::error::Result;
-use crate::select::{LayerIndices, TargetModules};
+use crate::ModulePath;
+use crate::select::{LayerIndices, TargetModules, glob_regex};
 
 pub(super) const PEFT_TYPE: &str = "LORA";
 
@@ -234,6 +237,38 @@ impl LoraConfig {
         #[expect(clippy::cast_precision_loss, reason = "a rank is far below 2^53")]
         let rank = rank as f64;
         if self.use_rslora { alpha / rank.sqrt() } else { alpha / rank }
+    }
+
+    /// The config with the targets that the model declares, or that its type is known for.
+    pub(crate) fn completed(&self, declared: &Declared, model_type: Option<&str>) -> Self {
+        let targets = declared.target_modules().or_else(|| model_type.and_then(default_targets::lora));
+        let modules = ModuleFields { targets: self.modules.targets.clone().or(targets), ..self.modules.clone() };
+        Self { modules, ..self.clone() }
+    }
+
+    /// The config of a sum of adapters with these configs, with a scaling of 1 at every rank.
+    pub(crate) fn combined<'a>(
+        configs: &[&Self],
+        rank: usize,
+        other_ranks: &[(ModulePath, usize)],
+        paths: impl Iterator<Item = &'a ModulePath>,
+    ) -> Self {
+        let first = configs.first().copied().cloned().unwrap_or_default();
+        let all: Vec<_> = configs.iter().map(|config| (&config.modules, Some(&config.layers))).collect();
+        let (modules, layers) = ModuleFields::combined(&all, paths);
+        let pattern = |path: &ModulePath| format!("^{}", glob_regex(path.as_str()));
+        #[expect(clippy::cast_precision_loss, reason = "a rank is far below 2^53")]
+        Self {
+            rank,
+            alpha: rank as f64,
+            rank_pattern: other_ranks.iter().map(|(path, rank)| (pattern(path), *rank)).collect(),
+            alpha_pattern: other_ranks.iter().map(|(path, rank)| (pattern(path), *rank as f64)).collect(),
+            init: LoraInit::Default,
+            loftq_config: None,
+            modules,
+            layers,
+            ..first
+        }
     }
 
     /// The config as it is written once the model has said which modules it means and how their weights lie.

@@ -1,7 +1,9 @@
 //! The configs of the adapter methods, in Rust's words and in the shape of `adapter_config.json`.
 
 mod adalora;
+mod combination;
 mod common;
+mod default_targets;
 mod ia3;
 mod json;
 mod lora;
@@ -10,12 +12,14 @@ mod modules;
 mod pattern_map;
 
 pub use adalora::AdaLoraConfig;
+pub use combination::{CombinationType, CombineOptions, MajoritySign};
 pub use common::{Bias, CommonFields};
 pub use ia3::Ia3Config;
 pub use lora::LoraConfig;
 pub use lora_init::{LoftqConfig, LoraInit};
 pub use pattern_map::PatternMap;
 
+pub(crate) use combination::Merge;
 pub(crate) use pattern_map::Chosen;
 
 pub(crate) use common::ConfigFields;

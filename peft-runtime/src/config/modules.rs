@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::common::ConfigFault;
+use crate::ModulePath;
 use crate::select::{LayerIndices, TargetModules};
 
 /// Which modules are adapted, left alone, or trained in full.
@@ -14,6 +15,32 @@ pub(crate) struct ModuleFields {
     pub(crate) exclude: Option<TargetModules>,
     #[serde(default)]
     pub(crate) modules_to_save: Option<Vec<String>>,
+}
+
+impl ModuleFields {
+    /// The fields of one config that means the modules of all of them, which are those at `paths`.
+    pub(super) fn combined<'a>(
+        all: &[(&Self, Option<&LayerFields>)],
+        paths: impl Iterator<Item = &'a ModulePath>,
+    ) -> (Self, LayerFields) {
+        let Some((first, first_layers)) = all.first() else { return Default::default() };
+        let alike = |(other, layers): &(&Self, Option<&LayerFields>)| {
+            (&other.targets, &other.exclude, layers) == (&first.targets, &first.exclude, first_layers)
+        };
+        if all.iter().all(alike) {
+            return ((*first).clone(), first_layers.cloned().unwrap_or_default());
+        }
+        let filters = |(other, layers): &(&Self, Option<&LayerFields>)| {
+            other.exclude.is_some() || layers.is_some_and(|layers| layers.layers_to_transform.is_some())
+        };
+        let targets = match all.iter().map(|(other, _)| other.targets.clone()).collect::<Option<Vec<_>>>() {
+            Some(targets) if !all.iter().any(filters) => TargetModules::union(targets),
+            // Filters of one config would rule out modules of another: the modules are named one by one.
+            _ => TargetModules::names(paths.map(|path| path.as_str().to_owned())),
+        };
+        let modules_to_save = first.modules_to_save.clone();
+        (Self { targets: Some(targets), exclude: None, modules_to_save }, LayerFields::default())
+    }
 }
 
 /// Which blocks of a model are adapted.

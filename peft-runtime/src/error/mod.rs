@@ -124,6 +124,17 @@ pub enum Error {
         report: TensorReport,
     },
 
+    /// A tensor that trains got no gradient.
+    #[error(
+        "`{parameter}` of adapter `{adapter}` has no gradient; was the loss computed with the adapter active and trainable?"
+    )]
+    NoGradient {
+        /// The adapter.
+        adapter: String,
+        /// The tensor.
+        parameter: String,
+    },
+
     /// A routing of rows to adapters does not fit the batch or the model.
     #[error("cannot route rows to adapters: {reason}")]
     Routing {

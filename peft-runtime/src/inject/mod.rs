@@ -1,9 +1,12 @@
 //! Injection: a pure plan that finds every fault, then an application that cannot fail half-way.
 
 mod apply;
+mod facts;
 mod plan;
+mod planner;
 mod report;
 
 pub(crate) use apply::{COPIED_BIAS, Tensors, commit, make};
+pub(crate) use facts::ModelFacts;
 pub(crate) use plan::{Origin, Plan};
 pub use report::InjectionReport;

@@ -1,6 +1,7 @@
 //! Operations on the adapters a model has: which act, which are merged, which train.
 
 mod activate;
+mod combine;
 mod delete;
 mod merge;
 mod parameters;
@@ -9,13 +10,17 @@ mod rows;
 pub(crate) use activate::{
     active_adapters, scale_adapter, set_active, set_enabled, set_trainable, set_training,
 };
+pub(crate) use combine::add_weighted_adapter;
 pub(crate) use delete::{delete_adapter, unload};
 pub use merge::MergeOptions;
 pub(crate) use merge::{merge_adapters, merge_and_unload, unmerge_adapters};
 pub(crate) use parameters::{count_parameters, trainable_parameters};
 pub(crate) use rows::with_adapter_rows;
 
+use std::sync::Arc;
+
 use crate::ModulePath;
+use crate::adapter::AdapterMethod;
 use crate::error::{Error, Result};
 use crate::layer::{AdaptedLayer, AdapterStack};
 use crate::module::{Injectable, Leaf, LeafMut, leaves, leaves_mut};
@@ -37,6 +42,19 @@ pub(crate) fn check_known<S: AsRef<str>>(leaves: &[(ModulePath, Leaf<'_>)], name
     match names.iter().map(AsRef::as_ref).find(|name| !known.iter().any(|other| other == name)) {
         Some(name) => Err(Error::UnknownAdapter { name: name.to_owned(), known }),
         None => Ok(()),
+    }
+}
+
+/// The settings of an adapter.
+pub(crate) fn method_of<M: Injectable + ?Sized>(model: &M, name: &str) -> Result<Arc<dyn AdapterMethod>> {
+    let leaves = leaves(model);
+    let mut slots = leaves.iter().filter_map(|(_, leaf)| leaf.stack()?.slot(name));
+    match slots.next() {
+        Some(slot) => Ok(Arc::clone(&slot.method)),
+        None => {
+            check_known(&leaves, &[name])?;
+            Err(Error::UnknownAdapter { name: name.to_owned(), known: Vec::new() })
+        }
     }
 }
 

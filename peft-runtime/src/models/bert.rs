@@ -62,7 +62,7 @@ fn default_eps() -> f64 {
 
 /// BERT's encoder: token ids in, one vector a token out. The pooling layer is left out.
 #[derive(Clone, Debug, crate::Injectable)]
-#[peft(crate = "crate", target = ["query", "value"])]
+#[peft(crate = "crate", model_type = "bert", input_embedding = "word_embeddings")]
 pub struct BertModel {
     embeddings: Embeddings,
     encoder: Encoder,

@@ -58,6 +58,10 @@ impl<T: Injectable> Injectable for Option<T> {
     const SCHEMA: &'static Schema = T::SCHEMA;
     const DECLARED: Declared = T::DECLARED;
 
+    fn model_type(&self) -> Option<&str> {
+        self.as_ref().and_then(T::model_type)
+    }
+
     fn visit<'a>(&'a self, cursor: &mut Cursor<'a>) {
         if let Some(module) = self {
             module.visit(cursor);
@@ -74,6 +78,10 @@ impl<T: Injectable> Injectable for Option<T> {
 impl<T: Injectable + ?Sized> Injectable for Box<T> {
     const SCHEMA: &'static Schema = T::SCHEMA;
     const DECLARED: Declared = T::DECLARED;
+
+    fn model_type(&self) -> Option<&str> {
+        (**self).model_type()
+    }
 
     fn visit<'a>(&'a self, cursor: &mut Cursor<'a>) {
         (**self).visit(cursor);

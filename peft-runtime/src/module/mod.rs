@@ -29,6 +29,12 @@ pub trait Injectable {
     /// What the `#[peft(…)]` attributes of the type declare.
     const DECLARED: Declared = Declared::NOTHING;
 
+    /// Transformers' name for the architecture, which decides the targets where neither config nor model names any:
+    /// `#[peft(model_type = "…")]`.
+    fn model_type(&self) -> Option<&str> {
+        None
+    }
+
     /// Shows every field to the cursor, in order.
     fn visit<'a>(&'a self, cursor: &mut Cursor<'a>);
 

@@ -16,6 +16,7 @@ pub(crate) mod matmul;
 pub(crate) mod norm;
 pub(crate) mod random;
 pub(crate) mod scale;
+pub(crate) mod task_vectors;
 
 use candle_core::{DType, Result, Tensor};
 

@@ -72,6 +72,34 @@ impl TargetModules {
         Self::Regex(format!(r"(?:.*\.)?(?:{})", alternatives.join("|")))
     }
 
+    /// What means the modules of any of `all`: one list, or one pattern.
+    pub(crate) fn union(all: Vec<Self>) -> Self {
+        let names = all.iter().map(|targets| match targets {
+            Self::Names(names) => Some(names.iter().cloned()),
+            Self::Regex(_) | Self::AllLinear => None,
+        });
+        if let Some(names) = names.collect::<Option<Vec<_>>>() {
+            return Self::Names(names.into_iter().flatten().collect());
+        }
+        if all.contains(&Self::AllLinear) {
+            return Self::AllLinear;
+        }
+        let pattern = |targets: Self| match targets {
+            Self::Regex(pattern) => pattern,
+            Self::Names(names) => {
+                let names: Vec<String> = names.iter().map(|name| fancy_regex::escape(name).into_owned()).collect();
+                format!(r"(?:.*\.)?(?:{})", names.join("|"))
+            }
+            Self::AllLinear => String::new(),
+        };
+        let mut patterns: Vec<String> = all.into_iter().map(pattern).collect();
+        patterns.dedup();
+        match patterns.as_slice() {
+            [one] => Self::Regex(one.clone()),
+            many => Self::Regex(many.iter().map(|pattern| format!("({pattern})")).collect::<Vec<_>>().join("|")),
+        }
+    }
+
     /// Whether the list of names is empty.
     pub(crate) fn is_empty(&self) -> bool {
         matches!(self, Self::Names(names) if names.is_empty())

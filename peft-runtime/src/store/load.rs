@@ -12,7 +12,7 @@ use crate::ModulePath;
 use crate::adapter::{AdapterMethod, StoredTensors};
 use crate::config::PeftConfig;
 use crate::error::{Error, Result, ShapeMismatch, TensorReport};
-use crate::inject::{InjectionReport, Origin, Plan, Tensors, commit, make};
+use crate::inject::{InjectionReport, ModelFacts, Origin, Plan, Tensors, commit, make};
 use crate::layer::ParameterMap;
 use crate::module::{Injectable, Leaf, LeafMut, leaves, leaves_mut, tree};
 
@@ -82,7 +82,7 @@ fn plan<M: Injectable + ?Sized>(model: &M, config: &PeftConfig, name: &str) -> R
         PeftConfig::AdaLora(config) => config,
         PeftConfig::Ia3(config) => config,
     };
-    Plan::new(&tree(model), &M::DECLARED, method, name, Origin::File)
+    Plan::new(&tree(model), ModelFacts::of(model), method, name, Origin::File)
 }
 
 /// The folder that holds the config: the adapter's own below `folder`, or `folder` itself.

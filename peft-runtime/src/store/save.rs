@@ -1,15 +1,13 @@
 //! `save_pretrained`: an adapter as a folder that Python PEFT reads.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use super::card::model_card;
 use super::file::{PendingFile, sync_folder, to_bytes};
 use super::keys::{CONFIG_FILE, DEFAULT_ADAPTER, WEIGHTS_FILE};
 use super::state_dict::adapter_state_dict;
-use crate::adapter::AdapterMethod;
 use crate::error::{Error, Result};
-use crate::manage::check_known;
+use crate::manage::method_of;
 use crate::module::{Injectable, leaves};
 
 /// Writes config, weights and model card; an adapter that is not called `default` gets a folder of its name.
@@ -49,17 +47,4 @@ pub(crate) fn save_pretrained<M: Injectable + ?Sized>(
 /// Where the files of the adapter `name` lie below `folder`.
 pub(super) fn adapter_folder(folder: &Path, name: &str) -> PathBuf {
     if name == DEFAULT_ADAPTER { folder.to_owned() } else { folder.join(name) }
-}
-
-/// The settings of an adapter.
-pub(crate) fn method_of<M: Injectable + ?Sized>(model: &M, name: &str) -> Result<Arc<dyn AdapterMethod>> {
-    let leaves = leaves(model);
-    let mut slots = leaves.iter().filter_map(|(_, leaf)| leaf.stack()?.slot(name));
-    match slots.next() {
-        Some(slot) => Ok(Arc::clone(&slot.method)),
-        None => {
-            check_known(&leaves, &[name])?;
-            Err(Error::UnknownAdapter { name: name.to_owned(), known: Vec::new() })
-        }
-    }
 }

@@ -4,7 +4,7 @@ Results of the types that go through a singular value decomposition are compared
 factors are free. The others are compared tensor by tensor as well.
 """
 
-from oracle.spec import (Case, active, base_weights, delete, dora, forward, load, lora, merge, mixed, scale, state_dict,
+from oracle.spec import (Case, active, base_weights, delete, dora, fails, forward, load, lora, merge, mixed, scale, state_dict,
                          unmerge, weighted)
 
 from .common import EMB_CONV1D, MLP, blocks, conv2d, gpt2
@@ -68,9 +68,11 @@ CASES = [
          [*LOAD, scale("first", 0.5), *combination("cat"), *combination("linear", "lin"), scale("lin", 2.0),
           forward()]),
     Case("weighted_mlp_rslora_and_alpha_patterns", MLP,
-         {"first": lora("lin0", "lin1", use_rslora=True, alpha_pattern={"lin1": 2}),
+         {"first": lora("lin0", "lin1", alpha_pattern={"lin1": 2}),
           "second": lora("lin0", "lin1", use_rslora=True, lora_alpha=-3)},
-         [*LOAD, *combinations("linear", "cat", "ties")]),
+         [*LOAD, *combinations("linear", "cat", "ties"),
+          # The sum of a first adapter with rsLoRA comes out too large by the root of the rank, and PEFT says nothing.
+          fails(weighted("rs", ["second", "first"], [0.5, 0.5], "cat"), "second", lenient=True)]),
     Case("weighted_mlp_dora", MLP, {"first": dora("lin0", "lin1"), "second": dora("lin0", "lin1")},
          [*LOAD, *combinations("linear", "cat")]),
     Case("weighted_blocks", blocks(),

@@ -74,7 +74,14 @@ impl<M: CaseModel> Session<'_, M> {
                 let state = said(self.model.adapter_state_dict(adapter))?;
                 expect.as_ref().map_or(Ok(()), |expect| self.compare_all(expect, &state))
             }
-            Step::Weighted { .. } => Err("weighted combinations are not implemented".to_owned()),
+            Step::Weighted { name, adapters, weights, .. } => {
+                if adapters.len() != weights.len() {
+                    return Err(format!("{} adapters and {} weights", adapters.len(), weights.len()));
+                }
+                let parts = adapters.iter().map(String::as_str).zip(weights.iter().copied());
+                let options = said(combine_options(step))?;
+                said(self.model.add_weighted_adapter(&parts.collect::<Vec<_>>(), name, &options).map(|_| ()))
+            }
             Step::Scale { adapter, factor } => said(self.model.scale_adapter(adapter, *factor)),
             Step::Delete { adapter } => said(self.model.delete_adapter(adapter)),
             Step::Fails { step, contains } => self.fails(step, contains),
@@ -99,6 +106,26 @@ impl<M: CaseModel> Session<'_, M> {
         weights.retain(|name, _| checkpoint.names().any(|stored| stored == name));
         self.compare_all(expect, &weights)
     }
+}
+
+/// The options of a `weighted` step.
+fn combine_options(step: &Step) -> peft_runtime::Result<CombineOptions> {
+    let mut options = CombineOptions::default();
+    if let Step::Weighted { combination_type, density, majority_sign_method, svd_rank, .. } = step {
+        if let Some(name) = combination_type {
+            options = CombineOptions::new(name.parse()?);
+        }
+        if let Some(density) = density {
+            options = options.with_density(*density);
+        }
+        if let Some(method) = majority_sign_method {
+            options = options.with_majority_sign(method.parse()?);
+        }
+        if let Some(rank) = svd_rank {
+            options = options.with_svd_rank(*rank);
+        }
+    }
+    Ok(options)
 }
 
 /// The error's whole chain as text.

@@ -6,6 +6,7 @@ use candle_core::backprop::GradStore;
 use candle_core::{Tensor, Var};
 use candle_nn::{AdamW, Optimizer as _, ParamsAdamW};
 use peft_runtime::prelude::*;
+use peft_runtime::train::RankAllocator;
 
 use super::case::Optimizer;
 use super::models::CaseModel;
@@ -29,8 +30,12 @@ impl<M: CaseModel> Session<'_, M> {
         let grads = compute().map_err(|error| error.to_string())?;
         let mut found = BTreeMap::new();
         for (name, var) in self.model.trainable_parameters() {
-            let Some(grad) = grads.get(&var) else { return Err(format!("`{name}` has no gradient")) };
-            found.insert(file_key(&name, &adapter), grad.clone());
+            let grad = match grads.get(&var) {
+                Some(grad) => grad.clone(),
+                None if var.elem_count() == 0 => var.as_detached_tensor(),
+                None => return Err(format!("`{name}` has no gradient")),
+            };
+            found.insert(file_key(&name, &adapter), grad);
         }
         // PEFT stores the bias of a copied layer under a second key, where biases train.
         for key in said(self.model.adapter_state_dict(&adapter))?.into_keys() {
@@ -52,34 +57,51 @@ impl<M: CaseModel> Session<'_, M> {
         expect: &str,
     ) -> Result<(), String> {
         let adapter = self.active()?;
-        let losses = self.descend(optimizer, lr, weight_decay, steps).map_err(|error| error.to_string())?;
+        let losses = said(self.descend(&adapter, optimizer, lr, weight_decay, steps))?;
         let losses = Tensor::new(losses, &candle_core::Device::Cpu).map_err(|error| error.to_string())?;
+        // AdaLoRA's at full rank, which files do not hold.
         let mut found = said(self.model.adapter_state_dict(&adapter))?;
+        found.extend(self.parameters(&adapter));
         found.insert("loss".to_owned(), losses);
         self.compare_all(expect, &found)
     }
 
+    /// The values of everything that trains, under the keys of the state dict.
+    fn parameters(&self, adapter: &str) -> BTreeMap<String, Tensor> {
+        let parameters = self.model.trainable_parameters().into_iter();
+        parameters.map(|(name, var)| (file_key(&name, adapter), var.as_detached_tensor())).collect()
+    }
+
     fn descend(
         &mut self,
+        adapter: &str,
         optimizer: Optimizer,
         lr: f64,
         weight_decay: f64,
         steps: usize,
-    ) -> candle_core::Result<Vec<f32>> {
-        let Some(target) = self.case.inputs.get("target") else {
-            candle_core::bail!("inputs.safetensors has no `target`")
+    ) -> peft_runtime::Result<Vec<f32>> {
+        let target = self.case.input("target").map_err(candle_core::Error::msg)?;
+        let mut allocator = match self.model.adapter_config(adapter)?.as_adalora() {
+            Some(_) => Some(RankAllocator::new(&self.model, adapter)?),
+            None => None,
         };
         let vars: Vec<Var> = self.model.trainable_parameters().into_iter().map(|(_, var)| var).collect();
         let params = ParamsAdamW { lr, weight_decay, ..ParamsAdamW::default() };
         let mut adamw = AdamW::new(vars.clone(), params)?;
         let mut losses = Vec::with_capacity(steps);
-        for _ in 0..steps {
-            let loss = (self.forward(&self.model)? - target)?.sqr()?.mean_all()?;
+        for step in 0..steps {
+            let mut loss = (self.forward(&self.model)? - target)?.sqr()?.mean_all()?;
+            if let Some(allocator) = &allocator {
+                loss = (loss + allocator.orthogonality_loss()?)?;
+            }
             losses.push(loss.to_scalar::<f32>()?);
             let grads = loss.backward()?;
             match optimizer {
                 Optimizer::Sgd => sgd_step(&vars, &grads, lr, weight_decay)?,
                 Optimizer::Adamw => adamw.step(&grads)?,
+            }
+            if let Some(allocator) = &mut allocator {
+                allocator.update_and_allocate(step, &grads)?;
             }
         }
         Ok(losses)

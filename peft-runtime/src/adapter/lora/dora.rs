@@ -10,7 +10,7 @@ use crate::ops::matmul::product;
 use crate::ops::scale::scale_features;
 use crate::ops::{add_promoted, promoted};
 
-const KEY: &str = "lora_magnitude_vector";
+pub(super) const KEY: &str = "lora_magnitude_vector";
 
 /// The lengths m, one for each output: `[out]`, for a convolution `[1, out, 1, …]`.
 #[derive(Clone, Debug)]

@@ -8,8 +8,9 @@ use super::dora::{self, Magnitude};
 use super::init::{drawn, takes_from_base, worked_out};
 use super::{BIAS_KEY, LAYER_KEYS, Lora};
 use crate::ModulePath;
-use crate::adapter::{Adapter, AdapterMethod, Built, Geometry, Init, LowRank, Selection, Site, TensorSource};
+use crate::adapter::{Adapter, AdapterMethod, Built, Combination, Combined, Geometry, Init, LowRank, Selection, Site, TensorSource};
 use crate::config::{Bias, Chosen, CommonFields, ConfigFields, LoraConfig, LoraInit, PatternMap};
+use crate::declared::Declared;
 use crate::error::{Error, Fault, Result};
 use crate::schema::{Family, LayerKind};
 use crate::select::TargetModules;
@@ -75,12 +76,22 @@ impl AdapterMethod for LoraConfig {
         Ok(Built { adapter: Arc::new(lora), weight })
     }
 
+    fn with_declared(&self, declared: &Declared, model_type: Option<&str>) -> Option<Arc<dyn AdapterMethod>> {
+        self.targets().is_none().then(|| -> Arc<dyn AdapterMethod> {
+            Arc::new(self.completed(declared, model_type))
+        })
+    }
+
     fn resolved(&self, targets: TargetModules, transposed: bool) -> Arc<dyn AdapterMethod> {
         Arc::new(self.resolved(targets, transposed))
     }
 
     fn to_json(&self, _: &[(&ModulePath, &dyn Adapter)]) -> Result<String> {
         self.to_json()
+    }
+
+    fn combine(&self, request: &Combination<'_>) -> Result<Combined> {
+        super::combine::combine(request)
     }
 
     fn bias(&self) -> Bias {
@@ -140,7 +151,7 @@ impl LoraConfig {
             let terms = LowRank { a: a.as_detached_tensor(), b: b.as_detached_tensor(), scaling };
             Ok(dora::norm(site.geometry, &weight, &terms)?.reshape(shape.as_slice())?)
         };
-        let var = source.tensor("lora_magnitude_vector", &shape, Init::Computed(&compute))?;
+        let var = source.tensor(dora::KEY, &shape, Init::Computed(&compute))?;
         Ok(Some(Magnitude::new(var)))
     }
 

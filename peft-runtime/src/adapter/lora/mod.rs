@@ -1,5 +1,6 @@
 //! LoRA: y += s·B(A(dropout(x))). <https://arxiv.org/abs/2106.09685>
 
+mod combine;
 mod describe;
 mod dora;
 mod init;

@@ -1,0 +1,96 @@
+//! Weighted combinations: a new adapter out of several.
+
+use std::collections::BTreeMap;
+
+use super::{check_known, method_of};
+use crate::adapter::{Combination, Combined, CombinedLayer, Part, Site, StoredTensor, StoredTensors};
+use crate::config::CombineOptions;
+use crate::error::{Error, Result};
+use crate::inject::{InjectionReport, ModelFacts, Origin, Plan, Tensors, commit, make};
+use crate::layer::Slot;
+use crate::module::{Injectable, Leaf, leaves, tree};
+
+/// Adds the adapter `name`, the sum of `adapters` each times its weight.
+pub(crate) fn add_weighted_adapter<M: Injectable + ?Sized>(
+    model: &mut M,
+    adapters: &[(&str, f64)],
+    name: &str,
+    options: &CombineOptions,
+) -> Result<InjectionReport> {
+    options.check()?;
+    check_parts(model, adapters)?;
+    let Combined { method, mut tensors } = combine(model, adapters, options)?;
+    let plan = Plan::new(&tree(model), ModelFacts::of(model), method.as_ref(), name, Origin::File)?;
+    // Modules that train in full start again from the base model's, as in PEFT.
+    for (path, leaf) in leaves(model).iter().filter(|(path, _)| plan.copied.contains(path)) {
+        for (parameter, own) in leaf.parameters() {
+            tensors.insert(path.parameter(parameter), own.detach());
+        }
+    }
+    let stored: BTreeMap<String, StoredTensor<'_>> =
+        tensors.iter().map(|(key, tensor)| (key.clone(), StoredTensor::in_memory(tensor))).collect();
+    let mut source = StoredTensors::new(&stored);
+    let made = make(model, &plan, Tensors::Stored(&mut source))?;
+    let report = source.report();
+    if !report.is_empty() {
+        return Err(Error::Tensors { adapter: name.to_owned(), report });
+    }
+    commit(model, &plan, made, false)
+}
+
+/// Refuses adapters that are unknown, weights that are no numbers, and copies of one module that exclude each other.
+fn check_parts<M: Injectable + ?Sized>(model: &M, adapters: &[(&str, f64)]) -> Result<()> {
+    let all = leaves(model);
+    let names: Vec<&str> = adapters.iter().map(|(name, _)| *name).collect();
+    check_known(&all, &names)?;
+    if names.is_empty() {
+        return Err(Error::Config { field: "adapters", reason: "there is none to combine".to_owned() });
+    }
+    if let Some((name, weight)) = adapters.iter().find(|(_, weight)| !weight.is_finite()) {
+        let reason = format!("that of `{name}` is {weight}, which is not a finite number");
+        return Err(Error::Config { field: "weights", reason });
+    }
+    for (path, leaf) in &all {
+        let Some(stack) = leaf.stack() else { continue };
+        let owns_copy = |name: &&&str| stack.slot(name).is_some_and(|slot| slot.copy().is_some());
+        let owners: Vec<String> = names.iter().filter(owns_copy).map(|name| (*name).to_owned()).collect();
+        if owners.len() > 1 {
+            return Err(Error::CopiesCollide { path: path.clone(), adapters: owners });
+        }
+    }
+    Ok(())
+}
+
+fn combine<M: Injectable + ?Sized>(
+    model: &M,
+    adapters: &[(&str, f64)],
+    options: &CombineOptions,
+) -> Result<Combined> {
+    let methods = adapters.iter().map(|(name, _)| method_of(model, name)).collect::<Result<Vec<_>>>()?;
+    let parts: Vec<Part<'_>> = adapters
+        .iter()
+        .zip(&methods)
+        .map(|((name, weight), method)| Part { name, weight: *weight, method: method.as_ref() })
+        .collect();
+    let Some(first) = methods.first() else {
+        return Err(Error::Config { field: "adapters", reason: "there is none to combine".to_owned() });
+    };
+    let all = leaves(model);
+    // What a site borrows has to outlive it.
+    let facts: Vec<_> = all
+        .iter()
+        .filter_map(|(path, leaf)| match leaf {
+            Leaf::Adapted(layer) => Some((path, *layer, layer.geometry(), layer.dtype_and_device(), || layer.dense_weight())),
+            Leaf::Plain(_) => None,
+        })
+        .collect();
+    let layers = facts.iter().filter_map(|(path, layer, geometry, (dtype, device), weight)| {
+        let stack = layer.stack()?;
+        let state = |part: &Part<'_>| stack.slot(part.name).and_then(Slot::adapter).map(AsRef::as_ref);
+        let adapters: Vec<_> = parts.iter().map(state).collect();
+        let site = Site { path, kind: layer.kind(), geometry, dtype: *dtype, device, bias: None, weight };
+        adapters.iter().any(Option::is_some).then_some(CombinedLayer { site, adapters })
+    });
+    let request = Combination { layers: layers.collect(), parts: parts.clone(), options };
+    first.combine(&request)
+}
