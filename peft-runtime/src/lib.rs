@@ -32,6 +32,7 @@ pub use candle_core;
 pub use candle_nn;
 
 pub use config::{AdaLoraConfig, Bias, CombinationType, CombineOptions, Ia3Config, LoraConfig, LoraInit, MajoritySign, PeftConfig};
+pub use display::{LayerStatus, ModelStatus, Uniform};
 pub use error::{Error, Result};
 pub use inject::InjectionReport;
 pub use layer::{Adapted, no_grad};
@@ -42,7 +43,7 @@ pub use path::ModulePath;
 #[cfg(feature = "macros")]
 pub use peft_macros::Injectable;
 pub use select::TargetModules;
-pub use store::{Checkpoint, LoadOptions, LoadReport};
+pub use store::{Checkpoint, LoadOptions, LoadReport, SaveEmbeddings, SaveOptions};
 
 /// Target modules whose names are checked against the model at compile time.
 ///

@@ -12,8 +12,8 @@ use crate::inject::{InjectionReport, ModelFacts, Origin, Plan, Tensors, commit, 
 use crate::manage::{self, MergeOptions};
 use crate::config::CombineOptions;
 use crate::module::{Injectable, leaves, tree};
-use crate::store::{self, LoadOptions, LoadReport};
-use crate::{LoraConfig, display};
+use crate::store::{self, LoadOptions, LoadReport, SaveOptions};
+use crate::{LayerStatus, LoraConfig, ModelStatus, display};
 
 /// What a model with named modules can do with adapters; every [`Injectable`] type has it.
 ///
@@ -30,6 +30,20 @@ pub trait PeftModel: Injectable {
         let plan = Plan::new(&tree(self), ModelFacts::of(self), config, name, Origin::Caller)?;
         let made = make(self, &plan, Tensors::Fresh)?;
         commit(self, &plan, made, true)
+    }
+
+    /// Injects an adapter with the tensors in `state`: its layers and ranks are read off the keys and shapes, everything
+    /// else (alpha, for example) is as in `config`.
+    ///
+    /// # Errors
+    /// As [`inject_adapter`](Self::inject_adapter), and [`Error::Tensors`] if a key belongs to no layer.
+    fn inject_adapter_from_state_dict(
+        &mut self,
+        state: &BTreeMap<String, Tensor>,
+        config: &dyn AdapterMethod,
+        name: &str,
+    ) -> Result<InjectionReport> {
+        store::inject_adapter_from_state_dict(self, state, config, name)
     }
 
     /// The config that `#[peft(lora(…))]` declares, if the model has that attribute.
@@ -194,6 +208,14 @@ pub trait PeftModel: Injectable {
         manage::add_weighted_adapter(self, adapters, name, options)
     }
 
+    /// Gives an adapter another name.
+    ///
+    /// # Errors
+    /// [`Error::UnknownAdapter`], or [`Error::Plan`] if the new name is taken or none that an adapter can have.
+    fn rename_adapter(&mut self, name: &str, new_name: &str) -> Result<()> {
+        manage::rename_adapter(self, name, new_name)
+    }
+
     /// Runs `f` with row `i` of every batch computed by the adapter `rows[i]`, or by none for `__base__`.
     ///
     /// The model is shared: several threads may route differently at the same time.
@@ -226,6 +248,15 @@ pub trait PeftModel: Injectable {
         store::base_state_dict(self)
     }
 
+    /// Gives the base model's own parameters other values, under the names they had before any injection. Of tied
+    /// parameters one name is enough.
+    ///
+    /// # Errors
+    /// [`Error::BaseTensors`] with all that is missing, unexpected or has another shape; [`Error::Merged`].
+    fn load_base_state_dict(&mut self, state: &BTreeMap<String, Tensor>) -> Result<()> {
+        store::load_base_state_dict(self, state)
+    }
+
     /// The base model's parameters as they act now: those of layers with merged adapters have them in.
     fn merged_state_dict(&self) -> BTreeMap<String, Tensor> {
         store::merged_state_dict(self)
@@ -238,7 +269,20 @@ pub trait PeftModel: Injectable {
     /// # Errors
     /// [`Error::UnknownAdapter`], or [`Error::Io`]; the files that were there are then untouched.
     fn save_pretrained(&self, folder: impl AsRef<Path>, name: &str) -> Result<PathBuf> {
-        store::save_pretrained(self, folder.as_ref(), name)
+        self.save_pretrained_with(folder, name, SaveOptions::new())
+    }
+
+    /// Writes an adapter as [`save_pretrained`](Self::save_pretrained) does, with options.
+    ///
+    /// # Errors
+    /// As [`save_pretrained`](Self::save_pretrained); [`Error::Unsupported`] if the adapter has no such form.
+    fn save_pretrained_with(
+        &self,
+        folder: impl AsRef<Path>,
+        name: &str,
+        options: SaveOptions,
+    ) -> Result<PathBuf> {
+        store::save_pretrained(self, folder.as_ref(), name, options)
     }
 
     /// Loads the adapter in `folder`, or in its subfolder `name`, for inference.
@@ -261,6 +305,29 @@ pub trait PeftModel: Injectable {
         options: LoadOptions,
     ) -> Result<LoadReport> {
         store::load_adapter(self, folder.as_ref(), name, options)
+    }
+
+    /// Puts the adapter in `folder`, or in its subfolder `name`, in the place of the adapter called `name`. It may have
+    /// other ranks, another scaling, other layers; it is active and trainable as the one before was.
+    ///
+    /// # Errors
+    /// [`Error::UnknownAdapter`], [`Error::Merged`], and as [`load_adapter`](Self::load_adapter); the adapter that was
+    /// there then stays.
+    fn hotswap_adapter(&mut self, folder: impl AsRef<Path>, name: &str) -> Result<LoadReport> {
+        store::hotswap_adapter(self, folder.as_ref(), name)
+    }
+
+    /// What each layer with a place for adapters has of them, in model order.
+    fn layer_status(&self) -> Vec<LayerStatus> {
+        display::layer_status(self)
+    }
+
+    /// What the model has of adapters, and what its layers disagree on.
+    ///
+    /// # Errors
+    /// [`Error::NoAdapters`].
+    fn model_status(&self) -> Result<ModelStatus> {
+        display::model_status(self)
     }
 
     /// The module tree as PyTorch and PEFT print it.

@@ -6,7 +6,7 @@ pub use crate::manage::MergeOptions;
 pub use crate::model::PeftModel;
 pub use crate::module::Injectable;
 pub use crate::select::TargetModules;
-pub use crate::store::LoadOptions;
+pub use crate::store::{LoadOptions, SaveOptions};
 #[cfg(feature = "macros")]
 pub use crate::targets;
 #[cfg(feature = "macros")]

@@ -5,6 +5,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use candle_core::{Device, Tensor, Var};
 
+use super::keys::KeyedShapes;
 use super::{
     Adapter, AdapterMethod, AdapterTensor, Built, Call, Component, Geometry, Init, LinearParameters, LowRank,
     MergeError, Selection, Site, TensorSource,
@@ -12,7 +13,7 @@ use super::{
 use crate::ModulePath;
 use crate::config::{AdaLoraConfig, Bias, CommonFields, ConfigFields};
 use crate::declared::Declared;
-use crate::error::{Fault, Result};
+use crate::error::{Error, Fault, Result};
 use crate::ops::conv::{ConvSettings, conv};
 use crate::ops::{add_promoted, promoted};
 use crate::schema::LayerKind;
@@ -307,6 +308,20 @@ impl AdapterMethod for AdaLoraConfig {
         };
         let kept: BTreeMap<String, Vec<bool>> = adapters.iter().filter_map(kept).collect();
         self.with_kept_ranks(kept).to_json()
+    }
+
+    fn for_tensors(&self, shapes: &BTreeMap<&str, &[usize]>) -> Result<Arc<dyn AdapterMethod>> {
+        let keyed = KeyedShapes::new(shapes, "lora_")?;
+        let ranks = keyed.sizes(&[E], 0);
+        if let Some((path, rank)) = ranks.iter().find(|(_, rank)| **rank > self.init_rank()) {
+            let reason = format!("`{path}` has rank {rank}, over the initial rank {}", self.init_rank());
+            return Err(Error::Config { field: "init_r", reason });
+        }
+        let kept = ranks.iter().filter(|(_, rank)| **rank < self.init_rank()).map(|(path, rank)| {
+            ((*path).to_owned(), (0..self.init_rank()).map(|position| position < *rank).collect())
+        });
+        let config = self.with_kept_ranks(kept.collect());
+        Ok(Arc::new(config.for_modules(keyed.paths(), keyed.modules.clone())))
     }
 
     fn bias(&self) -> Bias {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use candle_core::{Tensor, Var};
 
+use super::keys::KeyedShapes;
 use super::{
     Adapter, AdapterMethod, AdapterTensor, Built, Call, Combination, Combined, Component, Geometry, Init, LinearParameters,
     MergeError, Selection, Site, TensorSource,
@@ -166,6 +167,11 @@ impl AdapterMethod for Ia3Config {
 
     fn to_json(&self, _: &[(&ModulePath, &dyn Adapter)]) -> Result<String> {
         self.to_json()
+    }
+
+    fn for_tensors(&self, shapes: &BTreeMap<&str, &[usize]>) -> Result<Arc<dyn AdapterMethod>> {
+        let keyed = KeyedShapes::new(shapes, KEY)?;
+        Ok(Arc::new(self.clone().for_modules(keyed.paths(), keyed.modules.clone())))
     }
 
     /// The weighted sum of the vectors; weights that add up to 1 keep ones.

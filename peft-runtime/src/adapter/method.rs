@@ -1,5 +1,6 @@
 //! What a config has to tell so that its method can be injected.
 
+use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::sync::Arc;
 
@@ -7,7 +8,7 @@ use candle_core::Tensor;
 
 use super::{Adapter, Combination, Combined, Geometry, Site, TensorSource};
 use crate::ModulePath;
-use crate::config::{AdaLoraConfig, Bias, CommonFields, Ia3Config, LoraConfig};
+use crate::config::{AdaLoraConfig, Bias, CommonFields, Ia3Config, LoraConfig, PeftConfig};
 use crate::declared::Declared;
 use crate::error::{Error, Fault, Result};
 use crate::schema::LayerKind;
@@ -50,6 +51,16 @@ pub trait AdapterMethod: Debug + Send + Sync + 'static {
     fn with_declared(&self, declared: &Declared, model_type: Option<&str>) -> Option<Arc<dyn AdapterMethod>> {
         let _ = (declared, model_type);
         None
+    }
+
+    /// The settings for tensors of these keys and shapes: their layers, their ranks, and the rest as in these settings.
+    ///
+    /// # Errors
+    /// If the method cannot read that off its keys, or the keys are none of its own.
+    fn for_tensors(&self, shapes: &BTreeMap<&str, &[usize]>) -> Result<Arc<dyn AdapterMethod>> {
+        let _ = shapes;
+        let reason = format!("{} cannot tell its layers by the keys", self.peft_type());
+        Err(Error::Config { field: "state_dict", reason })
     }
 
     /// One adapter out of several, of which the first has these settings.
@@ -96,6 +107,17 @@ pub trait AdapterMethod: Debug + Send + Sync + 'static {
     /// The settings as IA3's, if that is what they are.
     fn as_ia3(&self) -> Option<&Ia3Config> {
         None
+    }
+}
+
+impl PeftConfig {
+    /// The config as an adapter method.
+    pub fn method(&self) -> &dyn AdapterMethod {
+        match self {
+            Self::Lora(config) => config,
+            Self::AdaLora(config) => config,
+            Self::Ia3(config) => config,
+        }
     }
 }
 

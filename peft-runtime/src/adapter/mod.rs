@@ -5,6 +5,7 @@ mod combine;
 mod geometry;
 mod ia3;
 mod init;
+mod keys;
 mod lora;
 mod method;
 mod source;
@@ -85,6 +86,11 @@ pub trait Adapter: Debug + Send + Sync {
     fn restored_weight(&self, weight: &Tensor) -> candle_core::Result<Option<Tensor>> {
         let _ = weight;
         Ok(None)
+    }
+
+    /// Whether making the adapter changed the layer's weight.
+    fn changed_base(&self) -> bool {
+        false
     }
 
     /// Whether rows of one batch may have this adapter beside rows with others.

@@ -1,5 +1,7 @@
 //! The config of LoRA: <https://arxiv.org/abs/2106.09685>.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::{Value, json};
 
@@ -76,6 +78,11 @@ fn as_numbers<S: Serializer>(patterns: &PatternMap<f64>, serializer: S) -> Resul
     struct Number(#[serde(serialize_with = "as_number")] f64);
 
     serializer.collect_map(patterns.iter().map(|(pattern, value)| (pattern, Number(*value))))
+}
+
+/// The pattern that matches one path alone.
+fn anchored(path: &str) -> String {
+    format!("^{}", glob_regex(path))
 }
 
 impl Default for LoraConfig {
@@ -246,6 +253,36 @@ impl LoraConfig {
         Self { modules, ..self.clone() }
     }
 
+    /// The config at twice the rank with the same scaling, for the base model as it was before the init changed it.
+    pub(crate) fn doubled(&self) -> Self {
+        let factor = if self.use_rslora { std::f64::consts::SQRT_2 } else { 2.0 };
+        Self {
+            rank: 2 * self.rank,
+            alpha: factor * self.alpha,
+            rank_pattern: self.rank_pattern.iter().map(|(pattern, rank)| (pattern.to_owned(), 2 * rank)).collect(),
+            alpha_pattern: self
+                .alpha_pattern
+                .iter()
+                .map(|(pattern, alpha)| (pattern.to_owned(), factor * alpha))
+                .collect(),
+            init: LoraInit::Default,
+            loftq_config: None,
+            ..self.clone()
+        }
+    }
+
+    /// The config with these ranks at these paths, of which the most frequent is the default.
+    pub(crate) fn with_ranks(mut self, ranks: &BTreeMap<&str, usize>) -> Self {
+        let mut counts: BTreeMap<usize, usize> = BTreeMap::new();
+        ranks.values().for_each(|rank| *counts.entry(*rank).or_default() += 1);
+        if let Some((rank, _)) = counts.into_iter().max_by_key(|(_, count)| *count) {
+            self.rank = rank;
+        }
+        let others = ranks.iter().filter(|(_, rank)| **rank != self.rank);
+        self.rank_pattern = others.map(|(path, rank)| (anchored(path), *rank)).collect();
+        self
+    }
+
     /// The config of a sum of adapters with these configs, with a scaling of 1 at every rank.
     pub(crate) fn combined<'a>(
         configs: &[&Self],
@@ -256,13 +293,12 @@ impl LoraConfig {
         let first = configs.first().copied().cloned().unwrap_or_default();
         let all: Vec<_> = configs.iter().map(|config| (&config.modules, Some(&config.layers))).collect();
         let (modules, layers) = ModuleFields::combined(&all, paths);
-        let pattern = |path: &ModulePath| format!("^{}", glob_regex(path.as_str()));
         #[expect(clippy::cast_precision_loss, reason = "a rank is far below 2^53")]
         Self {
             rank,
             alpha: rank as f64,
-            rank_pattern: other_ranks.iter().map(|(path, rank)| (pattern(path), *rank)).collect(),
-            alpha_pattern: other_ranks.iter().map(|(path, rank)| (pattern(path), *rank as f64)).collect(),
+            rank_pattern: other_ranks.iter().map(|(path, rank)| (anchored(path.as_str()), *rank)).collect(),
+            alpha_pattern: other_ranks.iter().map(|(path, rank)| (anchored(path.as_str()), *rank as f64)).collect(),
             init: LoraInit::Default,
             loftq_config: None,
             modules,

@@ -148,6 +148,21 @@ macro_rules! shared_methods {
             super::to_json(self)
         }
 
+        /// The config for the modules at `paths`, without filters, with full copies of `copied` if it names none itself.
+        pub(crate) fn for_modules<'p>(
+            mut self,
+            paths: impl Iterator<Item = &'p str>,
+            copied: impl IntoIterator<Item = String>,
+        ) -> Self {
+            let copied: Vec<String> = copied.into_iter().collect();
+            self.modules = ModuleFields {
+                targets: Some(TargetModules::names(paths)),
+                exclude: None,
+                modules_to_save: self.modules.modules_to_save.or((!copied.is_empty()).then_some(copied)),
+            };
+            self
+        }
+
         /// The modules to adapt, if the config names them.
         pub fn targets(&self) -> Option<&TargetModules> {
             self.modules.targets.as_ref()

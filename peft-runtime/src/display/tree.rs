@@ -53,14 +53,10 @@ fn layer_repr(layer: &dyn AdaptedLayer) -> Repr {
     let base = copies_repr(layer, stack, base);
     let adapters: Vec<_> =
         stack.slots().iter().filter_map(|slot| Some((&slot.name, slot.adapter()?))).collect();
-    let Some((_, first)) = adapters.first() else { return base };
-    // PEFT wraps both layouts of a linear weight in one class.
-    let kind = if layer.kind().family == Family::Linear { "Linear" } else { layer.kind().name };
-    let mut repr = Repr::module(match (first.tree_type(), first.tree_prefix()) {
-        (Some(whole), _) => whole.to_owned(),
-        (None, Some(prefix)) => format!("{prefix}.{kind}"),
-        (None, None) => kind.to_owned(),
-    });
+    if adapters.is_empty() {
+        return base;
+    }
+    let mut repr = Repr::module(type_name(layer));
     repr.push("base_layer", base);
     let mut containers: Vec<Container<'_>> = Vec::new();
     for (name, adapter) in &adapters {
@@ -79,6 +75,25 @@ fn layer_repr(layer: &dyn AdaptedLayer) -> Repr {
     }
     repr
 }
+
+/// The type of a layer as PEFT calls it, by its first adapter.
+pub(super) fn type_name(layer: &dyn AdaptedLayer) -> String {
+    // PEFT wraps both layouts of a linear weight in one class.
+    let kind = if layer.kind().family == Family::Linear { "Linear" } else { layer.kind().name };
+    let slots = layer.stack().map(AdapterStack::slots).unwrap_or_default();
+    match slots.iter().find_map(|slot| slot.adapter()) {
+        Some(first) => match (first.tree_type(), first.tree_prefix()) {
+            (Some(whole), _) => whole.to_owned(),
+            (None, Some(prefix)) => format!("{prefix}.{kind}"),
+            (None, None) => kind.to_owned(),
+        },
+        None if slots.is_empty() => kind.to_owned(),
+        None => COPIES.to_owned(),
+    }
+}
+
+/// PEFT's name for a layer of which adapters train full copies.
+const COPIES: &str = "ModulesToSaveWrapper";
 
 /// A container of PEFT's, such as `lora_A`, with an entry for each adapter.
 struct Container<'a> {
@@ -112,7 +127,7 @@ fn copies_repr(layer: &dyn AdaptedLayer, stack: &AdapterStack, base: Repr) -> Re
     if owners.is_empty() {
         return base;
     }
-    let mut repr = Repr::module("ModulesToSaveWrapper");
+    let mut repr = Repr::module(COPIES);
     let mut copies = Repr::module("ModuleDict");
     for name in owners {
         copies.push(name, Repr::leaf(layer.describe()));

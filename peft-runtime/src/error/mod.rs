@@ -35,6 +35,13 @@ pub enum Error {
         known: Vec<String>,
     },
 
+    /// The model has no adapters to do something with.
+    #[error("cannot {operation}: the model has no adapters")]
+    NoAdapters {
+        /// What was asked for.
+        operation: &'static str,
+    },
+
     /// The operation cannot work on an adapter that is merged into the base weights.
     #[error(
         "cannot {operation} adapter `{adapter}` while it is merged into the base weights; unmerge it first"
@@ -120,6 +127,13 @@ pub enum Error {
     Tensors {
         /// The adapter.
         adapter: String,
+        /// What is missing, unexpected or has another shape.
+        report: TensorReport,
+    },
+
+    /// The tensors of a state dict are not exactly those of the base model.
+    #[error("the tensors do not fit the base model{report}")]
+    BaseTensors {
         /// What is missing, unexpected or has another shape.
         report: TensorReport,
     },

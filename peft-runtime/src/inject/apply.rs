@@ -1,5 +1,6 @@
 //! Carries out a plan: first everything that can fail, then the changes.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use candle_core::{Tensor, Var};
@@ -7,7 +8,7 @@ use candle_core::{Tensor, Var};
 use super::plan::Plan;
 use super::report::InjectionReport;
 use crate::ModulePath;
-use crate::adapter::{Built, FreshTensors, Site, StoredTensors, TensorSource};
+use crate::adapter::{Built, FreshTensors, Site, StoredTensor, StoredTensors, TensorSource};
 use crate::error::{Error, Result};
 use crate::layer::{AdaptedLayer, AdapterStack, Content, CopiedParameter, Slot};
 use crate::module::{Injectable, Leaf, LeafMut, leaves, leaves_mut};
@@ -53,6 +54,23 @@ pub(crate) fn make<M: Injectable + ?Sized>(
         })
     };
     leaves(model).into_iter().map(make_one).collect()
+}
+
+/// The same with tensors that are in memory, of which each has to be used.
+pub(crate) fn make_from_memory<M: Injectable + ?Sized>(
+    model: &M,
+    plan: &Plan,
+    tensors: &BTreeMap<String, Tensor>,
+) -> Result<Vec<Made>> {
+    let stored = tensors.iter().map(|(key, tensor)| (key.clone(), StoredTensor::in_memory(tensor)));
+    let stored: BTreeMap<String, StoredTensor<'_>> = stored.collect();
+    let mut source = StoredTensors::new(&stored);
+    let made = make(model, plan, Tensors::Stored(&mut source))?;
+    let report = source.report();
+    if !report.is_empty() {
+        return Err(Error::Tensors { adapter: plan.adapter.clone(), report });
+    }
+    Ok(made)
 }
 
 fn make_adapter(
@@ -167,6 +185,36 @@ pub(crate) fn commit<M: Injectable + ?Sized>(
         }
     }
     Ok(report)
+}
+
+/// Puts on the model what [`make`] made, in the place of the adapter that has the name: what was active, trainable or
+/// first among the layer's adapters stays so.
+pub(crate) fn swap<M: Injectable + ?Sized>(
+    model: &mut M,
+    plan: &Plan,
+    made: Vec<Made>,
+    trainable: bool,
+) -> Result<InjectionReport> {
+    let active = leaves(model).iter().any(|(_, leaf)| {
+        leaf.stack().is_some_and(|stack| stack.active().iter().any(|name| *name == plan.adapter))
+    });
+    let places = leaves_mut(model).into_iter().map(|(_, leaf)| match leaf {
+        LeafMut::Adapted(layer) => layer.stack_mut().and_then(|stack| stack.take(&plan.adapter)),
+        LeafMut::Plain(_) => None,
+    });
+    let places: Vec<Option<usize>> = places.collect();
+    let report = commit(model, plan, made, trainable)?;
+    for ((_, leaf), place) in leaves_mut(model).into_iter().zip(places) {
+        let LeafMut::Adapted(layer) = leaf else { continue };
+        let Some(stack) = layer.stack_mut() else { continue };
+        if let Some(place) = place {
+            stack.move_last_to(&plan.adapter, place);
+        }
+        if stack.slots().is_empty() {
+            layer.drop_stack(false);
+        }
+    }
+    Ok(InjectionReport { active, ..report })
 }
 
 fn replaced(name: &str, own: &Tensor, bias: &Var) -> Result<Tensor> {

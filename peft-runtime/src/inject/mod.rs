@@ -6,7 +6,7 @@ mod plan;
 mod planner;
 mod report;
 
-pub(crate) use apply::{COPIED_BIAS, Tensors, commit, make};
+pub(crate) use apply::{COPIED_BIAS, Made, Tensors, commit, make, make_from_memory, swap};
 pub(crate) use facts::ModelFacts;
-pub(crate) use plan::{Origin, Plan};
+pub(crate) use plan::{Origin, Plan, name_fault};
 pub use report::InjectionReport;

@@ -19,6 +19,8 @@ pub(crate) enum Origin {
     Caller,
     /// Read from a file: shared configs name modules that not every model has.
     File,
+    /// Read from a file, to take the place of the adapter of that name.
+    Swap,
 }
 
 /// What an injection will do.
@@ -47,7 +49,8 @@ impl Plan {
         let completed = method.with_declared(model.declared, model.model_type);
         let method = completed.as_deref().unwrap_or(method);
         let mut faults: Vec<Fault> = name_fault(adapter).into_iter().collect();
-        faults.extend(conflicts(items, method, adapter));
+        let replaced = (origin == Origin::Swap).then_some(adapter);
+        faults.extend(conflicts(items, method, adapter, replaced));
         faults.extend(method.faults().into_iter().map(|(field, reason)| Fault::Config { field, reason }));
         let refuse = |faults| Err(Error::Plan { adapter: adapter.to_owned(), faults });
 
@@ -130,9 +133,15 @@ pub(crate) fn name_fault(name: &str) -> Option<Fault> {
 }
 
 /// Adapters of the model that rule this one out.
-fn conflicts(items: &[Item<'_>], method: &dyn AdapterMethod, adapter: &str) -> Vec<Fault> {
+fn conflicts(
+    items: &[Item<'_>],
+    method: &dyn AdapterMethod,
+    adapter: &str,
+    replaced: Option<&str>,
+) -> Vec<Fault> {
     let mut faults = BTreeMap::new();
-    for slot in items.iter().filter_map(Item::stack).flat_map(|stack| stack.slots()) {
+    let slots = items.iter().filter_map(Item::stack).flat_map(|stack| stack.slots());
+    for slot in slots.filter(|slot| Some(slot.name.as_str()) != replaced) {
         if slot.name == adapter {
             faults.insert("", Fault::DuplicateName { name: adapter.to_owned() });
         } else if method.bias() != Bias::None && slot.method.bias() != Bias::None {

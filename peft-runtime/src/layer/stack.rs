@@ -116,6 +116,29 @@ impl AdapterStack {
         self.slots.push(slot);
     }
 
+    /// Takes an adapter's slot away and nothing else; the answer is where it was.
+    pub(crate) fn take(&mut self, name: &str) -> Option<usize> {
+        let place = self.slots.iter().position(|slot| slot.name == name)?;
+        self.slots.remove(place);
+        Some(place)
+    }
+
+    /// Moves the slot that came last to `place`, if it is the adapter's.
+    pub(crate) fn move_last_to(&mut self, name: &str, place: usize) {
+        if self.slots.last().is_some_and(|slot| slot.name == name) {
+            let from = place.min(self.slots.len() - 1);
+            self.slots[from..].rotate_right(1);
+        }
+    }
+
+    /// Gives an adapter another name.
+    pub(crate) fn rename(&mut self, name: &str, new_name: &str) {
+        let slots = self.slots.iter_mut().map(|slot| &mut slot.name);
+        for known in slots.chain(&mut self.active).chain(&mut self.merged).filter(|known| *known == name) {
+            new_name.clone_into(known);
+        }
+    }
+
     pub(crate) fn set_active(&mut self, active: &[String]) {
         self.active = active.to_vec();
     }

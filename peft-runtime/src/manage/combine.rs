@@ -1,12 +1,10 @@
 //! Weighted combinations: a new adapter out of several.
 
-use std::collections::BTreeMap;
-
 use super::{check_known, method_of};
-use crate::adapter::{Combination, Combined, CombinedLayer, Part, Site, StoredTensor, StoredTensors};
+use crate::adapter::{Combination, Combined, CombinedLayer, Part, Site};
 use crate::config::CombineOptions;
 use crate::error::{Error, Result};
-use crate::inject::{InjectionReport, ModelFacts, Origin, Plan, Tensors, commit, make};
+use crate::inject::{InjectionReport, ModelFacts, Origin, Plan, commit, make_from_memory};
 use crate::layer::Slot;
 use crate::module::{Injectable, Leaf, leaves, tree};
 
@@ -27,14 +25,7 @@ pub(crate) fn add_weighted_adapter<M: Injectable + ?Sized>(
             tensors.insert(path.parameter(parameter), own.detach());
         }
     }
-    let stored: BTreeMap<String, StoredTensor<'_>> =
-        tensors.iter().map(|(key, tensor)| (key.clone(), StoredTensor::in_memory(tensor))).collect();
-    let mut source = StoredTensors::new(&stored);
-    let made = make(model, &plan, Tensors::Stored(&mut source))?;
-    let report = source.report();
-    if !report.is_empty() {
-        return Err(Error::Tensors { adapter: name.to_owned(), report });
-    }
+    let made = make_from_memory(model, &plan, &tensors)?;
     commit(model, &plan, made, false)
 }
 

@@ -1,10 +1,16 @@
 //! Takes adapters away.
 
+use std::sync::Arc;
+
+use candle_core::Tensor;
+
 use super::{check_known, check_not_merged, for_each_layer};
 use crate::config::Bias;
-use crate::error::Result;
+use crate::ModulePath;
+use crate::adapter::Adapter;
+use crate::error::{Error, Result};
 use crate::layer::{AdaptedLayer, AdapterStack, CopiedParameter, ParameterMap, Slot};
-use crate::module::{Injectable, LeafMut, leaves, leaves_mut};
+use crate::module::{Injectable, Leaf, LeafMut, leaves, leaves_mut};
 
 /// Deletes an adapter. Where it was the only active one, the layer's first other adapter by name becomes active.
 pub(crate) fn delete_adapter<M: Injectable + ?Sized>(model: &mut M, name: &str) -> Result<()> {
@@ -15,6 +21,7 @@ pub(crate) fn delete_adapter<M: Injectable + ?Sized>(model: &mut M, name: &str) 
     if slots.into_iter().any(|slot| slot.method.bias() != Bias::None) {
         freeze_biases(model)?;
     }
+    restore_weights(model, name)?;
     for_each_layer(model, |_, layer| {
         let Some(stack) = layer.stack_mut() else { return };
         stack.delete(name);
@@ -23,6 +30,40 @@ pub(crate) fn delete_adapter<M: Injectable + ?Sized>(model: &mut M, name: &str) 
         }
     });
     Ok(())
+}
+
+/// Gives layers back what the init of this adapter took out of their weights.
+fn restore_weights<M: Injectable + ?Sized>(model: &mut M, name: &str) -> Result<()> {
+    let restore = |(path, leaf): (ModulePath, Leaf<'_>)| match leaf {
+        Leaf::Adapted(layer) => restored(layer, layer.parameters(), |slot| slot.name == name)
+            .map_err(Error::on_layer(&path)),
+        Leaf::Plain(_) => Ok(None),
+    };
+    let weights = leaves(model).into_iter().map(restore).collect::<Result<Vec<_>>>()?;
+    for ((_, leaf), weight) in leaves_mut(model).into_iter().zip(weights) {
+        if let (LeafMut::Adapted(layer), Some(weight)) = (leaf, weight) {
+            set_weight(layer, &weight)?;
+        }
+    }
+    Ok(())
+}
+
+/// The weight among `parameters` with what the inits of some adapters took out of it; `None` if they took nothing.
+fn restored(
+    layer: &dyn AdaptedLayer,
+    parameters: Vec<(&'static str, &Tensor)>,
+    which: impl Fn(&Slot) -> bool,
+) -> candle_core::Result<Option<Tensor>> {
+    let slots = layer.stack().map(AdapterStack::slots).unwrap_or_default().iter().filter(|slot| which(slot));
+    let mut changed = slots.filter_map(Slot::adapter).filter(|adapter| adapter.changed_base()).peekable();
+    let weight = parameters.into_iter().find(|(name, _)| *name == "weight");
+    let (Some(_), Some((_, weight))) = (changed.peek(), weight) else { return Ok(None) };
+    let add = |weight: Tensor, adapter: &Arc<dyn Adapter>| Ok(adapter.restored_weight(&weight)?.unwrap_or(weight));
+    changed.try_fold(weight.detach(), add).map(Some)
+}
+
+fn set_weight(layer: &mut dyn AdaptedLayer, weight: &Tensor) -> Result<()> {
+    layer.map_parameters(&mut |name, own| Ok(if name == "weight" { weight.clone() } else { own.clone() }))
 }
 
 /// Takes all adapters off. A layer that is merged stays merged; of a layer with an active full copy, the copy stays.
@@ -40,7 +81,12 @@ pub(crate) fn unload<M: Injectable + ?Sized>(model: &mut M) -> Result<()> {
 pub(super) fn unload_layer(layer: &mut dyn AdaptedLayer) -> Result<()> {
     let Some(stack) = layer.stack() else { return Ok(()) };
     let copy: Option<Vec<CopiedParameter>> = active_copy(stack).map(<[CopiedParameter]>::to_vec);
+    let unmerged = |slot: &Slot| !stack.merged().contains(&slot.name);
+    let weight = restored(layer, layer.effective_parameters(), unmerged)?;
     layer.drop_stack(true);
+    if let Some(weight) = weight {
+        set_weight(layer, &weight)?;
+    }
     match copy {
         Some(copies) => layer.map_parameters(&mut |name, own| {
             let copy = copies.iter().find(|copy| copy.name == name);
@@ -56,7 +102,7 @@ fn active_copy(stack: &AdapterStack) -> Option<&[CopiedParameter]> {
 
 /// Makes biases that trained together with an adapter constants again; they keep their values.
 fn freeze_biases<M: Injectable + ?Sized>(model: &mut M) -> Result<()> {
-    let mut freeze: Box<ParameterMap<'_>> = Box::new(|name, own: &candle_core::Tensor| {
+    let mut freeze: Box<ParameterMap<'_>> = Box::new(|name, own: &Tensor| {
         Ok(if name == "bias" { own.detach() } else { own.clone() })
     });
     for (_, leaf) in leaves_mut(model) {

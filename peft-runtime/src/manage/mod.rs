@@ -5,6 +5,7 @@ mod combine;
 mod delete;
 mod merge;
 mod parameters;
+mod rename;
 mod rows;
 
 pub(crate) use activate::{
@@ -14,7 +15,8 @@ pub(crate) use combine::add_weighted_adapter;
 pub(crate) use delete::{delete_adapter, unload};
 pub use merge::MergeOptions;
 pub(crate) use merge::{merge_adapters, merge_and_unload, unmerge_adapters};
-pub(crate) use parameters::{count_parameters, trainable_parameters};
+pub(crate) use parameters::{count_parameters, place, trainable_parameters};
+pub(crate) use rename::rename_adapter;
 pub(crate) use rows::with_adapter_rows;
 
 use std::sync::Arc;

@@ -97,7 +97,7 @@ pub(crate) fn count_parameters<M: Injectable + ?Sized>(model: &M) -> ParameterCo
 }
 
 /// Where a tensor's values are: the same for tied parameters, whose tensors may have different ids.
-fn place(tensor: &Tensor) -> (usize, usize) {
+pub(crate) fn place(tensor: &Tensor) -> (usize, usize) {
     let (storage, layout) = tensor.storage_and_layout();
     (std::ptr::from_ref(&*storage).addr(), layout.start_offset())
 }

@@ -1,19 +1,25 @@
 //! State dicts and files, with the keys and bytes of PEFT.
 
+mod base_model;
 mod card;
 mod checkpoint;
+mod embeddings;
 mod file;
 mod keys;
 mod load;
+mod plain_lora;
 mod save;
 mod state_dict;
 
+pub(crate) use base_model::{base_state_dict, load_base_state_dict, merged_state_dict};
 pub use checkpoint::Checkpoint;
 #[cfg(feature = "hub")]
 pub(crate) use checkpoint::shard_names;
-pub(crate) use load::load_adapter;
+pub(crate) use load::{hotswap_adapter, load_adapter};
 pub use load::{LoadOptions, LoadReport};
+pub use embeddings::SaveEmbeddings;
+pub use save::SaveOptions;
 pub(crate) use save::save_pretrained;
 pub(crate) use state_dict::{
-    adapter_state_dict, base_state_dict, load_adapter_state_dict, merged_state_dict,
+    adapter_state_dict, inject_adapter_from_state_dict, load_adapter_state_dict,
 };

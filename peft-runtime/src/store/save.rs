@@ -1,14 +1,51 @@
 //! `save_pretrained`: an adapter as a folder that Python PEFT reads.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use candle_core::Tensor;
+
 use super::card::model_card;
+use super::embeddings::SaveEmbeddings;
 use super::file::{PendingFile, sync_folder, to_bytes};
 use super::keys::{CONFIG_FILE, DEFAULT_ADAPTER, WEIGHTS_FILE};
-use super::state_dict::adapter_state_dict;
+use super::plain_lora::as_plain_lora;
+use super::state_dict::state_dict;
+use crate::adapter::AdapterMethod;
+use crate::config::{LoraConfig, LoraInit};
 use crate::error::{Error, Result};
 use crate::manage::method_of;
 use crate::module::{Injectable, leaves};
+
+/// How to save an adapter.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SaveOptions {
+    plain_lora: bool,
+    embeddings: SaveEmbeddings,
+}
+
+impl SaveOptions {
+    /// Saves as PEFT does.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Saves an adapter whose init changed the base weights (PiSSA, OLoRA, LoftQ) as plain LoRA of twice the rank for the
+    /// base model as it was.
+    #[must_use]
+    pub fn plain_lora(mut self, plain: bool) -> Self {
+        self.plain_lora = plain;
+        self
+    }
+
+    /// Whether embedding weights go into the file.
+    #[must_use]
+    pub fn embeddings(mut self, embeddings: SaveEmbeddings) -> Self {
+        self.embeddings = embeddings;
+        self
+    }
+}
 
 /// Writes config, weights and model card; an adapter that is not called `default` gets a folder of its name.
 ///
@@ -17,15 +54,11 @@ pub(crate) fn save_pretrained<M: Injectable + ?Sized>(
     model: &M,
     folder: &Path,
     name: &str,
+    options: SaveOptions,
 ) -> Result<PathBuf> {
     let method = method_of(model, name)?;
-    let leaves = leaves(model);
-    let adapters: Vec<_> = leaves
-        .iter()
-        .filter_map(|(path, leaf)| Some((path, leaf.stack()?.slot(name)?.adapter()?.as_ref())))
-        .collect();
-    let config = method.to_json(&adapters)?;
-    let weights = to_bytes(&adapter_state_dict(model, name)?)?;
+    let (config, weights) = contents(model, method.as_ref(), name, options)?;
+    let weights = to_bytes(&weights)?;
     let own_folder = adapter_folder(folder, name);
     std::fs::create_dir_all(&own_folder).map_err(Error::io("create", &own_folder))?;
     let mut files = vec![
@@ -42,6 +75,30 @@ pub(crate) fn save_pretrained<M: Injectable + ?Sized>(
     }
     sync_folder(&own_folder)?;
     Ok(own_folder)
+}
+
+/// The config's text and the tensors.
+fn contents<M: Injectable + ?Sized>(
+    model: &M,
+    method: &dyn AdapterMethod,
+    name: &str,
+    options: SaveOptions,
+) -> Result<(String, BTreeMap<String, Tensor>)> {
+    if options.plain_lora {
+        let (config, tensors) = as_plain_lora(model, name, options.embeddings)?;
+        return Ok((config.to_json()?, tensors));
+    }
+    if let Some(LoraInit::PissaIterations(_)) = method.as_lora().map(LoraConfig::init) {
+        let reason = "what its randomised init took out of the base weights cannot be found again; save it as plain LoRA";
+        let (operation, adapter) = ("save", name.to_owned());
+        return Err(Error::Unsupported { operation, adapter, reason: reason.to_owned() });
+    }
+    let leaves = leaves(model);
+    let adapters: Vec<_> = leaves
+        .iter()
+        .filter_map(|(path, leaf)| Some((path, leaf.stack()?.slot(name)?.adapter()?.as_ref())))
+        .collect();
+    Ok((method.to_json(&adapters)?, state_dict(model, name, options.embeddings)?))
 }
 
 /// Where the files of the adapter `name` lie below `folder`.

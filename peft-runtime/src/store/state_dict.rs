@@ -5,15 +5,17 @@ use std::sync::Arc;
 
 use candle_core::{Tensor, Var};
 
-use super::keys::{canonical, with_prefix};
 use crate::ModulePath;
-use crate::adapter::{Adapter, AdapterTensor};
+use super::base_model::{base_parameters, replace_base};
+use super::keys::{canonical, with_prefix};
+use super::embeddings::{SaveEmbeddings, embedding_weights};
+use crate::adapter::{Adapter, AdapterMethod, AdapterTensor, StoredTensor};
 use crate::config::Bias;
 use crate::error::{Error, Result, ShapeMismatch, TensorReport};
-use crate::inject::COPIED_BIAS;
+use crate::inject::{COPIED_BIAS, InjectionReport, ModelFacts, Origin, Plan, commit, make_from_memory};
 use crate::layer::{Content, Slot};
 use crate::manage::{check_known, check_not_merged};
-use crate::module::{Injectable, Leaf, leaves};
+use crate::module::{Injectable, Leaf, leaves, tree};
 
 /// A tensor that belongs to an adapter, where it lives.
 struct Entry {
@@ -110,13 +112,40 @@ pub(crate) fn adapter_state_dict<M: Injectable + ?Sized>(
     model: &M,
     name: &str,
 ) -> Result<BTreeMap<String, Tensor>> {
+    state_dict(model, name, SaveEmbeddings::Auto)
+}
+
+/// The same with the embeddings that are asked for.
+pub(super) fn state_dict<M: Injectable + ?Sized>(
+    model: &M,
+    name: &str,
+    save: SaveEmbeddings,
+) -> Result<BTreeMap<String, Tensor>> {
     let copy = |entry: Entry| Ok((with_prefix(&entry.key), entry.stored()?));
-    entries(model, name)?.into_iter().map(copy).collect()
+    let own: BTreeMap<String, Tensor> = entries(model, name)?.into_iter().map(copy).collect::<Result<_>>()?;
+    let embeddings = embedding_weights(model, name, save)?;
+    Ok(embeddings.into_iter().map(|(key, weight)| (with_prefix(&key), weight)).chain(own).collect())
+}
+
+/// Injects an adapter whose layers and ranks are read off the keys and shapes in `state`, with these values.
+pub(crate) fn inject_adapter_from_state_dict<M: Injectable + ?Sized>(
+    model: &mut M,
+    state: &BTreeMap<String, Tensor>,
+    method: &dyn AdapterMethod,
+    name: &str,
+) -> Result<InjectionReport> {
+    let tensors: BTreeMap<String, Tensor> =
+        state.iter().map(|(key, tensor)| (canonical(key).to_owned(), tensor.clone())).collect();
+    let shapes = tensors.iter().map(|(key, tensor)| (key.as_str(), tensor.dims())).collect();
+    let method = method.for_tensors(&shapes)?;
+    let plan = Plan::new(&tree(model), ModelFacts::of(model), method.as_ref(), name, Origin::File)?;
+    let made = make_from_memory(model, &plan, &tensors)?;
+    commit(model, &plan, made, true)
 }
 
 /// Gives the adapter the values in `state`, which has to hold exactly its keys.
 pub(crate) fn load_adapter_state_dict<M: Injectable + ?Sized>(
-    model: &M,
+    model: &mut M,
     state: &BTreeMap<String, Tensor>,
     name: &str,
 ) -> Result<()> {
@@ -146,38 +175,14 @@ pub(crate) fn load_adapter_state_dict<M: Injectable + ?Sized>(
             }),
         }
     }
-    report.unexpected.extend(values.into_keys().map(str::to_owned));
+    report.unexpected.extend(values.keys().map(|key| (*key).to_owned()));
+    let left = values.iter().map(|(key, tensor)| ((*key).to_owned(), StoredTensor::in_memory(tensor)));
+    let base = base_parameters(model, &mut report, &left.collect())?;
     if !report.is_empty() {
         return Err(Error::Tensors { adapter: name.to_owned(), report });
     }
     for (var, value) in updates {
         var.set(&value)?;
     }
-    Ok(())
-}
-
-/// The base model's own parameters under the names they had before any injection.
-pub(crate) fn base_state_dict<M: Injectable + ?Sized>(model: &M) -> BTreeMap<String, Tensor> {
-    named_parameters(model, |leaf| leaf.parameters())
-}
-
-/// The base model's parameters as they act: with what is merged.
-pub(crate) fn merged_state_dict<M: Injectable + ?Sized>(model: &M) -> BTreeMap<String, Tensor> {
-    named_parameters(model, |leaf| match leaf {
-        Leaf::Adapted(layer) => layer.effective_parameters(),
-        Leaf::Plain(layer) => layer.parameters(),
-    })
-}
-
-fn named_parameters<'m, M: Injectable + ?Sized>(
-    model: &'m M,
-    parameters: impl Fn(&Leaf<'m>) -> Vec<(&'static str, &'m Tensor)>,
-) -> BTreeMap<String, Tensor> {
-    let mut named = BTreeMap::new();
-    for (path, leaf) in leaves(model) {
-        named.extend(
-            parameters(&leaf).into_iter().map(|(name, tensor)| (path.parameter(name), tensor.detach())),
-        );
-    }
-    named
+    replace_base(model, &base)
 }

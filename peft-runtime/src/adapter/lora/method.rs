@@ -1,12 +1,14 @@
 //! LoRA's config as an adapter method.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use candle_core::Var;
 
 use super::dora::{self, Magnitude};
 use super::init::{drawn, takes_from_base, worked_out};
-use super::{BIAS_KEY, LAYER_KEYS, Lora};
+use super::{BIAS_KEY, EMBEDDING_KEYS, LAYER_KEYS, Lora, Start};
+use crate::adapter::keys::KeyedShapes;
 use crate::ModulePath;
 use crate::adapter::{Adapter, AdapterMethod, Built, Combination, Combined, Geometry, Init, LowRank, Selection, Site, TensorSource};
 use crate::config::{Bias, Chosen, CommonFields, ConfigFields, LoraConfig, LoraInit, PatternMap};
@@ -49,6 +51,14 @@ impl AdapterMethod for LoraConfig {
             .map_err(|fault| Error::Config { field: "rank_pattern", reason: fault.to_string() })?;
         let geometry = site.geometry.clone();
         let scaling = self.scaling(rank, alpha);
+        if let (false, LoraInit::PissaIterations(_)) = (source.is_fresh(), self.init()) {
+            let reason = format!(
+                "{} took a random part out of the base weights, which cannot be found again; it can be loaded once it is \
+                 saved as plain LoRA",
+                self.init().describe()
+            );
+            return Err(Error::Config { field: "init_lora_weights", reason });
+        }
         // A file's factors replace the worked-out ones, but the base weight loses its part all the same.
         let needed = source.is_fresh() || takes_from_base(self.init()) || self.init() == LoraInit::Loftq;
         let worked_out = if needed { worked_out(self, site, rank, scaling)? } else { None };
@@ -69,10 +79,13 @@ impl AdapterMethod for LoraConfig {
         let b_bias = self.b_bias(&geometry, rank, source)?;
         let weight = worked_out.as_ref().map(|worked_out| worked_out.weight.clone());
         let magnitude = self.magnitude(site, weight.as_ref(), (&a, &b, scaling), source)?;
-        let taken_out =
-            worked_out.filter(|_| takes_from_base(self.init())).map(|worked_out| worked_out.factors);
+        let start = match worked_out {
+            Some(worked_out) if takes_from_base(self.init()) => Start::TookOut(worked_out.factors),
+            Some(worked_out) if self.init() == LoraInit::Loftq => Start::Quantised(worked_out.factors),
+            _ => Start::Untouched,
+        };
         let dropout = self.dropout();
-        let lora = Lora { keys, rank, a, b, b_bias, magnitude, taken_out, scaling, dropout, geometry };
+        let lora = Lora { keys, rank, a, b, b_bias, magnitude, start, scaling, dropout, geometry };
         Ok(Built { adapter: Arc::new(lora), weight })
     }
 
@@ -88,6 +101,18 @@ impl AdapterMethod for LoraConfig {
 
     fn to_json(&self, _: &[(&ModulePath, &dyn Adapter)]) -> Result<String> {
         self.to_json()
+    }
+
+    fn for_tensors(&self, shapes: &BTreeMap<&str, &[usize]>) -> Result<Arc<dyn AdapterMethod>> {
+        let keyed = KeyedShapes::new(shapes, "lora_")?;
+        let ranks = keyed.sizes(&[LAYER_KEYS.a, EMBEDDING_KEYS.a], 0);
+        let config = self
+            .clone()
+            .with_dora(keyed.any(dora::KEY))
+            .with_lora_bias(keyed.any(BIAS_KEY))
+            .with_ranks(&ranks)
+            .for_modules(keyed.paths(), keyed.modules.clone());
+        Ok(Arc::new(config))
     }
 
     fn combine(&self, request: &Combination<'_>) -> Result<Combined> {

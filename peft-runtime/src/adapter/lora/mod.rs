@@ -27,11 +27,22 @@ pub struct Lora {
     b: Var,
     b_bias: Option<Var>,
     magnitude: Option<Magnitude>,
-    /// The factors whose product was taken out of the base weight when the adapter was made.
-    taken_out: Option<LowRank>,
+    /// What making the adapter did to the base weight.
+    start: Start,
     scaling: f64,
     dropout: f64,
     geometry: Geometry,
+}
+
+/// What making an adapter did to the base weight.
+#[derive(Clone, Debug)]
+enum Start {
+    /// Nothing.
+    Untouched,
+    /// It lost the product of these factors.
+    TookOut(LowRank),
+    /// It was quantised; these factors make up for the loss.
+    Quantised(LowRank),
 }
 
 /// The names of the factors: embeddings have names of their own.
@@ -54,6 +65,17 @@ impl Lora {
         LowRank { a: self.a.as_detached_tensor(), b: self.b.as_detached_tensor(), scaling: self.scaling }
     }
 
+    /// The factors with those of the start beside them, negated: `[A; A₀]` and `[B, −B₀]`; zeros where the base weight
+    /// was left alone.
+    pub(crate) fn relative_to_original(&self) -> candle_core::Result<[(&'static str, Tensor); 2]> {
+        let LowRank { a, b, .. } = self.constant_terms();
+        let (first_a, first_b) = match self.start() {
+            Some(start) => (start.a.to_dtype(a.dtype())?, start.b.to_dtype(b.dtype())?.neg()?),
+            None => (a.zeros_like()?, b.zeros_like()?),
+        };
+        Ok([(self.keys.a, Tensor::cat(&[a, first_a], 0)?), (self.keys.b, Tensor::cat(&[b, first_b], 1)?)])
+    }
+
     fn is_embedding(&self) -> bool {
         self.geometry.family() == Family::Embedding
     }
@@ -63,9 +85,12 @@ impl Lora {
         call.training && self.dropout > 0.0 && !self.is_embedding()
     }
 
-    /// The factors whose product was taken out of the base weight, if any was.
-    pub(crate) fn taken_out(&self) -> Option<&LowRank> {
-        self.taken_out.as_ref()
+    /// The factors that the adapter started with, if the base weight was changed to suit them.
+    pub(crate) fn start(&self) -> Option<&LowRank> {
+        match &self.start {
+            Start::Untouched => None,
+            Start::TookOut(factors) | Start::Quantised(factors) => Some(factors),
+        }
     }
 }
 
@@ -126,7 +151,7 @@ impl Adapter for Lora {
     }
 
     fn restored_weight(&self, weight: &Tensor) -> candle_core::Result<Option<Tensor>> {
-        let Some(factors) = &self.taken_out else { return Ok(None) };
+        let Start::TookOut(factors) = &self.start else { return Ok(None) };
         Ok(Some(sum_in(weight, &self.geometry.low_rank_delta(factors)?)?))
     }
 
@@ -136,6 +161,10 @@ impl Adapter for Lora {
 
     fn with_scaling(&self, scaling: f64) -> Option<Arc<dyn Adapter>> {
         Some(Arc::new(Self { scaling, ..self.clone() }))
+    }
+
+    fn changed_base(&self) -> bool {
+        self.start().is_some()
     }
 
     fn mixes_in_a_batch(&self) -> bool {

@@ -1,0 +1,52 @@
+//! What the keys of a state dict say about the adapter they belong to.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::error::{Error, Result};
+
+/// The keys of one adapter, taken apart.
+#[derive(Debug, Default)]
+pub(super) struct KeyedShapes<'k> {
+    /// The layers, each with the ends of its keys and their shapes.
+    pub(super) layers: BTreeMap<&'k str, BTreeMap<&'k str, &'k [usize]>>,
+    /// The modules whose parameters are there in full.
+    pub(super) modules: BTreeSet<String>,
+}
+
+impl<'k> KeyedShapes<'k> {
+    /// Takes keys apart at the last `.` before `prefix`, such as `lora_`.
+    pub(super) fn new(shapes: &BTreeMap<&'k str, &'k [usize]>, prefix: &str) -> Result<Self> {
+        let marker = format!(".{prefix}");
+        let mut keyed = Self::default();
+        for (key, shape) in shapes {
+            if let Some(at) = key.rfind(&marker) {
+                keyed.layers.entry(&key[..at]).or_default().insert(&key[at + 1..], shape);
+            } else if let Some((module, _)) = key.rsplit_once('.').filter(|(module, _)| !module.ends_with(".base_layer")) {
+                keyed.modules.insert(module.to_owned());
+            }
+        }
+        if keyed.layers.is_empty() {
+            let reason = format!("no key has `{marker}` in it");
+            return Err(Error::Config { field: "state_dict", reason });
+        }
+        Ok(keyed)
+    }
+
+    /// The size of a dimension of the tensor that each layer has under one of these keys.
+    pub(super) fn sizes(&self, keys: &[&str], dimension: usize) -> BTreeMap<&'k str, usize> {
+        let size = |shapes: &BTreeMap<&str, &[usize]>| {
+            keys.iter().find_map(|key| shapes.get(key)?.get(dimension).copied())
+        };
+        self.layers.iter().filter_map(|(path, shapes)| Some((*path, size(shapes)?))).collect()
+    }
+
+    /// Whether any layer has a tensor under this key.
+    pub(super) fn any(&self, key: &str) -> bool {
+        self.layers.values().any(|shapes| shapes.contains_key(key))
+    }
+
+    /// The paths of the layers.
+    pub(super) fn paths(&self) -> impl Iterator<Item = &'k str> {
+        self.layers.keys().copied()
+    }
+}

@@ -1,0 +1,168 @@
+//! What each layer, and the model as a whole, has of adapters.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use candle_core::Device;
+
+use crate::layer::{Content, Slot};
+use crate::manage::{adapter_names, count_parameters};
+use crate::module::{Injectable, leaves};
+use crate::{ModulePath, error::Result};
+
+/// What one layer has of adapters.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LayerStatus {
+    /// Where the layer is.
+    pub name: ModulePath,
+    /// Its type, as the module tree prints it: `lora.Linear`.
+    pub module_type: String,
+    /// Whether adapters act.
+    pub enabled: bool,
+    /// The active adapters in order, also those that the layer does not have.
+    pub active_adapters: Vec<String>,
+    /// The adapters merged into the weight, in order.
+    pub merged_adapters: Vec<String>,
+    /// Whether each adapter's tensors train when it is active.
+    pub trainable: BTreeMap<String, bool>,
+    /// The adapters that the layer has, by name.
+    pub available_adapters: Vec<String>,
+    /// Where each adapter's tensors are: `cpu`, `cuda`, `metal`.
+    pub devices: BTreeMap<String, BTreeSet<&'static str>>,
+}
+
+/// What a model has of adapters; a value that differs between layers is [`Uniform::Irregular`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ModelStatus {
+    /// The model's type.
+    pub base_model_type: &'static str,
+    /// The method of each adapter: `LORA`.
+    pub peft_types: BTreeMap<String, &'static str>,
+    /// How many elements train.
+    pub trainable_params: usize,
+    /// How many elements there are.
+    pub total_params: usize,
+    /// How many layers have a place for adapters.
+    pub num_adapter_layers: usize,
+    /// Whether adapters act.
+    pub enabled: Uniform<bool>,
+    /// The active adapters.
+    pub active_adapters: Uniform<Vec<String>>,
+    /// The adapters that are merged wherever they are.
+    pub merged_adapters: Uniform<Vec<String>>,
+    /// Whether each adapter's tensors train when it is active.
+    pub trainable: BTreeMap<String, Uniform<bool>>,
+    /// All adapters, by name.
+    pub available_adapters: Vec<String>,
+    /// Where each adapter's tensors are.
+    pub devices: BTreeMap<String, BTreeSet<&'static str>>,
+}
+
+/// A value that all layers share, or not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Uniform<T> {
+    /// The value everywhere.
+    Everywhere(T),
+    /// Layers differ.
+    Irregular,
+}
+
+impl<T: PartialEq> Uniform<T> {
+    /// The one value among `values`; `None` if there are none.
+    fn of(values: impl IntoIterator<Item = T>) -> Option<Self> {
+        let mut values = values.into_iter();
+        let first = values.next()?;
+        Some(if values.all(|value| value == first) { Self::Everywhere(first) } else { Self::Irregular })
+    }
+}
+
+/// The status of every layer that has a place for adapters, in model order.
+pub(crate) fn layer_status<M: Injectable + ?Sized>(model: &M) -> Vec<LayerStatus> {
+    let mut status = Vec::new();
+    for (path, leaf) in leaves(model) {
+        let crate::module::Leaf::Adapted(layer) = leaf else { continue };
+        let Some(stack) = layer.stack() else { continue };
+        let slots = || stack.slots().iter();
+        let mut available: Vec<String> = slots().map(|slot| slot.name.clone()).collect();
+        available.sort();
+        status.push(LayerStatus {
+            name: path,
+            module_type: super::tree::type_name(layer),
+            enabled: stack.enabled(),
+            active_adapters: stack.active().to_vec(),
+            merged_adapters: stack.merged().to_vec(),
+            trainable: slots().map(|slot| (slot.name.clone(), slot.trainable)).collect(),
+            available_adapters: available,
+            devices: slots().map(|slot| (slot.name.clone(), devices(slot))).collect(),
+        });
+    }
+    status
+}
+
+fn devices(slot: &Slot) -> BTreeSet<&'static str> {
+    let name = |device: &Device| match device {
+        Device::Cpu => "cpu",
+        Device::Cuda(_) => "cuda",
+        Device::Metal(_) => "metal",
+    };
+    match &slot.content {
+        Content::Adapter(adapter) => adapter.tensors().iter().map(|tensor| name(tensor.var.device())).collect(),
+        Content::Copy(copies) => copies.iter().map(|copy| name(copy.var.device())).collect(),
+    }
+}
+
+/// The status of the model.
+///
+/// # Errors
+/// [`Error::NoAdapters`](crate::Error::NoAdapters).
+pub(crate) fn model_status<M: Injectable + ?Sized>(model: &M) -> Result<ModelStatus> {
+    let layers = layer_status(model);
+    let none = || crate::Error::NoAdapters { operation: "tell the status" };
+    let enabled = Uniform::of(layers.iter().map(|layer| layer.enabled)).ok_or_else(none)?;
+    let active = layers.iter().map(|layer| layer.active_adapters.clone());
+    let active_adapters = Uniform::of(active).ok_or_else(none)?;
+    let all = leaves(model);
+    let slots = || all.iter().filter_map(|(_, leaf)| leaf.stack()).flat_map(|stack| stack.slots());
+    let mut devices: BTreeMap<String, BTreeSet<&'static str>> = BTreeMap::new();
+    for layer in &layers {
+        for (adapter, names) in &layer.devices {
+            devices.entry(adapter.clone()).or_default().extend(names);
+        }
+    }
+    let mut available = adapter_names(&all);
+    available.sort();
+    let trainable = |adapter: &String| {
+        let values = layers.iter().filter_map(|layer| layer.trainable.get(adapter).copied());
+        Some((adapter.clone(), Uniform::of(values)?))
+    };
+    let count = count_parameters(model);
+    Ok(ModelStatus {
+        base_model_type: M::SCHEMA.name(),
+        peft_types: slots().map(|slot| (slot.name.clone(), slot.method.peft_type())).collect(),
+        trainable_params: count.trainable,
+        total_params: count.all,
+        num_adapter_layers: layers.len(),
+        enabled,
+        active_adapters,
+        merged_adapters: merged(&layers),
+        trainable: available.iter().filter_map(trainable).collect(),
+        available_adapters: available,
+        devices,
+    })
+}
+
+/// The merged adapters; irregular if a layer has one of them that is not merged there.
+fn merged(layers: &[LayerStatus]) -> Uniform<Vec<String>> {
+    let mut names: Vec<String> = Vec::new();
+    for name in layers.iter().flat_map(|layer| &layer.merged_adapters) {
+        if !names.contains(name) {
+            names.push(name.clone());
+        }
+    }
+    let unmerged = |layer: &LayerStatus| {
+        let has = |name: &String| layer.available_adapters.contains(name) && !layer.merged_adapters.contains(name);
+        names.iter().any(has)
+    };
+    if layers.iter().any(unmerged) { Uniform::Irregular } else { Uniform::Everywhere(names) }
+}

@@ -1,0 +1,144 @@
+//! The base model's own parameters: as a state dict, replaced by one, and where they turn up in an adapter's file.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use candle_core::Tensor;
+
+use crate::ModulePath;
+use crate::adapter::StoredTensor;
+use crate::error::{Error, Result, ShapeMismatch, TensorReport};
+use crate::layer::ParameterMap;
+use crate::manage::place;
+use crate::module::{Injectable, Leaf, LeafMut, leaves, leaves_mut};
+
+/// The base model's own parameters under the names they had before any injection.
+pub(crate) fn base_state_dict<M: Injectable + ?Sized>(model: &M) -> BTreeMap<String, Tensor> {
+    named_parameters(model, |leaf| leaf.parameters())
+}
+
+/// The base model's parameters as they act: with what is merged.
+pub(crate) fn merged_state_dict<M: Injectable + ?Sized>(model: &M) -> BTreeMap<String, Tensor> {
+    named_parameters(model, |leaf| match leaf {
+        Leaf::Adapted(layer) => layer.effective_parameters(),
+        Leaf::Plain(layer) => layer.parameters(),
+    })
+}
+
+fn named_parameters<'m, M: Injectable + ?Sized>(
+    model: &'m M,
+    parameters: impl Fn(&Leaf<'m>) -> Vec<(&'static str, &'m Tensor)>,
+) -> BTreeMap<String, Tensor> {
+    let mut named = BTreeMap::new();
+    for (path, leaf) in leaves(model) {
+        named.extend(
+            parameters(&leaf).into_iter().map(|(name, tensor)| (path.parameter(name), tensor.detach())),
+        );
+    }
+    named
+}
+
+/// Gives the base model's own parameters the values in `state`, which has to hold exactly their names; of tied
+/// parameters one name is enough.
+pub(crate) fn load_base_state_dict<M: Injectable + ?Sized>(
+    model: &mut M,
+    state: &BTreeMap<String, Tensor>,
+) -> Result<()> {
+    const OPERATION: &str = "load base weights under";
+    let all = leaves(model);
+    for (_, leaf) in &all {
+        if let Some(adapter) = leaf.stack().and_then(|stack| stack.merged().first()) {
+            return Err(Error::Merged { adapter: adapter.clone(), operation: OPERATION });
+        }
+    }
+    let mut report = TensorReport::default();
+    let (mut values, mut used) = (BaseParameters::new(), BTreeSet::new());
+    let mut tied: BTreeMap<(usize, usize), Tensor> = BTreeMap::new();
+    let mut left_out = Vec::new();
+    for (path, leaf) in &all {
+        for (name, own) in leaf.parameters() {
+            let key = path.parameter(name);
+            match state.get(&key) {
+                Some(stored) if stored.dims() != own.dims() => {
+                    let (expected, found) = (own.dims().to_vec(), stored.dims().to_vec());
+                    report.mismatched.push(ShapeMismatch { key: key.clone(), expected, found });
+                }
+                Some(stored) => {
+                    let value = stored.detach().to_device(own.device())?.to_dtype(own.dtype())?;
+                    tied.insert(place(own), value.clone());
+                    values.insert((path.clone(), name), value);
+                }
+                None => left_out.push((path.clone(), name, place(own), key.clone())),
+            }
+            used.insert(key);
+        }
+    }
+    for (path, name, place, key) in left_out {
+        match tied.get(&place) {
+            Some(value) => {
+                values.insert((path, name), value.clone());
+            }
+            None => report.missing.push(key),
+        }
+    }
+    report.unexpected = state.keys().filter(|key| !used.contains(*key)).cloned().collect();
+    if !report.is_empty() {
+        return Err(Error::BaseTensors { report });
+    }
+    replace_base(model, &values)
+}
+
+/// New values of the base model's parameters, by layer and by the parameter's name in it.
+pub(super) type BaseParameters = BTreeMap<(ModulePath, &'static str), Tensor>;
+
+/// Takes the keys that name parameters of the base model out of the unexpected ones, and reads them.
+pub(super) fn base_parameters<M: Injectable + ?Sized>(
+    model: &M,
+    report: &mut TensorReport,
+    tensors: &BTreeMap<String, StoredTensor<'_>>,
+) -> Result<BaseParameters> {
+    let mut found = BTreeMap::new();
+    if report.unexpected.is_empty() {
+        return Ok(found);
+    }
+    let leaves = leaves(model);
+    let mut unexpected = Vec::new();
+    for key in std::mem::take(&mut report.unexpected) {
+        let named = key.replace(".base_layer.", ".");
+        let owner = leaves.iter().find_map(|(path, leaf)| Some((path, parameter(path, leaf, &named)?)));
+        match (owner, tensors.get(&key)) {
+            (Some((_, (_, own))), Some(stored)) if own.dims() != stored.shape => {
+                let (expected, found) = (own.dims().to_vec(), stored.shape.clone());
+                report.mismatched.push(ShapeMismatch { key, expected, found });
+            }
+            (Some((path, (name, own))), Some(stored)) => {
+                let tensor = (stored.read)(own.device())?.to_dtype(own.dtype())?;
+                found.insert((path.clone(), name), tensor);
+            }
+            _ => unexpected.push(key),
+        }
+    }
+    report.unexpected = unexpected;
+    Ok(found)
+}
+
+fn parameter<'a>(path: &ModulePath, leaf: &Leaf<'a>, key: &str) -> Option<(&'static str, &'a Tensor)> {
+    leaf.parameters().into_iter().find(|(name, _)| path.parameter(name) == key)
+}
+
+pub(super) fn replace_base<M: Injectable + ?Sized>(
+    model: &mut M,
+    values: &BaseParameters,
+) -> Result<()> {
+    if values.is_empty() {
+        return Ok(());
+    }
+    for (path, leaf) in leaves_mut(model) {
+        let mut replace: Box<ParameterMap<'_>> =
+            Box::new(|name, own: &Tensor| Ok(values.get(&(path.clone(), name)).unwrap_or(own).clone()));
+        match leaf {
+            LeafMut::Adapted(layer) => layer.map_parameters(&mut *replace)?,
+            LeafMut::Plain(layer) => layer.map_parameters(&mut *replace)?,
+        }
+    }
+    Ok(())
+}
