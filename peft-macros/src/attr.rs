@@ -42,6 +42,7 @@ pub(crate) struct FieldAttrs {
     pub(crate) flatten: Option<Span>,
     pub(crate) skip: Option<Span>,
     pub(crate) rank: Option<Spanned<usize>>,
+    pub(crate) blocks: Option<Span>,
 }
 
 impl TypeAttrs {
@@ -59,7 +60,7 @@ impl TypeAttrs {
                 Symbol::Transparent => attrs.transparent = Some(span),
                 Symbol::Bound => attrs.bound = Some(bound(&value::string(input)?)?),
                 Symbol::Crate => attrs.runtime = Some(crate_path(&value::string(input)?)?),
-                Symbol::Rename | Symbol::Flatten | Symbol::Skip | Symbol::Rank => {}
+                Symbol::Rename | Symbol::Flatten | Symbol::Skip | Symbol::Rank | Symbol::Blocks => {}
             }
             Ok(())
         });
@@ -85,6 +86,7 @@ impl FieldAttrs {
                 Symbol::Flatten => attrs.flatten = Some(span),
                 Symbol::Skip => attrs.skip = Some(span),
                 Symbol::Rank => attrs.rank = Some(value::whole_number(input)?),
+                Symbol::Blocks => attrs.blocks = Some(span),
                 _ => {}
             }
             Ok(())

@@ -101,6 +101,7 @@ fn check_conflicts(field: &Field<'_>, diagnostics: &mut Diagnostics) {
             ("rename", attrs.rename.is_some()),
             ("flatten", attrs.flatten.is_some()),
             ("rank", attrs.rank.is_some()),
+            ("blocks", attrs.blocks.is_some()),
         ];
         for (word, _) in others.iter().filter(|(_, present)| *present) {
             diagnostics.error(skip, format!("`skip` and `{word}` exclude each other; remove one of them"));
@@ -111,6 +112,10 @@ fn check_conflicts(field: &Field<'_>, diagnostics: &mut Diagnostics) {
         }
         if attrs.rank.is_some() {
             diagnostics.error(flatten, "`rank` belongs on a layer; remove `rank` or `flatten`");
+        }
+        if attrs.blocks.is_some() {
+            diagnostics
+                .error(flatten, "a flattened field is no list of blocks; remove `blocks` or `flatten`");
         }
     }
     if let Some(rank) = attrs.rank.filter(|rank| rank.value == 0) {

@@ -12,7 +12,8 @@ use crate::value::at;
 pub(crate) fn declared(input: &Input<'_>) -> TokenStream {
     let (targets, feedforward) = (&input.attrs.targets, &input.attrs.feedforward);
     let embeddings = [&input.attrs.input_embedding, &input.attrs.output_embedding];
-    let nothing = targets.is_empty() && feedforward.is_empty() && embeddings.iter().all(|name| name.is_none());
+    let nothing =
+        targets.is_empty() && feedforward.is_empty() && embeddings.iter().all(|name| name.is_none());
     if nothing && input.attrs.lora.is_none() {
         return inherited(input);
     }

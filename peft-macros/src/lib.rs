@@ -44,6 +44,7 @@ use proc_macro::TokenStream;
 /// | `#[peft(rename = "attention.self")]` | the name in paths, which may hold dots |
 /// | `#[peft(flatten)]` | the field's own fields belong to the parent |
 /// | `#[peft(skip)]` | the field is not visited |
+/// | `#[peft(blocks)]` | the field is the `Vec` of the model's blocks, which `layer_replication` builds anew; the items are `Clone` |
 /// | `#[peft(rank = 4)]` | the rank of this layer in the declared LoRA config |
 ///
 /// A tuple variant with one field stands for its field, and so does a transparent struct; other unnamed fields are called

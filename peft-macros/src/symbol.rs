@@ -27,13 +27,14 @@ pub(crate) enum Symbol {
     Flatten,
     Skip,
     Rank,
+    Blocks,
 }
 
 /// The words inside `lora(…)`.
 pub(crate) const LORA_KEYS: [&str; 5] = ["rank", "alpha", "dropout", "rslora", "bias"];
 
 impl Symbol {
-    pub(crate) const ALL: [Self; 13] = [
+    pub(crate) const ALL: [Self; 14] = [
         Self::Target,
         Self::Feedforward,
         Self::Lora,
@@ -47,6 +48,7 @@ impl Symbol {
         Self::Flatten,
         Self::Skip,
         Self::Rank,
+        Self::Blocks,
     ];
 
     pub(crate) fn word(self) -> &'static str {
@@ -64,12 +66,13 @@ impl Symbol {
             Self::Flatten => "flatten",
             Self::Skip => "skip",
             Self::Rank => "rank",
+            Self::Blocks => "blocks",
         }
     }
 
     pub(crate) fn place(self) -> Place {
         match self {
-            Self::Rename | Self::Flatten | Self::Skip | Self::Rank => Place::Field,
+            Self::Rename | Self::Flatten | Self::Skip | Self::Rank | Self::Blocks => Place::Field,
             _ => Place::Type,
         }
     }

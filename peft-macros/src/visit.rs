@@ -82,5 +82,8 @@ fn call(field: &Field<'_>, place: &TokenStream, transparent: bool) -> TokenStrea
         return quote_spanned!(at(span)=> __cursor.flatten(#place););
     }
     let segment = field.segment();
+    if field.attrs.blocks.is_some() {
+        return quote_spanned!(at(span)=> __cursor.blocks(#segment, #place););
+    }
     quote_spanned!(at(span)=> __cursor.child(#segment, #place);)
 }

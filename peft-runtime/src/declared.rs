@@ -36,17 +36,17 @@ pub struct DeclaredLora {
 
 impl Declared {
     /// No declarations.
-    pub const NOTHING: Self = Self {
-        targets: &[],
-        feedforward: &[],
-        lora: None,
-        input_embedding: None,
-        output_embedding: None,
-    };
+    pub const NOTHING: Self =
+        Self { targets: &[], feedforward: &[], lora: None, input_embedding: None, output_embedding: None };
 
     /// The declared targets, if there are any.
     pub(crate) fn target_modules(&self) -> Option<TargetModules> {
         (!self.targets.is_empty()).then(|| TargetModules::from_globs(self.targets))
+    }
+
+    /// The declared targets and those of them whose input IA3 scales, if targets are declared.
+    pub(crate) fn target_and_feedforward_modules(&self) -> Option<(TargetModules, TargetModules)> {
+        Some((self.target_modules()?, TargetModules::from_globs(self.feedforward)))
     }
 
     /// The declared LoRA config, with the ranks that fields of `schema` declare.

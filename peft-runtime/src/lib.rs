@@ -31,7 +31,10 @@ mod store;
 pub use candle_core;
 pub use candle_nn;
 
-pub use config::{AdaLoraConfig, Bias, CombinationType, CombineOptions, Ia3Config, LoraConfig, LoraInit, MajoritySign, PeftConfig};
+pub use config::{
+    AdaLoraConfig, Bias, CombinationType, CombineOptions, EvaConfig, Ia3Config, LoraConfig, LoraInit,
+    MajoritySign, PeftConfig, TokenIndices,
+};
 pub use display::{LayerStatus, ModelStatus, Uniform};
 pub use error::{Error, Result};
 pub use inject::InjectionReport;

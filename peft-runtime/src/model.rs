@@ -7,11 +7,11 @@ use std::sync::Arc;
 use candle_core::{Tensor, Var};
 
 use crate::adapter::AdapterMethod;
-use crate::error::{Error, Result};
-use crate::inject::{InjectionReport, ModelFacts, Origin, Plan, Tensors, commit, make};
-use crate::manage::{self, MergeOptions};
 use crate::config::CombineOptions;
-use crate::module::{Injectable, leaves, tree};
+use crate::error::{Error, Result};
+use crate::inject::{InjectionReport, Origin, Plan, Tensors, commit, make};
+use crate::manage::{self, MergeOptions};
+use crate::module::{Injectable, leaves};
 use crate::store::{self, LoadOptions, LoadReport, SaveOptions};
 use crate::{LayerStatus, LoraConfig, ModelStatus, display};
 
@@ -27,9 +27,27 @@ pub trait PeftModel: Injectable {
     /// # Errors
     /// [`Error::Plan`] with every fault found: names that match nothing, layers the method cannot adapt, invalid values.
     fn inject_adapter(&mut self, config: &dyn AdapterMethod, name: &str) -> Result<InjectionReport> {
-        let plan = Plan::new(&tree(self), ModelFacts::of(self), config, name, Origin::Caller)?;
+        let plan = Plan::new(self, config, name, Origin::Caller)?;
         let made = make(self, &plan, Tensors::Fresh)?;
         commit(self, &plan, made, true)
+    }
+
+    /// Gives the adapter `name`, injected with [`with_eva`](LoraConfig::with_eva), the directions in which the inputs of its
+    /// layers vary most, and moves ranks to the layers where they explain most: <https://arxiv.org/abs/2410.07170>.
+    ///
+    /// `forward` runs the model on one batch of `batches`; the adapters do not act meanwhile. Only linear layers are
+    /// changed; those that end without a rank lose the adapter.
+    ///
+    /// # Errors
+    /// [`Error::UnknownAdapter`], [`Error::Merged`], [`Error::Unsupported`] if the adapter does not start as EVA does or a
+    /// layer was never reached, an error of `forward`, or one that says that the batches have too few rows.
+    fn initialise_eva<B>(
+        &mut self,
+        name: &str,
+        batches: impl IntoIterator<Item = B>,
+        forward: impl FnMut(&Self, B) -> candle_core::Result<Tensor>,
+    ) -> Result<InjectionReport> {
+        manage::initialise_eva(self, name, batches, forward)
     }
 
     /// Injects an adapter with the tensors in `state`: its layers and ranks are read off the keys and shapes, everything

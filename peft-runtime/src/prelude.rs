@@ -1,6 +1,8 @@
 //! What a user of adapters needs: `use peft_runtime::prelude::*`.
 
-pub use crate::config::{AdaLoraConfig, Bias, CombinationType, CombineOptions, Ia3Config, LoraConfig, LoraInit};
+pub use crate::config::{
+    AdaLoraConfig, Bias, CombinationType, CombineOptions, EvaConfig, Ia3Config, LoraConfig, LoraInit,
+};
 pub use crate::layer::{Adapted, no_grad};
 pub use crate::manage::MergeOptions;
 pub use crate::model::PeftModel;

@@ -187,7 +187,7 @@ fn a_module_to_save_trains_as_a_copy_of_its_own() {
     let error = model.set_adapters(&["a", "b"]).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "adapters `a` and `b` all train a copy of `head`; only one of them can be active"
+        "adapters `a` and `b` all replace `head`; only one of them can be active"
     );
     assert!(same(&model.forward(&x), &with_a));
     model.unload().unwrap();

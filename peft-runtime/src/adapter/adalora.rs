@@ -73,7 +73,8 @@ impl AdaLora {
 
     /// Sets the singular values of ranks that were cut to zero.
     pub(crate) fn clear_cut_ranks(&self) -> candle_core::Result<()> {
-        let Some(kept) = self.kept_ranks().filter(|kept| kept.len() == self.rows() && !kept.is_empty()) else {
+        let Some(kept) = self.kept_ranks().filter(|kept| kept.len() == self.rows() && !kept.is_empty())
+        else {
             return Ok(());
         };
         let keeps: Vec<u8> = kept.into_iter().map(u8::from).collect();
@@ -250,6 +251,8 @@ impl AdapterMethod for AdaLoraConfig {
             modules_to_save: self.modules_to_save(),
             layers_to_transform: self.layers_to_transform(),
             layers_pattern: self.layers_pattern(),
+            replication: self.layer_replication(),
+            ..Selection::default()
         }
     }
 
@@ -294,7 +297,7 @@ impl AdapterMethod for AdaLoraConfig {
 
     fn with_declared(&self, declared: &Declared, model_type: Option<&str>) -> Option<Arc<dyn AdapterMethod>> {
         self.targets().is_none().then(|| -> Arc<dyn AdapterMethod> {
-            Arc::new(self.completed(declared, model_type))
+            Arc::new(self.completed(declared.target_modules(), model_type))
         })
     }
 

@@ -62,7 +62,10 @@ impl<'a> Combination<'a> {
             Some(config) => Ok(config),
             None => {
                 let other = part.method.peft_type();
-                Self::refuse(part, format!("it is an adapter of {other}, and the first one is one of {peft_type}"))
+                Self::refuse(
+                    part,
+                    format!("it is an adapter of {other}, and the first one is one of {peft_type}"),
+                )
             }
         };
         self.parts.iter().map(config).collect()

@@ -44,6 +44,18 @@ pub enum Geometry {
         /// How the window moves.
         settings: ConvSettings,
     },
+    /// A bare weight with one matrix for each expert, `[experts, out, in]`, or `[experts, in, out]` where it is stored
+    /// transposed.
+    Experts {
+        /// The number of matrices.
+        experts: usize,
+        /// The size of each one's input.
+        in_features: usize,
+        /// The size of each one's output.
+        out_features: usize,
+        /// Whether the matrices are stored as `[in, out]`.
+        transposed: bool,
+    },
     /// A layer that no method adapts, though a copy of it can be trained.
     Opaque,
 }
@@ -55,6 +67,7 @@ impl Geometry {
             Self::Linear { .. } => Family::Linear,
             Self::Embedding { .. } => Family::Embedding,
             Self::Conv { .. } => Family::Convolution,
+            Self::Experts { .. } => Family::Parameter,
             Self::Opaque => Family::Other,
         }
     }
@@ -65,6 +78,7 @@ impl Geometry {
             Self::Linear { out_features, .. } => *out_features,
             Self::Embedding { features, .. } => *features,
             Self::Conv { out_channels, .. } => *out_channels,
+            Self::Experts { out_features, .. } => *out_features,
             Self::Opaque => 0,
         }
     }
@@ -75,6 +89,7 @@ impl Geometry {
             Self::Linear { in_features, .. } => *in_features,
             Self::Embedding { vocabulary, .. } => *vocabulary,
             Self::Conv { in_channels, .. } => *in_channels,
+            Self::Experts { in_features, .. } => *in_features,
             Self::Opaque => 0,
         }
     }
@@ -98,6 +113,12 @@ impl Geometry {
             Self::Conv { in_channels, out_channels, kernel, settings } => {
                 [&[*out_channels, in_channels / settings.groups.max(1)], kernel.as_slice()].concat()
             }
+            Self::Experts { experts, in_features, out_features, transposed: false } => {
+                vec![*experts, *out_features, *in_features]
+            }
+            Self::Experts { experts, in_features, out_features, transposed: true } => {
+                vec![*experts, *in_features, *out_features]
+            }
             Self::Opaque => Vec::new(),
         }
     }
@@ -106,6 +127,7 @@ impl Geometry {
     pub(crate) fn down_shape(&self, rank: usize) -> Vec<usize> {
         match self {
             Self::Conv { in_channels, kernel, .. } => [&[rank, *in_channels], kernel.as_slice()].concat(),
+            Self::Experts { experts, in_features, .. } => vec![rank * experts, *in_features],
             other => vec![rank, other.in_features()],
         }
     }
@@ -118,6 +140,7 @@ impl Geometry {
                 shape.resize(2 + kernel.len(), 1);
                 shape
             }
+            Self::Experts { experts, out_features, .. } => vec![*out_features, rank * experts],
             other => vec![other.out_features(), rank],
         }
     }
@@ -139,16 +162,33 @@ impl Geometry {
                 let hidden = conv(&x.to_dtype(terms.a.dtype())?, &terms.a, down)?;
                 conv(&hidden, &terms.b, up)? * terms.scaling
             }
-            Self::Linear { .. } | Self::Opaque => low_rank(x, terms),
+            Self::Linear { .. } | Self::Experts { .. } | Self::Opaque => low_rank(x, terms),
         }
     }
 
     /// `scaling · B·A` in the shape of the stored weight, in the dtype of the factors. Not for grouped convolutions.
     pub(crate) fn low_rank_delta(&self, terms: &LowRank) -> Result<Tensor> {
+        if let Self::Experts { .. } = self {
+            let constant = LowRank { a: terms.a.detach(), b: terms.b.detach(), ..*terms };
+            return self.tracked_delta(&constant);
+        }
         let rank = terms.a.dim(0)?;
         let a = terms.a.detach().reshape((rank, ()))?;
         let b = terms.b.detach().reshape((self.out_features(), rank))?;
         self.stored_from_matrix(&crate::ops::matmul::product(&b, &a, terms.scaling)?)
+    }
+
+    /// The same with gradients for the factors, for bare weights. For experts A is `[experts · rank, in]`, expert by
+    /// expert, and B `[out, rank · experts]`, rank by rank, as in PEFT.
+    pub(crate) fn tracked_delta(&self, terms: &LowRank) -> Result<Tensor> {
+        let Self::Experts { experts, in_features, out_features, transposed } = *self else {
+            return terms.b.matmul(&terms.a)? * terms.scaling;
+        };
+        let rank = terms.a.dim(0)? / experts.max(1);
+        let a = terms.a.reshape((experts, rank, in_features))?;
+        let b = terms.b.reshape((out_features, rank, experts))?.permute((2, 0, 1))?.contiguous()?;
+        let delta = (b.matmul(&a)? * terms.scaling)?;
+        if transposed { delta.transpose(1, 2)?.contiguous() } else { Ok(delta) }
     }
 
     /// A stored weight as a matrix `[out, in · kernel]`.
@@ -156,7 +196,7 @@ impl Geometry {
         match self {
             Self::Linear { transposed: true, .. } | Self::Embedding { .. } => weight.t(),
             Self::Conv { .. } => weight.flatten_from(1),
-            Self::Linear { .. } | Self::Opaque => Ok(weight.clone()),
+            Self::Linear { .. } | Self::Experts { .. } | Self::Opaque => Ok(weight.clone()),
         }
     }
 
@@ -165,7 +205,7 @@ impl Geometry {
         match self {
             Self::Linear { transposed: true, .. } | Self::Embedding { .. } => matrix.t(),
             Self::Conv { .. } => matrix.reshape(self.weight_shape()),
-            Self::Linear { .. } | Self::Opaque => Ok(matrix.clone()),
+            Self::Linear { .. } | Self::Experts { .. } | Self::Opaque => Ok(matrix.clone()),
         }
     }
 

@@ -7,8 +7,8 @@ use candle_core::{Tensor, Var};
 
 use super::keys::KeyedShapes;
 use super::{
-    Adapter, AdapterMethod, AdapterTensor, Built, Call, Combination, Combined, Component, Geometry, Init, LinearParameters,
-    MergeError, Selection, Site, TensorSource,
+    Adapter, AdapterMethod, AdapterTensor, Built, Call, Combination, Combined, Component, Geometry, Init,
+    LinearParameters, MergeError, Selection, Site, TensorSource,
 };
 use crate::ModulePath;
 use crate::config::{CommonFields, ConfigFields, Ia3Config};
@@ -108,8 +108,7 @@ impl AdapterMethod for Ia3Config {
             targets: self.targets(),
             exclude: self.exclude_modules(),
             modules_to_save: self.modules_to_save(),
-            layers_to_transform: None,
-            layers_pattern: None,
+            ..Selection::default()
         }
     }
 
@@ -125,7 +124,7 @@ impl AdapterMethod for Ia3Config {
         if self.targets().is_some() && self.feedforward().is_some() {
             return None;
         }
-        Some(Arc::new(self.completed(declared, model_type)))
+        Some(Arc::new(self.completed(declared.target_and_feedforward_modules(), model_type)))
     }
 
     fn check(&self, path: &ModulePath, kind: LayerKind, geometry: &Geometry) -> Option<Fault> {
@@ -139,7 +138,7 @@ impl AdapterMethod for Ia3Config {
         let supported = match geometry {
             Geometry::Linear { .. } => true,
             Geometry::Conv { kernel, .. } => kernel.len() == 2,
-            Geometry::Embedding { .. } | Geometry::Opaque => false,
+            Geometry::Embedding { .. } | Geometry::Experts { .. } | Geometry::Opaque => false,
         };
         let reason = "IA3 scales linear layers and two-dimensional convolutions".to_owned();
         (!supported).then(|| Fault::UnsupportedLayer {
@@ -181,12 +180,16 @@ impl AdapterMethod for Ia3Config {
         for layer in &request.layers {
             let states = layer.states(&request.parts, |adapter| adapter.as_ia3());
             let weights: Vec<f64> = states.iter().map(|(part, _)| part.weight).collect();
-            let vectors: Vec<Tensor> = states.iter().map(|(_, state)| state.vector.as_detached_tensor()).collect();
+            let vectors: Vec<Tensor> =
+                states.iter().map(|(_, state)| state.vector.as_detached_tensor()).collect();
             let path = layer.site.path;
-            if let Some((part, _)) =
-                states.iter().find(|(_, state)| Some(state.feedforward) != states.first().map(|(_, first)| first.feedforward))
-            {
-                return Combination::refuse(part, format!("it scales the other side of `{path}` than the first one"));
+            if let Some((part, _)) = states.iter().find(|(_, state)| {
+                Some(state.feedforward) != states.first().map(|(_, first)| first.feedforward)
+            }) {
+                return Combination::refuse(
+                    part,
+                    format!("it scales the other side of `{path}` than the first one"),
+                );
             }
             let sum = weighted_sum(&vectors, &weights).map_err(Error::on_layer(path))?;
             tensors.insert(path.parameter(KEY), sum);

@@ -21,7 +21,10 @@ impl<'k> KeyedShapes<'k> {
         for (key, shape) in shapes {
             if let Some(at) = key.rfind(&marker) {
                 keyed.layers.entry(&key[..at]).or_default().insert(&key[at + 1..], shape);
-            } else if let Some((module, _)) = key.rsplit_once('.').filter(|(module, _)| !module.ends_with(".base_layer")) {
+            } else if let Some(module) =
+                key.strip_suffix(".weight").filter(|module| !module.ends_with(".base_layer"))
+            {
+                // A bias alone is one that trains along.
                 keyed.modules.insert(module.to_owned());
             }
         }

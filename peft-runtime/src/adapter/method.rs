@@ -8,7 +8,7 @@ use candle_core::Tensor;
 
 use super::{Adapter, Combination, Combined, Geometry, Site, TensorSource};
 use crate::ModulePath;
-use crate::config::{AdaLoraConfig, Bias, CommonFields, Ia3Config, LoraConfig, PeftConfig};
+use crate::config::{AdaLoraConfig, Bias, CommonFields, Ia3Config, LoraConfig, PeftConfig, TokenIndices};
 use crate::declared::Declared;
 use crate::error::{Error, Fault, Result};
 use crate::schema::LayerKind;
@@ -167,4 +167,7 @@ pub struct Selection<'c> {
     pub modules_to_save: &'c [String],
     pub(crate) layers_to_transform: Option<&'c LayerIndices>,
     pub(crate) layers_pattern: Option<&'c [String]>,
+    pub(crate) tokens: Option<&'c TokenIndices>,
+    pub(crate) parameters: &'c [String],
+    pub(crate) replication: &'c [(usize, usize)],
 }

@@ -9,6 +9,7 @@ mod keys;
 mod lora;
 mod method;
 mod source;
+mod tokens;
 
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -29,10 +30,11 @@ pub(crate) use geometry::without_padding_gradient;
 pub use ia3::Ia3;
 pub use init::Init;
 pub use lora::Lora;
-pub(crate) use lora::tuple;
+pub(crate) use lora::{size_at, tuple};
 pub use method::{AdapterMethod, Built, Selection};
 pub use source::TensorSource;
 pub(crate) use source::{FreshTensors, StoredTensor, StoredTensors};
+pub use tokens::TrainableTokens;
 
 /// The state of one adapter on one layer.
 ///
@@ -63,6 +65,15 @@ pub trait Adapter: Debug + Send + Sync {
     /// # Errors
     /// If the factors cannot be put together.
     fn low_rank(&self, call: &Call<'_>) -> candle_core::Result<Option<LowRank>> {
+        let _ = call;
+        Ok(None)
+    }
+
+    /// What the adapter adds to a bare weight, in its shape, as part of the graph; `None` if it adds nothing.
+    ///
+    /// # Errors
+    /// If the factors do not multiply.
+    fn weight_delta(&self, call: &Call<'_>) -> candle_core::Result<Option<Tensor>> {
         let _ = call;
         Ok(None)
     }
@@ -110,6 +121,11 @@ pub trait Adapter: Debug + Send + Sync {
 
     /// The adapter as IA3's, if that is what it is.
     fn as_ia3(&self) -> Option<&Ia3> {
+        None
+    }
+
+    /// The adapter as trainable tokens, if that is what it is.
+    fn as_trainable_tokens(&self) -> Option<&TrainableTokens> {
         None
     }
 

@@ -1,16 +1,16 @@
 //! The config of AdaLoRA: <https://arxiv.org/abs/2303.10512>.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, json};
 
-use super::default_targets;
 use super::common::{
     Bias, CommonFields, ConfigFault, ConfigFields, as_number, finite_fault, probability_fault,
 };
+use super::default_targets;
 use super::modules::{LayerFields, ModuleFields, layer_methods, shared_methods};
-use crate::declared::Declared;
 use crate::error::Result;
 use crate::select::{LayerIndices, TargetModules};
 
@@ -56,6 +56,8 @@ pub struct AdaLoraConfig {
     /// Which ranks of a layer are kept, by the name of its E.
     #[serde(default)]
     rank_pattern: Option<BTreeMap<String, Vec<bool>>>,
+    #[serde(default)]
+    layer_replication: Option<Vec<(usize, usize)>>,
     #[serde(default)]
     fan_in_fan_out: bool,
     #[serde(skip)]
@@ -128,6 +130,7 @@ impl AdaLoraConfig {
             init: true,
             bias: Bias::None,
             rank_pattern: None,
+            layer_replication: None,
             fan_in_fan_out: false,
             seed: 0,
             modules: ModuleFields::default(),
@@ -179,6 +182,13 @@ impl AdaLoraConfig {
     #[must_use]
     pub fn with_init(mut self, zeros: bool) -> Self {
         self.init = zeros;
+        self
+    }
+
+    /// Builds the model's list of blocks anew from ranges of the old one, before adapters are put in.
+    #[must_use]
+    pub fn with_layer_replication(mut self, ranges: impl IntoIterator<Item = Range<usize>>) -> Self {
+        self.layer_replication = Some(ranges.into_iter().map(|range| (range.start, range.end)).collect());
         self
     }
 
@@ -254,6 +264,11 @@ impl AdaLoraConfig {
         Some(self.rank_pattern.as_ref()?.get(&format!("{path}{E_NAME}"))?.as_slice())
     }
 
+    /// The ranges of blocks that the model's list of blocks is built from.
+    pub(crate) fn layer_replication(&self) -> &[(usize, usize)] {
+        self.layer_replication.as_deref().unwrap_or_default()
+    }
+
     /// The config as it is written with these ranks kept.
     pub(crate) fn with_kept_ranks(&self, kept: BTreeMap<String, Vec<bool>>) -> Self {
         let named = kept.into_iter().map(|(path, kept)| (format!("{path}{E_NAME}"), kept));
@@ -262,9 +277,10 @@ impl AdaLoraConfig {
     }
 
     /// The config with the targets that the model declares, or that its type is known for.
-    pub(crate) fn completed(&self, declared: &Declared, model_type: Option<&str>) -> Self {
-        let targets = declared.target_modules().or_else(|| model_type.and_then(default_targets::adalora));
-        let modules = ModuleFields { targets: self.modules.targets.clone().or(targets), ..self.modules.clone() };
+    pub(crate) fn completed(&self, declared: Option<TargetModules>, model_type: Option<&str>) -> Self {
+        let targets = declared.or_else(|| model_type.and_then(default_targets::adalora));
+        let modules =
+            ModuleFields { targets: self.modules.targets.clone().or(targets), ..self.modules.clone() };
         Self { modules, ..self.clone() }
     }
 
@@ -303,7 +319,6 @@ impl ConfigFields for AdaLoraConfig {
             ("corda_config", Value::Null),
             ("ensure_weight_tying", json!(false)),
             ("kasa_config", Value::Null),
-            ("layer_replication", Value::Null),
             ("lora_ga_config", Value::Null),
             ("megatron_config", Value::Null),
             ("megatron_core", json!("megatron.core")),

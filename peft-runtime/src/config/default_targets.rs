@@ -13,8 +13,8 @@ const LANGUAGE_MODEL_QV: &str = r".*language_model\..*\.(q_proj|v_proj)";
 pub(super) fn lora(model_type: &str) -> Option<TargetModules> {
     Some(match model_type {
         "t5" | "mt5" => names(&["q", "v"]),
-        "bart" | "opt" | "gptj" | "gpt_neo" | "llama" | "llama4" | "mistral" | "mixtral" | "stablelm" | "gemma"
-        | "gemma2" | "gemma3_text" | "qwen2" | "qwen3" => names(&["q_proj", "v_proj"]),
+        "bart" | "opt" | "gptj" | "gpt_neo" | "llama" | "llama4" | "mistral" | "mixtral" | "stablelm"
+        | "gemma" | "gemma2" | "gemma3_text" | "qwen2" | "qwen3" => names(&["q_proj", "v_proj"]),
         "gpt2" | "gpt_bigcode" => names(&["c_attn"]),
         "bloom" | "gpt_neox" | "chatglm" | "RefinedWebModel" | "RefinedWeb" | "falcon" => {
             names(&["query_key_value"])

@@ -3,11 +3,10 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::default_targets;
 use super::common::{CommonFields, ConfigFault, ConfigFields};
+use super::default_targets;
 use super::modules::{ModuleFields, shared_methods};
 use crate::ModulePath;
-use crate::declared::Declared;
 use crate::error::Result;
 use crate::select::TargetModules;
 
@@ -87,16 +86,17 @@ impl Ia3Config {
     }
 
     /// The config with the targets and feed-forward layers that the model declares, or that its type is known for.
-    pub(crate) fn completed(&self, declared: &Declared, model_type: Option<&str>) -> Self {
-        let known = model_type.and_then(default_targets::ia3);
-        let (targets, feedforward) = match (declared.target_modules(), known) {
-            (Some(targets), _) => (Some(targets), Some(TargetModules::from_globs(declared.feedforward))),
-            (None, Some((targets, feedforward))) => (Some(targets), Some(feedforward)),
-            (None, None) => (None, None),
-        };
-        let modules =
-            ModuleFields { targets: self.modules.targets.clone().or(targets), ..self.modules.clone() };
-        Self { modules, feedforward: self.feedforward.clone().or(feedforward), ..self.clone() }
+    pub(crate) fn completed(
+        &self,
+        declared: Option<(TargetModules, TargetModules)>,
+        model_type: Option<&str>,
+    ) -> Self {
+        let known = declared.or_else(|| model_type.and_then(default_targets::ia3));
+        let Some((targets, feedforward)) = known else { return self.clone() };
+        let targets = self.modules.targets.clone().unwrap_or(targets);
+        let feedforward = self.feedforward.clone().unwrap_or_else(|| feedforward.among(&targets));
+        let modules = ModuleFields { targets: Some(targets), ..self.modules.clone() };
+        Self { modules, feedforward: Some(feedforward), ..self.clone() }
     }
 
     /// The config of a sum of adapters with these configs.

@@ -1,20 +1,22 @@
 //! The config of LoRA: <https://arxiv.org/abs/2106.09685>.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::{Value, json};
 
 use super::PatternMap;
-use super::default_targets;
 use super::common::{
     Bias, CommonFields, ConfigFault, ConfigFields, as_number, finite_fault, probability_fault, rank_fault,
 };
+use super::default_targets;
+use super::eva::EvaConfig;
 use super::lora_init::{LoftqConfig, LoraInit, as_loftq, loftq_or_nothing};
 use super::modules::{LayerFields, ModuleFields, layer_methods, shared_methods};
-use crate::declared::Declared;
-use crate::error::Result;
+use super::reach::{ReachFields, TokenIndices};
 use crate::ModulePath;
+use crate::error::Result;
 use crate::select::{LayerIndices, TargetModules, glob_regex};
 
 pub(super) const PEFT_TYPE: &str = "LORA";
@@ -51,6 +53,8 @@ pub struct LoraConfig {
     use_dora: bool,
     #[serde(default, deserialize_with = "loftq_or_nothing", serialize_with = "as_loftq")]
     loftq_config: Option<LoftqConfig>,
+    #[serde(default)]
+    eva_config: Option<EvaConfig>,
     #[serde(rename = "init_lora_weights", default)]
     init: LoraInit,
     #[serde(default)]
@@ -61,6 +65,8 @@ pub struct LoraConfig {
     modules: ModuleFields,
     #[serde(flatten)]
     layers: LayerFields,
+    #[serde(flatten)]
+    reach: ReachFields,
     #[serde(flatten)]
     common: CommonFields,
 }
@@ -108,11 +114,13 @@ impl LoraConfig {
             use_rslora: false,
             use_dora: false,
             loftq_config: None,
+            eva_config: None,
             init: LoraInit::Default,
             fan_in_fan_out: false,
             seed: 0,
             modules: ModuleFields::default(),
             layers: LayerFields::default(),
+            reach: ReachFields::default(),
             common: CommonFields::default(),
         }
     }
@@ -177,6 +185,40 @@ impl LoraConfig {
         self
     }
 
+    /// Starts from the directions of the layers' inputs, with these settings; call `initialise_eva` after injecting.
+    #[must_use]
+    pub fn with_eva(mut self, eva: EvaConfig) -> Self {
+        self.init = LoraInit::Eva;
+        self.eva_config = Some(eva);
+        self
+    }
+
+    /// Trains rows of embeddings: those of these tokens in the input embedding, or in the embeddings named.
+    #[must_use]
+    pub fn with_trainable_tokens(mut self, tokens: impl Into<TokenIndices>) -> Self {
+        self.reach.trainable_token_indices = Some(tokens.into());
+        self
+    }
+
+    /// Adapts bare parameters, held as `Adapted<Weight>`, by the ends of their paths: `experts.gate_up_proj`.
+    #[must_use]
+    pub fn with_target_parameters<S: Into<String>>(
+        mut self,
+        parameters: impl IntoIterator<Item = S>,
+    ) -> Self {
+        self.reach.target_parameters = Some(parameters.into_iter().map(Into::into).collect());
+        self
+    }
+
+    /// Builds the model's list of blocks anew from ranges of the old one, before adapters are put in. The copies share
+    /// their base weights and have adapters of their own.
+    #[must_use]
+    pub fn with_layer_replication(mut self, ranges: impl IntoIterator<Item = Range<usize>>) -> Self {
+        self.reach.layer_replication =
+            Some(ranges.into_iter().map(|range| (range.start, range.end)).collect());
+        self
+    }
+
     /// How the factors start.
     #[must_use]
     pub fn with_init(mut self, init: LoraInit) -> Self {
@@ -234,6 +276,26 @@ impl LoraConfig {
         self.loftq_config.unwrap_or_default()
     }
 
+    /// How EVA shares out ranks, if that is how the factors start.
+    pub fn eva(&self) -> Option<EvaConfig> {
+        (self.init == LoraInit::Eva).then(|| self.eva_config.clone().unwrap_or_default())
+    }
+
+    /// The rows of embeddings that train.
+    pub fn trainable_tokens(&self) -> Option<&TokenIndices> {
+        self.reach.trainable_token_indices.as_ref()
+    }
+
+    /// The bare parameters that are adapted.
+    pub fn target_parameters(&self) -> &[String] {
+        self.reach.target_parameters.as_deref().unwrap_or_default()
+    }
+
+    /// The ranges of blocks that the model's list of blocks is built from.
+    pub fn layer_replication(&self) -> &[(usize, usize)] {
+        self.reach.layer_replication.as_deref().unwrap_or_default()
+    }
+
     /// How the factors start.
     pub fn init(&self) -> LoraInit {
         self.init
@@ -247,9 +309,14 @@ impl LoraConfig {
     }
 
     /// The config with the targets that the model declares, or that its type is known for.
-    pub(crate) fn completed(&self, declared: &Declared, model_type: Option<&str>) -> Self {
-        let targets = declared.target_modules().or_else(|| model_type.and_then(default_targets::lora));
-        let modules = ModuleFields { targets: self.modules.targets.clone().or(targets), ..self.modules.clone() };
+    pub(crate) fn completed(&self, declared: Option<TargetModules>, model_type: Option<&str>) -> Self {
+        if !self.target_parameters().is_empty() {
+            // Parameters alone, as in PEFT.
+            return self.clone().with_targets(Vec::<String>::new());
+        }
+        let targets = declared.or_else(|| model_type.and_then(default_targets::lora));
+        let modules =
+            ModuleFields { targets: self.modules.targets.clone().or(targets), ..self.modules.clone() };
         Self { modules, ..self.clone() }
     }
 
@@ -259,7 +326,11 @@ impl LoraConfig {
         Self {
             rank: 2 * self.rank,
             alpha: factor * self.alpha,
-            rank_pattern: self.rank_pattern.iter().map(|(pattern, rank)| (pattern.to_owned(), 2 * rank)).collect(),
+            rank_pattern: self
+                .rank_pattern
+                .iter()
+                .map(|(pattern, rank)| (pattern.to_owned(), 2 * rank))
+                .collect(),
             alpha_pattern: self
                 .alpha_pattern
                 .iter()
@@ -283,6 +354,17 @@ impl LoraConfig {
         self
     }
 
+    /// The config for exactly these layers, each with its rank and alpha.
+    pub(crate) fn with_sizes(self, layers: &[(&ModulePath, usize, f64)]) -> Self {
+        let ranks = layers.iter().filter(|(_, rank, _)| *rank != self.rank);
+        let alphas = layers.iter().filter(|(_, _, alpha)| *alpha != self.alpha);
+        let rank_pattern = ranks.map(|(path, rank, _)| (anchored(path.as_str()), *rank)).collect();
+        let alpha_pattern = alphas.map(|(path, _, alpha)| (anchored(path.as_str()), *alpha)).collect();
+        let targets = Some(TargetModules::names(layers.iter().map(|(path, ..)| path.as_str())));
+        let modules = ModuleFields { targets, exclude: None, ..self.modules };
+        Self { rank_pattern, alpha_pattern, modules, layers: LayerFields::default(), ..self }
+    }
+
     /// The config of a sum of adapters with these configs, with a scaling of 1 at every rank.
     pub(crate) fn combined<'a>(
         configs: &[&Self],
@@ -298,7 +380,10 @@ impl LoraConfig {
             rank,
             alpha: rank as f64,
             rank_pattern: other_ranks.iter().map(|(path, rank)| (anchored(path.as_str()), *rank)).collect(),
-            alpha_pattern: other_ranks.iter().map(|(path, rank)| (anchored(path.as_str()), *rank as f64)).collect(),
+            alpha_pattern: other_ranks
+                .iter()
+                .map(|(path, rank)| (anchored(path.as_str()), *rank as f64))
+                .collect(),
             init: LoraInit::Default,
             loftq_config: None,
             modules,
@@ -324,14 +409,11 @@ impl ConfigFields for LoraConfig {
             ("corda_config", Value::Null),
             ("ensure_weight_tying", json!(false)),
             ("kasa_config", Value::Null),
-            ("layer_replication", Value::Null),
             ("lora_ga_config", Value::Null),
             ("megatron_config", Value::Null),
             ("megatron_core", json!("megatron.core")),
             ("monteclora_config", Value::Null),
             ("qalora_group_size", json!(16)),
-            ("target_parameters", Value::Null),
-            ("trainable_token_indices", Value::Null),
             ("use_bdlora", Value::Null),
             ("use_qalora", json!(false)),
             ("velora_config", Value::Null),
@@ -352,6 +434,8 @@ impl ConfigFields for LoraConfig {
             self.alpha_pattern.faults("alpha_pattern", |alpha| finite_fault("alpha_pattern", *alpha)),
         );
         faults.extend(self.layers.fault(self.targets()));
+        faults.extend(self.reach.faults());
+        faults.extend(self.eva_config.as_ref().and_then(EvaConfig::fault));
         if self.lora_bias && !matches!(self.init, LoraInit::Default | LoraInit::Random) {
             let reason =
                 format!("a bias on B needs the default or the random init, not `{}`", self.init.describe());

@@ -4,20 +4,24 @@ mod adalora;
 mod combination;
 mod common;
 mod default_targets;
+mod eva;
 mod ia3;
 mod json;
 mod lora;
 mod lora_init;
 mod modules;
 mod pattern_map;
+mod reach;
 
 pub use adalora::AdaLoraConfig;
 pub use combination::{CombinationType, CombineOptions, MajoritySign};
 pub use common::{Bias, CommonFields};
+pub use eva::EvaConfig;
 pub use ia3::Ia3Config;
 pub use lora::LoraConfig;
 pub use lora_init::{LoftqConfig, LoraInit};
 pub use pattern_map::PatternMap;
+pub use reach::TokenIndices;
 
 pub(crate) use combination::Merge;
 pub(crate) use pattern_map::Chosen;

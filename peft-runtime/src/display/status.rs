@@ -107,7 +107,9 @@ fn devices(slot: &Slot) -> BTreeSet<&'static str> {
         Device::Metal(_) => "metal",
     };
     match &slot.content {
-        Content::Adapter(adapter) => adapter.tensors().iter().map(|tensor| name(tensor.var.device())).collect(),
+        Content::Adapter(adapter) => {
+            adapter.tensors().iter().map(|tensor| name(tensor.var.device())).collect()
+        }
         Content::Copy(copies) => copies.iter().map(|copy| name(copy.var.device())).collect(),
     }
 }
@@ -161,7 +163,8 @@ fn merged(layers: &[LayerStatus]) -> Uniform<Vec<String>> {
         }
     }
     let unmerged = |layer: &LayerStatus| {
-        let has = |name: &String| layer.available_adapters.contains(name) && !layer.merged_adapters.contains(name);
+        let has =
+            |name: &String| layer.available_adapters.contains(name) && !layer.merged_adapters.contains(name);
         names.iter().any(has)
     };
     if layers.iter().any(unmerged) { Uniform::Irregular } else { Uniform::Everywhere(names) }

@@ -113,6 +113,15 @@ pub enum Fault {
         reason: String,
     },
 
+    /// Single tokens or parameters cannot be trained as the config says.
+    #[error("cannot adapt `{path}`: {reason}")]
+    Tokens {
+        /// The layer or parameter.
+        path: ModulePath,
+        /// Why not.
+        reason: String,
+    },
+
     /// Another adapter of the model rules this one out.
     #[error("adapter `{other}` rules this out: {reason}")]
     Conflict {

@@ -76,7 +76,7 @@ pub enum Error {
     },
 
     /// Two active adapters claim the same module, of which only one can act.
-    #[error("adapters {} all train a copy of `{path}`; only one of them can be active", fault::quoted_list(.adapters))]
+    #[error("adapters {} all replace `{path}`; only one of them can be active", fault::quoted_list(.adapters))]
     CopiesCollide {
         /// The layer with several copies.
         path: ModulePath,

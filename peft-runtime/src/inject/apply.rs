@@ -6,12 +6,13 @@ use std::sync::Arc;
 use candle_core::{Tensor, Var};
 
 use super::plan::Plan;
+use super::reach::TokenPlan;
 use super::report::InjectionReport;
 use crate::ModulePath;
-use crate::adapter::{Built, FreshTensors, Site, StoredTensor, StoredTensors, TensorSource};
+use crate::adapter::{Built, FreshTensors, Site, StoredTensor, StoredTensors, TensorSource, TrainableTokens};
 use crate::error::{Error, Result};
 use crate::layer::{AdaptedLayer, AdapterStack, Content, CopiedParameter, Slot};
-use crate::module::{Injectable, Leaf, LeafMut, leaves, leaves_mut};
+use crate::module::{Injectable, Leaf, LeafMut, leaves, leaves_mut, leaves_of, replicate, replicated_tree};
 use crate::ops::random::DropoutStream;
 
 /// The last parts of the key under which PEFT stores the bias of a copied layer once more, if biases train.
@@ -39,10 +40,14 @@ pub(crate) fn make<M: Injectable + ?Sized>(
     plan: &Plan,
     mut tensors: Tensors<'_, '_>,
 ) -> Result<Vec<Made>> {
-    let make_one = |(path, leaf): (ModulePath, Leaf<'_>)| {
+    let mut make_one = |(path, leaf): (ModulePath, Leaf<'_>)| {
         let bias =
             if plan.biases.contains(&path) { make_bias(&path, &leaf, plan, &mut tensors)? } else { None };
         Ok(match leaf {
+            // Made when all others are.
+            Leaf::Adapted(_) if matches!(plan.tokens.get(&path), Some(TokenPlan::TiedTo(_))) => {
+                Made { bias, ..Made::default() }
+            }
             Leaf::Adapted(layer) if plan.adapted.contains(&path) => {
                 let Built { adapter, weight } = make_adapter(&path, layer, plan, &mut tensors)?;
                 Made { content: Some(Content::Adapter(adapter)), bias, weight }
@@ -53,7 +58,26 @@ pub(crate) fn make<M: Injectable + ?Sized>(
             Leaf::Adapted(_) | Leaf::Plain(_) => Made { bias, ..Made::default() },
         })
     };
-    leaves(model).into_iter().map(make_one).collect()
+    let all = match &plan.replication {
+        Some(order) => leaves_of(replicated_tree(model, order)),
+        None => leaves(model),
+    };
+    let mut made =
+        all.iter().map(|(path, leaf)| make_one((path.clone(), *leaf))).collect::<Result<Vec<_>>>()?;
+    for (place, (path, leaf)) in all.iter().enumerate() {
+        let (Leaf::Adapted(layer), Some(TokenPlan::TiedTo(owner))) = (leaf, plan.tokens.get(path)) else {
+            continue;
+        };
+        let owner = all.iter().position(|(path, _)| path == owner).and_then(|owner| made.get(owner));
+        let rows = owner.and_then(|made| match &made.content {
+            Some(Content::Adapter(adapter)) => adapter.as_trainable_tokens(),
+            _ => None,
+        });
+        if let Some(tied) = rows.map(|rows| rows.tied_to(layer.geometry())) {
+            made[place].content = Some(Content::Adapter(Arc::new(tied)));
+        }
+    }
+    Ok(made)
 }
 
 /// The same with tensors that are in memory, of which each has to be used.
@@ -97,13 +121,19 @@ fn make_adapter(
         Tensors::Fresh => {
             let (seed, adapter, dtype) = (plan.method.seed(), plan.adapter.as_str(), site.adapter_dtype());
             let mut source = FreshTensors { seed, adapter, path, dtype, device: &device };
-            plan.method.build(&site, &mut source)
+            build(plan, &site, &mut source)
         }
         Tensors::Stored(stored) => {
-            let mut source = stored.of_layer(path, site.adapter_dtype(), &device);
-            let source: &mut dyn TensorSource = &mut source;
-            plan.method.build(&site, source)
+            let mut source = stored.of_layer(plan.stored_path(path), site.adapter_dtype(), &device);
+            build(plan, &site, &mut source)
         }
+    }
+}
+
+fn build(plan: &Plan, site: &Site<'_>, source: &mut dyn TensorSource) -> Result<Built> {
+    match plan.tokens.get(site.path) {
+        Some(TokenPlan::Own(tokens)) => TrainableTokens::build(site, tokens, source),
+        _ => plan.method.build(site, source),
     }
 }
 
@@ -152,6 +182,9 @@ pub(crate) fn commit<M: Injectable + ?Sized>(
     if state.is_none() {
         freeze(model)?;
     }
+    if let Some(order) = &plan.replication {
+        replicate(model, order);
+    }
     let mut report = InjectionReport {
         adapter: plan.adapter.clone(),
         unmatched_targets: plan.unmatched_targets.clone(),
@@ -167,8 +200,9 @@ pub(crate) fn commit<M: Injectable + ?Sized>(
                     report.add_bias(&path, &bias);
                 }
                 if let Some(weight) = made.weight {
+                    let own_name = layer.weight_name();
                     layer.map_parameters(&mut |name, own| {
-                        Ok(if name == "weight" { weight.clone() } else { own.clone() })
+                        Ok(if name == own_name { weight.clone() } else { own.clone() })
                     })?;
                 }
                 if let Some(content) = made.content {
@@ -198,6 +232,8 @@ pub(crate) fn swap<M: Injectable + ?Sized>(
     let active = leaves(model).iter().any(|(_, leaf)| {
         leaf.stack().is_some_and(|stack| stack.active().iter().any(|name| *name == plan.adapter))
     });
+    // The one before may have trained biases of the base model.
+    freeze(model)?;
     let places = leaves_mut(model).into_iter().map(|(_, leaf)| match leaf {
         LeafMut::Adapted(layer) => layer.stack_mut().and_then(|stack| stack.take(&plan.adapter)),
         LeafMut::Plain(_) => None,

@@ -4,9 +4,11 @@ mod apply;
 mod facts;
 mod plan;
 mod planner;
+mod reach;
+mod replication;
 mod report;
 
 pub(crate) use apply::{COPIED_BIAS, Made, Tensors, commit, make, make_from_memory, swap};
-pub(crate) use facts::ModelFacts;
 pub(crate) use plan::{Origin, Plan, name_fault};
+pub(crate) use reach::{TokenPlan, stored_paths};
 pub use report::InjectionReport;

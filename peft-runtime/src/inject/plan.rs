@@ -5,11 +5,14 @@ use std::sync::Arc;
 
 use super::facts::ModelFacts;
 use super::planner::Planner;
+use super::reach::{TokenPlan, stored_paths};
+use super::replication;
 use crate::ModulePath;
 use crate::adapter::{AdapterMethod, Selection};
 use crate::config::Bias;
 use crate::error::{Error, Fault, Result};
-use crate::module::Item;
+use crate::module::{Injectable, Item, Leaf, replicated_tree, tree};
+use crate::schema::Family;
 use crate::select::{LayerFilter, Selector, TargetModules};
 
 /// Where a config comes from, which decides how strictly it is read.
@@ -35,11 +38,34 @@ pub(crate) struct Plan {
     /// The layers whose bias trains along.
     pub(crate) biases: BTreeSet<ModulePath>,
     pub(crate) unmatched_targets: Vec<String>,
+    /// Of the adapted layers, those of which single rows train.
+    pub(crate) tokens: BTreeMap<ModulePath, TokenPlan>,
+    /// Where files have the adapters of bare parameters.
+    pub(crate) stored_paths: BTreeMap<ModulePath, ModulePath>,
+    /// The blocks that the model gets first, by their numbers in the present list.
+    pub(crate) replication: Option<Vec<usize>>,
 }
 
 impl Plan {
+    /// Plans to inject `method` as `adapter` into the model.
+    pub(crate) fn new<M: Injectable + ?Sized>(
+        model: &M,
+        method: &dyn AdapterMethod,
+        adapter: &str,
+        origin: Origin,
+    ) -> Result<Self> {
+        let facts = ModelFacts::of(model);
+        let replication = replication::plan(model, method.selection().replication)
+            .map_err(|fault| Error::Plan { adapter: adapter.to_owned(), faults: vec![fault] })?;
+        let plan = match &replication {
+            Some(order) => Self::of_items(&replicated_tree(model, order), facts, method, adapter, origin)?,
+            None => Self::of_items(&tree(model), facts, method, adapter, origin)?,
+        };
+        Ok(Self { replication, ..plan })
+    }
+
     /// Plans to inject `method` as `adapter` into the model with these items.
-    pub(crate) fn new(
+    fn of_items(
         items: &[Item<'_>],
         model: ModelFacts<'_>,
         method: &dyn AdapterMethod,
@@ -77,13 +103,18 @@ impl Plan {
             faults,
             adapted: BTreeSet::new(),
             copied: BTreeSet::new(),
+            tokens: BTreeMap::new(),
             transposed: None,
             excluded: 0,
             unmatched: 0,
         };
         planner.choose_layers();
         planner.choose_copies(selection.modules_to_save);
-        let unmatched_targets = planner.unmatched_targets();
+        if let Some(tokens) = selection.tokens {
+            planner.choose_tokens(tokens, model.declared.input_embedding, model.declared.output_embedding);
+        }
+        let mut unmatched_targets = planner.choose_parameters(selection.parameters);
+        unmatched_targets.extend(planner.unmatched_targets());
         planner.check_outcome(&unmatched_targets);
         if !planner.faults.is_empty() {
             return refuse(planner.faults);
@@ -91,12 +122,36 @@ impl Plan {
         let biases = planner.biases();
         let resolved = planner.resolved_targets();
         let method = method.resolved(resolved, planner.transposed.unwrap_or_default());
-        let Planner { adapted, copied, .. } = planner;
-        Ok(Self { adapter: adapter.to_owned(), method, adapted, copied, biases, unmatched_targets })
+        let Planner { adapted, copied, tokens, .. } = planner;
+        let parameters = items.iter().filter_map(|item| match item {
+            Item::Leaf { path, leaf: Leaf::Adapted(layer) } if layer.kind().family == Family::Parameter => {
+                Some(path)
+            }
+            _ => None,
+        });
+        let stored_paths = stored_paths(parameters.filter(|path| adapted.contains(*path)));
+        let adapter = adapter.to_owned();
+        let replication = None;
+        Ok(Self {
+            adapter,
+            method,
+            adapted,
+            copied,
+            biases,
+            unmatched_targets,
+            tokens,
+            stored_paths,
+            replication,
+        })
     }
 }
 
 impl Plan {
+    /// Where files have the adapter of the layer at `path`.
+    pub(crate) fn stored_path<'p>(&'p self, path: &'p ModulePath) -> &'p ModulePath {
+        self.stored_paths.get(path).unwrap_or(path)
+    }
+
     /// The last part of the key under which the bias of the base layer at `path` is stored.
     pub(crate) fn bias_key(&self, path: &ModulePath) -> &'static str {
         if self.adapted.contains(path) {

@@ -1,8 +1,9 @@
 //! The walk over a model that decides for each layer what it gets, and gathers every fault.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::plan::Origin;
+use super::reach::TokenPlan;
 use crate::ModulePath;
 use crate::adapter::{AdapterMethod, Geometry};
 use crate::config::Bias;
@@ -24,6 +25,8 @@ pub(super) struct Planner<'a> {
     pub(super) faults: Vec<Fault>,
     pub(super) adapted: BTreeSet<ModulePath>,
     pub(super) copied: BTreeSet<ModulePath>,
+    /// Of the adapted layers, those of which single rows train.
+    pub(super) tokens: BTreeMap<ModulePath, TokenPlan>,
     pub(super) transposed: Option<bool>,
     pub(super) excluded: usize,
     pub(super) unmatched: usize,
@@ -61,6 +64,8 @@ impl Planner<'_> {
                     let (path, kind, method) = (path.clone(), schema.name(), self.method.peft_type());
                     self.faults.push(Fault::UnsupportedLayer { path, kind, method, reason });
                 }
+                // A bare weight is a parameter, which target names do not mean.
+                Item::Leaf { leaf: Leaf::Adapted(layer), .. } if is_parameter(*layer) => {}
                 Item::Leaf { path, leaf: Leaf::Adapted(layer) } => {
                     if self.decide(path, Some(layer.kind().family)) {
                         self.choose_layer(path, *layer);
@@ -78,7 +83,7 @@ impl Planner<'_> {
         }
     }
 
-    fn choose_layer(&mut self, path: &ModulePath, layer: &dyn AdaptedLayer) {
+    pub(super) fn choose_layer(&mut self, path: &ModulePath, layer: &dyn AdaptedLayer) {
         let geometry = layer.geometry();
         if let Some(fault) = self.method.check(path, layer.kind(), &geometry) {
             self.faults.push(fault);
@@ -109,6 +114,9 @@ impl Planner<'_> {
                 else {
                     continue;
                 };
+                if matches!(item, Item::Leaf { leaf: Leaf::Adapted(layer), .. } if is_parameter(*layer)) {
+                    continue;
+                }
                 matched = true;
                 if let Item::Open { schema, .. } = item
                     && matches!(schema.node(), Node::List(_) | Node::Map(_))
@@ -268,4 +276,8 @@ fn same_pattern(a: &Fault, b: &Fault) -> bool {
         (Fault::Pattern { pattern: a, .. }, Fault::Pattern { pattern: b, .. }) => a == b,
         _ => a == b,
     }
+}
+
+fn is_parameter(layer: &dyn AdaptedLayer) -> bool {
+    layer.kind().family == Family::Parameter
 }

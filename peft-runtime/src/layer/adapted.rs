@@ -92,6 +92,9 @@ pub trait AdaptedLayer {
     /// The layer's name and family.
     fn kind(&self) -> LayerKind;
 
+    /// The name of the parameter that adapters are merged into.
+    fn weight_name(&self) -> &'static str;
+
     /// The layer's shape.
     fn geometry(&self) -> Geometry;
 
@@ -141,6 +144,10 @@ pub trait AdaptedLayer {
 impl<L: BaseLayer> AdaptedLayer for Adapted<L> {
     fn kind(&self) -> LayerKind {
         L::KIND
+    }
+
+    fn weight_name(&self) -> &'static str {
+        L::WEIGHT
     }
 
     fn geometry(&self) -> Geometry {

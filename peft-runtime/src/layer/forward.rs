@@ -4,7 +4,7 @@ use candle_core::{Device, Result, Tensor, bail};
 
 use super::scope::{self, BASE_ROW};
 use super::{AdapterStack, BaseLayer, Slot};
-use crate::adapter::{Adapter, Call};
+use crate::adapter::{Adapter, Call, Geometry};
 
 /// The output of `base` with the adapters that act.
 pub(super) fn forward<L: BaseLayer>(
@@ -13,7 +13,7 @@ pub(super) fn forward<L: BaseLayer>(
     stack: &AdapterStack,
     x: &Tensor,
 ) -> Result<Tensor> {
-    if !stack.enabled() {
+    if scope::record(stack, x) || !stack.enabled() {
         return base.forward_base(x);
     }
     if let Some(rows) = scope::rows() {
@@ -23,7 +23,7 @@ pub(super) fn forward<L: BaseLayer>(
         return merged.forward_base(x);
     }
     let slots: Vec<&Slot> = stack.active_slots().collect();
-    with_copy(base, &slots, |layer| adapt(layer, &slots, stack.training(), x))
+    with_copy(base, &slots, |layer| with_facts(layer, stack.training(), |facts| adapt(facts, &slots, x)))
 }
 
 /// Calls `f` with the layer that stands in for `base`: its copy, if one of the slots has one.
@@ -47,22 +47,46 @@ fn with_copy<L: BaseLayer>(
     f(&copy)
 }
 
-/// The layer's output with the slots' adapters one after the other, rounded to the layer's own dtype at the end.
-fn adapt<L: BaseLayer>(layer: &L, slots: &[&Slot], training: bool, x: &Tensor) -> Result<Tensor> {
-    let geometry = layer.geometry();
-    let weight = || layer.dense_weight();
-    let base = |x: &Tensor| layer.forward_base(x);
+/// What a forward pass borrows from its layer.
+struct Facts<'l, L> {
+    layer: &'l L,
+    geometry: Geometry,
+    bias: Option<&'l Tensor>,
+    weight: &'l dyn Fn() -> Result<Tensor>,
+    base: &'l dyn Fn(&Tensor) -> Result<Tensor>,
+    training: bool,
+}
+
+/// Calls `f` with the facts of the layer.
+fn with_facts<L: BaseLayer, T>(layer: &L, training: bool, f: impl FnOnce(&Facts<'_, L>) -> T) -> T {
     let parameters = layer.parameters();
     let bias = parameters.iter().find(|(name, _)| *name == "bias").map(|(_, bias)| *bias);
-    let adapters: Vec<(&dyn Adapter, Call<'_>)> = slots
-        .iter()
-        .filter_map(|slot| {
-            let tracks = slot.trainable && scope::tracks();
-            let (geometry, dropout) = (&geometry, &slot.dropout);
-            let call = Call { geometry, bias, weight: &weight, base: &base, training, tracks, dropout };
-            Some((slot.adapter()?.as_ref(), call))
-        })
-        .collect();
+    let weight = || layer.dense_weight();
+    let base = |x: &Tensor| layer.forward_base(x);
+    f(&Facts { layer, geometry: layer.geometry(), bias, weight: &weight, base: &base, training })
+}
+
+impl<L> Facts<'_, L> {
+    /// The slot's adapter, if it has one here, and the call it gets.
+    fn call<'f>(&'f self, slot: &'f Slot) -> Option<(&'f dyn Adapter, Call<'f>)> {
+        let tracks = slot.trainable && scope::tracks();
+        let call = Call {
+            geometry: &self.geometry,
+            bias: self.bias,
+            weight: self.weight,
+            base: self.base,
+            training: self.training,
+            tracks,
+            dropout: &slot.dropout,
+        };
+        Some((slot.adapter()?.as_ref(), call))
+    }
+}
+
+/// The layer's output with the slots' adapters one after the other, rounded to the layer's own dtype at the end.
+fn adapt<L: BaseLayer>(facts: &Facts<'_, L>, slots: &[&Slot], x: &Tensor) -> Result<Tensor> {
+    let layer = facts.layer;
+    let adapters: Vec<(&dyn Adapter, Call<'_>)> = slots.iter().filter_map(|slot| facts.call(slot)).collect();
 
     // An adapter that changes the input changes it for the layer and all adapters before it, as merging would.
     let mut base_input = x.clone();
@@ -92,35 +116,41 @@ fn adapt<L: BaseLayer>(layer: &L, slots: &[&Slot], training: bool, x: &Tensor) -
     output.to_dtype(dtype)
 }
 
+/// Rows of a batch that one adapter computes, or none.
+struct Group<'s> {
+    slot: Option<&'s Slot>,
+    rows: Vec<u32>,
+}
+
 /// The output where each row of the batch has its own adapter: rows of one adapter are computed together.
 fn forward_rows<L: BaseLayer>(base: &L, stack: &AdapterStack, x: &Tensor, rows: &[String]) -> Result<Tensor> {
     let batch = x.dims().first().copied().unwrap_or_default();
     if batch != rows.len() {
         bail!("{} rows are routed to adapters, but the layer sees a batch of {batch}", rows.len())
     }
-    // Rows of adapters that this layer does not have are plain rows.
-    let group_of = |row: &String| if row == BASE_ROW { None } else { stack.slot(row) };
-    let mut groups: Vec<(Option<&Slot>, Vec<u32>)> = Vec::new();
-    for (index, row) in (0..).zip(rows) {
-        let slot = group_of(row);
-        let name = slot.map(|slot| &slot.name);
-        match groups.iter_mut().find(|(other, _)| other.map(|slot| &slot.name) == name) {
-            Some((_, indices)) => indices.push(index),
-            None => groups.push((slot, vec![index])),
-        }
-    }
+    let groups = group_rows(stack, rows);
     let compute = |slot: Option<&Slot>, x: &Tensor| {
         let slots: Vec<&Slot> = slot.into_iter().collect();
-        with_copy(base, &slots, |layer| adapt(layer, &slots, stack.training(), x))
+        let adapt = |layer: &L| with_facts(layer, stack.training(), |facts| adapt(facts, &slots, x));
+        with_copy(base, &slots, adapt)
     };
-    if let [(slot, _)] = groups.as_slice() {
-        return compute(*slot, x);
+    if let [group] = groups.as_slice() {
+        return compute(group.slot, x);
     }
-    let mut outputs = Vec::with_capacity(groups.len());
-    for (slot, indices) in &groups {
-        outputs.push(compute(*slot, &select_rows(x, indices)?)?);
+    let order: Vec<u32> = groups.iter().flat_map(|group| group.rows.iter().copied()).collect();
+    let x = select_rows(x, &order)?;
+    let mut inputs = Vec::with_capacity(groups.len());
+    let mut start = 0;
+    for group in &groups {
+        inputs.push(x.narrow(0, start, group.rows.len())?);
+        start += group.rows.len();
     }
-    let order: Vec<u32> = groups.iter().flat_map(|(_, indices)| indices.iter().copied()).collect();
+    let has_copy = |group: &Group<'_>| group.slot.is_some_and(|slot| slot.copy().is_some());
+    let outputs = if groups.iter().any(has_copy) {
+        groups.iter().zip(&inputs).map(|(group, x)| compute(group.slot, x)).collect::<Result<_>>()?
+    } else {
+        with_facts(base, stack.training(), |facts| forward_groups(facts, &groups, &x, &inputs))?
+    };
     let mut place = vec![0u32; order.len()];
     for (position, row) in (0..).zip(order) {
         place[row as usize] = position;
@@ -128,7 +158,62 @@ fn forward_rows<L: BaseLayer>(base: &L, stack: &AdapterStack, x: &Tensor, rows: 
     select_rows(&Tensor::cat(&outputs, 0)?, &place)
 }
 
+/// The groups in the order of their first rows. Rows of adapters that this layer does not have are plain rows.
+fn group_rows<'s>(stack: &'s AdapterStack, rows: &[String]) -> Vec<Group<'s>> {
+    let mut groups: Vec<Group<'s>> = Vec::new();
+    for (index, row) in (0..).zip(rows) {
+        let slot = if row == BASE_ROW { None } else { stack.slot(row) };
+        let name = slot.map(|slot| &slot.name);
+        match groups.iter_mut().find(|group| group.slot.map(|slot| &slot.name) == name) {
+            Some(group) => group.rows.push(index),
+            None => groups.push(Group { slot, rows: vec![index] }),
+        }
+    }
+    groups
+}
+
+/// The outputs of the groups, with one pass of the layer itself over all of them.
+fn forward_groups<L: BaseLayer>(
+    facts: &Facts<'_, L>,
+    groups: &[Group<'_>],
+    x: &Tensor,
+    inputs: &[Tensor],
+) -> Result<Vec<Tensor>> {
+    let calls: Vec<Option<_>> =
+        groups.iter().map(|group| group.slot.and_then(|slot| facts.call(slot))).collect();
+    let mut changed = false;
+    let mut base_inputs = Vec::with_capacity(inputs.len());
+    for (call, x) in calls.iter().zip(inputs) {
+        let changed_input = match call {
+            Some((adapter, call)) => adapter.adapt_input(call, x)?,
+            None => None,
+        };
+        changed |= changed_input.is_some();
+        base_inputs.push(changed_input.unwrap_or_else(|| x.clone()));
+    }
+    let output = if changed {
+        facts.layer.forward_base(&Tensor::cat(&base_inputs, 0)?)?
+    } else {
+        facts.layer.forward_base(x)?
+    };
+    let mut outputs = Vec::with_capacity(inputs.len());
+    let mut start = 0;
+    for (call, x) in calls.iter().zip(inputs) {
+        let length = x.dim(0)?;
+        let part = output.narrow(0, start, length)?;
+        start += length;
+        outputs.push(match call {
+            Some((adapter, call)) => adapter.adapt_output(call, x, part)?.to_dtype(output.dtype())?,
+            None => part,
+        });
+    }
+    Ok(outputs)
+}
+
 fn select_rows(x: &Tensor, rows: &[u32]) -> Result<Tensor> {
+    if (0..).zip(rows).all(|(position, row): (u32, &u32)| position == *row) {
+        return x.contiguous();
+    }
     let rows = Tensor::new(rows, &Device::Cpu)?.to_device(x.device())?;
     x.contiguous()?.index_select(&rows, 0)
 }

@@ -9,6 +9,7 @@ mod norm;
 mod scope;
 mod stack;
 mod transposed;
+mod weight;
 
 use std::fmt::Debug;
 
@@ -21,9 +22,10 @@ use crate::schema::LayerKind;
 pub use adapted::{Adapted, AdaptedLayer};
 pub use embedding::PaddedEmbedding;
 pub use scope::no_grad;
-pub(crate) use scope::{BASE_ROW, with_rows};
+pub(crate) use scope::{BASE_ROW, record_inputs, with_rows};
 pub use stack::{AdapterStack, Content, CopiedParameter, Slot};
 pub use transposed::TransposedLinear;
+pub use weight::Weight;
 
 /// A layer type that `Adapted` can wrap.
 ///
@@ -32,6 +34,9 @@ pub use transposed::TransposedLinear;
 pub trait BaseLayer: Clone + Debug + Send + Sync + 'static {
     /// The layer's name and family.
     const KIND: LayerKind;
+
+    /// The name of the parameter that adapters are merged into.
+    const WEIGHT: &'static str = "weight";
 
     /// The layer's shape, as adapters see it.
     fn geometry(&self) -> Geometry;
@@ -65,12 +70,12 @@ pub trait BaseLayer: Clone + Debug + Send + Sync + 'static {
         }
     }
 
-    /// The weight as a dense tensor outside of any graph; by default the parameter called `weight`.
+    /// The weight as a dense tensor outside of any graph; by default the parameter called [`WEIGHT`](Self::WEIGHT).
     ///
     /// # Errors
     /// If a compressed weight cannot be made dense, or there is none.
     fn dense_weight(&self) -> candle_core::Result<Tensor> {
-        match self.parameters().into_iter().find(|(name, _)| *name == "weight") {
+        match self.parameters().into_iter().find(|(name, _)| *name == Self::WEIGHT) {
             Some((_, weight)) => Ok(weight.detach()),
             None => candle_core::bail!("a {} has no weight", Self::KIND),
         }

@@ -1,7 +1,11 @@
-//! What holds for the forward passes of one thread for a while: gradients off, rows routed to adapters.
+//! What holds for the forward passes of one thread for a while: gradients off, rows routed to adapters, inputs recorded.
 
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
+
+use candle_core::Tensor;
+
+use super::AdapterStack;
 
 /// The name that stands for a row without an adapter.
 pub(crate) const BASE_ROW: &str = "__base__";
@@ -9,6 +13,7 @@ pub(crate) const BASE_ROW: &str = "__base__";
 thread_local! {
     static TRACKS: Cell<bool> = const { Cell::new(true) };
     static ROWS: RefCell<Option<Arc<[String]>>> = const { RefCell::new(None) };
+    static RECORDER: RefCell<Option<Recorder>> = const { RefCell::new(None) };
 }
 
 /// Restores what held before, also when the closure panics.
@@ -49,6 +54,37 @@ pub(crate) fn with_rows<T>(rows: Arc<[String]>, f: impl FnOnce() -> T) -> T {
         ROWS.replace(before.clone());
     });
     f()
+}
+
+/// The inputs of the layers that carry one adapter, in the order in which they come.
+struct Recorder {
+    adapter: String,
+    /// Each with the address of the adapter's state on the layer.
+    inputs: Vec<(usize, Tensor)>,
+}
+
+/// Runs `f` with the base model alone; the answer has the input of every layer that carries `adapter`, each with the
+/// address of the adapter's state there.
+pub(crate) fn record_inputs<T>(adapter: &str, f: impl FnOnce() -> T) -> (T, Vec<(usize, Tensor)>) {
+    let recorder = Recorder { adapter: adapter.to_owned(), inputs: Vec::new() };
+    RECORDER.replace(Some(recorder));
+    let _restore = Restore(|| {
+        RECORDER.replace(None);
+    });
+    let output = f();
+    let recorded = RECORDER.replace(None);
+    (output, recorded.map(|recorder| recorder.inputs).unwrap_or_default())
+}
+
+/// Hands the input of a layer to the recorder; the answer is whether there is one, so that adapters do not act.
+pub(super) fn record(stack: &AdapterStack, x: &Tensor) -> bool {
+    RECORDER.with_borrow_mut(|recorder| {
+        let Some(recorder) = recorder else { return false };
+        if let Some(slot) = stack.slot(&recorder.adapter) {
+            recorder.inputs.push((slot.address(), x.detach()));
+        }
+        true
+    })
 }
 
 /// The adapter names of the rows, if rows are routed.

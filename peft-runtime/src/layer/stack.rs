@@ -50,6 +50,19 @@ pub struct CopiedParameter {
 }
 
 impl Slot {
+    /// Whether the adapter puts values of its own in the place of the layer's, which only one active adapter can.
+    pub(crate) fn replaces_values(&self) -> bool {
+        match &self.content {
+            Content::Adapter(adapter) => adapter.as_trainable_tokens().is_some(),
+            Content::Copy(_) => true,
+        }
+    }
+
+    /// What tells this slot from those of other layers: where the state of its adapter is in memory.
+    pub(crate) fn address(&self) -> usize {
+        self.adapter().map_or(0, |adapter| Arc::as_ptr(adapter).addr())
+    }
+
     /// The state of the adapter's method, unless the adapter has a full copy here.
     pub fn adapter(&self) -> Option<&Arc<dyn Adapter>> {
         match &self.content {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{check_known, check_not_merged, for_each_stack, unmerge_adapters};
 use crate::error::{Error, Result};
-use crate::layer::Content;
+use crate::layer::{Content, Slot};
 use crate::module::{Injectable, leaves};
 
 /// Makes exactly `names` active, in this order; what is merged is unmerged first.
@@ -13,8 +13,8 @@ pub(crate) fn set_active<M: Injectable + ?Sized>(model: &mut M, names: &[&str]) 
     check_known(&all, names)?;
     for (path, leaf) in &all {
         let Some(stack) = leaf.stack() else { continue };
-        let owns_copy = |name: &&&str| stack.slot(name).is_some_and(|slot| slot.copy().is_some());
-        let owners: Vec<String> = names.iter().filter(owns_copy).map(|name| (*name).to_owned()).collect();
+        let replaces = |name: &&&str| stack.slot(name).is_some_and(Slot::replaces_values);
+        let owners: Vec<String> = names.iter().filter(replaces).map(|name| (*name).to_owned()).collect();
         if owners.len() > 1 {
             return Err(Error::CopiesCollide { path: path.clone(), adapters: owners });
         }
@@ -66,10 +66,11 @@ pub(crate) fn scale_adapter<M: Injectable + ?Sized>(model: &mut M, name: &str, f
     if !factor.is_finite() {
         return Err(unsupported(format!("the factor {factor} is not a finite number")));
     }
-    for slot in all.iter().filter_map(|(_, leaf)| leaf.stack()?.slot(name)) {
-        if slot.adapter().is_some_and(|adapter| adapter.scaling().is_none()) {
-            return Err(unsupported(format!("{} has no scaling", slot.method.peft_type())));
-        }
+    let slots = || all.iter().filter_map(|(_, leaf)| leaf.stack()?.slot(name));
+    let scales = |slot: &Slot| slot.adapter().is_some_and(|adapter| adapter.scaling().is_some());
+    if !slots().any(scales) {
+        let method = slots().map(|slot| slot.method.peft_type()).next().unwrap_or_default();
+        return Err(unsupported(format!("{method} has no scaling")));
     }
     for_each_stack(model, |stack| {
         let Some(slot) = stack.slot_mut(name) else { return };

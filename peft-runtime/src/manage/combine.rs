@@ -1,12 +1,14 @@
 //! Weighted combinations: a new adapter out of several.
 
+use candle_core::{Device, Tensor};
+
 use super::{check_known, method_of};
-use crate::adapter::{Combination, Combined, CombinedLayer, Part, Site};
+use crate::adapter::{Combination, Combined, CombinedLayer, Part, Site, TrainableTokens};
 use crate::config::CombineOptions;
 use crate::error::{Error, Result};
-use crate::inject::{InjectionReport, ModelFacts, Origin, Plan, commit, make_from_memory};
+use crate::inject::{InjectionReport, Origin, Plan, TokenPlan, commit, make_from_memory};
 use crate::layer::Slot;
-use crate::module::{Injectable, Leaf, leaves, tree};
+use crate::module::{Injectable, Leaf, leaves};
 
 /// Adds the adapter `name`, the sum of `adapters` each times its weight.
 pub(crate) fn add_weighted_adapter<M: Injectable + ?Sized>(
@@ -18,12 +20,21 @@ pub(crate) fn add_weighted_adapter<M: Injectable + ?Sized>(
     options.check()?;
     check_parts(model, adapters)?;
     let Combined { method, mut tensors } = combine(model, adapters, options)?;
-    let plan = Plan::new(&tree(model), ModelFacts::of(model), method.as_ref(), name, Origin::File)?;
+    let plan = Plan::new(model, method.as_ref(), name, Origin::File)?;
     // Modules that train in full start again from the base model's, as in PEFT.
     for (path, leaf) in leaves(model).iter().filter(|(path, _)| plan.copied.contains(path)) {
         for (parameter, own) in leaf.parameters() {
             tensors.insert(path.parameter(parameter), own.detach());
         }
+    }
+    for (path, leaf) in leaves(model) {
+        let (Leaf::Adapted(layer), Some(TokenPlan::Own(tokens))) = (leaf, plan.tokens.get(&path)) else {
+            continue;
+        };
+        let index = Tensor::new(tokens.as_slice(), &Device::Cpu)?;
+        let weight = layer.dense_weight()?;
+        let rows = weight.index_select(&index.to_device(weight.device())?, 0)?;
+        tensors.insert(path.parameter(TrainableTokens::KEY), rows);
     }
     let made = make_from_memory(model, &plan, &tensors)?;
     commit(model, &plan, made, false)
@@ -43,8 +54,8 @@ fn check_parts<M: Injectable + ?Sized>(model: &M, adapters: &[(&str, f64)]) -> R
     }
     for (path, leaf) in &all {
         let Some(stack) = leaf.stack() else { continue };
-        let owns_copy = |name: &&&str| stack.slot(name).is_some_and(|slot| slot.copy().is_some());
-        let owners: Vec<String> = names.iter().filter(owns_copy).map(|name| (*name).to_owned()).collect();
+        let replaces = |name: &&&str| stack.slot(name).is_some_and(Slot::replaces_values);
+        let owners: Vec<String> = names.iter().filter(replaces).map(|name| (*name).to_owned()).collect();
         if owners.len() > 1 {
             return Err(Error::CopiesCollide { path: path.clone(), adapters: owners });
         }
@@ -71,7 +82,9 @@ fn combine<M: Injectable + ?Sized>(
     let facts: Vec<_> = all
         .iter()
         .filter_map(|(path, leaf)| match leaf {
-            Leaf::Adapted(layer) => Some((path, *layer, layer.geometry(), layer.dtype_and_device(), || layer.dense_weight())),
+            Leaf::Adapted(layer) => {
+                Some((path, *layer, layer.geometry(), layer.dtype_and_device(), || layer.dense_weight()))
+            }
             Leaf::Plain(_) => None,
         })
         .collect();

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use candle_core::Tensor;
 
 use super::{check_known, check_not_merged, for_each_layer};
-use crate::config::Bias;
 use crate::ModulePath;
 use crate::adapter::Adapter;
+use crate::config::Bias;
 use crate::error::{Error, Result};
 use crate::layer::{AdaptedLayer, AdapterStack, CopiedParameter, ParameterMap, Slot};
 use crate::module::{Injectable, Leaf, LeafMut, leaves, leaves_mut};
@@ -35,8 +35,9 @@ pub(crate) fn delete_adapter<M: Injectable + ?Sized>(model: &mut M, name: &str) 
 /// Gives layers back what the init of this adapter took out of their weights.
 fn restore_weights<M: Injectable + ?Sized>(model: &mut M, name: &str) -> Result<()> {
     let restore = |(path, leaf): (ModulePath, Leaf<'_>)| match leaf {
-        Leaf::Adapted(layer) => restored(layer, layer.parameters(), |slot| slot.name == name)
-            .map_err(Error::on_layer(&path)),
+        Leaf::Adapted(layer) => {
+            restored(layer, layer.parameters(), |slot| slot.name == name).map_err(Error::on_layer(&path))
+        }
         Leaf::Plain(_) => Ok(None),
     };
     let weights = leaves(model).into_iter().map(restore).collect::<Result<Vec<_>>>()?;
@@ -56,14 +57,16 @@ fn restored(
 ) -> candle_core::Result<Option<Tensor>> {
     let slots = layer.stack().map(AdapterStack::slots).unwrap_or_default().iter().filter(|slot| which(slot));
     let mut changed = slots.filter_map(Slot::adapter).filter(|adapter| adapter.changed_base()).peekable();
-    let weight = parameters.into_iter().find(|(name, _)| *name == "weight");
+    let weight = parameters.into_iter().find(|(name, _)| *name == layer.weight_name());
     let (Some(_), Some((_, weight))) = (changed.peek(), weight) else { return Ok(None) };
-    let add = |weight: Tensor, adapter: &Arc<dyn Adapter>| Ok(adapter.restored_weight(&weight)?.unwrap_or(weight));
+    let add =
+        |weight: Tensor, adapter: &Arc<dyn Adapter>| Ok(adapter.restored_weight(&weight)?.unwrap_or(weight));
     changed.try_fold(weight.detach(), add).map(Some)
 }
 
 fn set_weight(layer: &mut dyn AdaptedLayer, weight: &Tensor) -> Result<()> {
-    layer.map_parameters(&mut |name, own| Ok(if name == "weight" { weight.clone() } else { own.clone() }))
+    let own_name = layer.weight_name();
+    layer.map_parameters(&mut |name, own| Ok(if name == own_name { weight.clone() } else { own.clone() }))
 }
 
 /// Takes all adapters off. A layer that is merged stays merged; of a layer with an active full copy, the copy stays.
@@ -102,9 +105,8 @@ fn active_copy(stack: &AdapterStack) -> Option<&[CopiedParameter]> {
 
 /// Makes biases that trained together with an adapter constants again; they keep their values.
 fn freeze_biases<M: Injectable + ?Sized>(model: &mut M) -> Result<()> {
-    let mut freeze: Box<ParameterMap<'_>> = Box::new(|name, own: &Tensor| {
-        Ok(if name == "bias" { own.detach() } else { own.clone() })
-    });
+    let mut freeze: Box<ParameterMap<'_>> =
+        Box::new(|name, own: &Tensor| Ok(if name == "bias" { own.detach() } else { own.clone() }));
     for (_, leaf) in leaves_mut(model) {
         match leaf {
             LeafMut::Adapted(layer) if layer.parameters().iter().any(|(_, own)| own.is_variable()) => {

@@ -69,9 +69,10 @@ pub(crate) fn merge_adapters<M: Injectable + ?Sized>(model: &mut M, options: &Me
 
 fn set_merged(layer: &mut dyn AdaptedLayer, merged: MergedLayer) -> Result<()> {
     let MergedLayer { names, parameters } = merged;
+    let weight = layer.weight_name();
     layer.set_merged(Some(&mut |name, own| {
         Ok(match (name, &parameters.bias) {
-            ("weight", _) => parameters.weight.clone(),
+            (name, _) if name == weight => parameters.weight.clone(),
             ("bias", Some(bias)) => bias.clone(),
             _ => own.clone(),
         })
@@ -145,7 +146,7 @@ fn merge_layer(
     }
     let own = layer.parameters();
     let find = |wanted: &str| own.iter().find(|(name, _)| *name == wanted).map(|(_, tensor)| tensor.detach());
-    let Some(weight) = find("weight") else {
+    let Some(weight) = find(layer.weight_name()) else {
         let adapter = all.last().cloned().unwrap_or_default();
         let reason = format!("a {} has no dense weight to merge into", layer.kind());
         return Err(Error::CannotMerge { adapter, path: path.clone(), reason });

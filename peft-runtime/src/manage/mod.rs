@@ -3,6 +3,7 @@
 mod activate;
 mod combine;
 mod delete;
+mod eva;
 mod merge;
 mod parameters;
 mod rename;
@@ -13,9 +14,10 @@ pub(crate) use activate::{
 };
 pub(crate) use combine::add_weighted_adapter;
 pub(crate) use delete::{delete_adapter, unload};
+pub(crate) use eva::initialise_eva;
 pub use merge::MergeOptions;
 pub(crate) use merge::{merge_adapters, merge_and_unload, unmerge_adapters};
-pub(crate) use parameters::{count_parameters, place, trainable_parameters};
+pub(crate) use parameters::{count_parameters, trainable_parameters};
 pub(crate) use rename::rename_adapter;
 pub(crate) use rows::with_adapter_rows;
 

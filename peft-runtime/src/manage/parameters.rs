@@ -8,6 +8,7 @@ use crate::ModulePath;
 use crate::config::Bias;
 use crate::layer::{Content, Slot};
 use crate::module::{Injectable, Leaf, leaves};
+use crate::ops::place;
 
 /// The variables of the active adapters in model order, each under its name in PEFT's memory:
 /// `layers.0.q_proj.lora_A.default.weight`.
@@ -64,9 +65,9 @@ fn slot_variables(path: &ModulePath, slot: &Slot) -> Vec<(String, Var)> {
 
 /// A file key with the adapter's name where PEFT has it in memory: `lora_A.NAME.weight`, `ia3_l.NAME`.
 pub(crate) fn key_in_memory(key: &str, adapter: &str) -> String {
-    match key.split_once('.') {
-        Some((container, parameter)) => format!("{container}.{adapter}.{parameter}"),
-        None => format!("{key}.{adapter}"),
+    match key.rsplit_once('.') {
+        Some((container, parameter @ ("weight" | "bias"))) => format!("{container}.{adapter}.{parameter}"),
+        _ => format!("{key}.{adapter}"),
     }
 }
 
@@ -94,10 +95,4 @@ pub(crate) fn count_parameters<M: Injectable + ?Sized>(model: &M) -> ParameterCo
     }
     let trainable = trainable_parameters(model).iter().map(|(_, var)| var.elem_count()).sum();
     ParameterCount { trainable, all: elements.values().sum() }
-}
-
-/// Where a tensor's values are: the same for tied parameters, whose tensors may have different ids.
-pub(crate) fn place(tensor: &Tensor) -> (usize, usize) {
-    let (storage, layout) = tensor.storage_and_layout();
-    (std::ptr::from_ref(&*storage).addr(), layout.start_offset())
 }

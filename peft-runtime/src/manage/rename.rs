@@ -6,7 +6,11 @@ use crate::inject::name_fault;
 use crate::module::{Injectable, leaves};
 
 /// Renames the adapter everywhere; nothing else about it changes.
-pub(crate) fn rename_adapter<M: Injectable + ?Sized>(model: &mut M, name: &str, new_name: &str) -> Result<()> {
+pub(crate) fn rename_adapter<M: Injectable + ?Sized>(
+    model: &mut M,
+    name: &str,
+    new_name: &str,
+) -> Result<()> {
     let all = leaves(model);
     check_known(&all, &[name])?;
     let taken = name != new_name && adapter_names(&all).iter().any(|known| known == new_name);

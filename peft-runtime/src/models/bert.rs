@@ -180,7 +180,8 @@ impl BertModel {
 /// 0 for tokens and the lowest number for padding, `[batch, 1, 1, length]`.
 fn additive_mask(mask: &Tensor, dtype: DType) -> Result<Tensor> {
     let lowest = match dtype {
-        DType::F16 => -65_504.0,
+        DType::F16 => f64::from(half::f16::MIN),
+        DType::BF16 => f64::from(half::bf16::MIN),
         _ => f64::from(f32::MIN),
     };
     let mask = mask.to_dtype(dtype)?.unsqueeze(1)?.unsqueeze(1)?;

@@ -13,6 +13,18 @@ use crate::schema::{Node, Schema};
 pub struct Cursor<'a> {
     path: ModulePath,
     items: Vec<Item<'a>>,
+    /// The blocks that a list of blocks is to have, by their numbers in the present one.
+    replication: Option<&'a [usize]>,
+    block_lists: Vec<BlockList>,
+}
+
+/// A list of blocks: a field that is marked `#[peft(blocks)]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct BlockList {
+    /// Where it is.
+    pub(crate) path: ModulePath,
+    /// How many blocks it has.
+    pub(crate) length: usize,
 }
 
 /// One step of a walk through a model.
@@ -92,19 +104,37 @@ impl<'a> Leaf<'a> {
 }
 
 impl<'a> Cursor<'a> {
-    fn new() -> Self {
-        Self { path: ModulePath::root(), items: Vec::new() }
+    fn new(replication: Option<&'a [usize]>) -> Self {
+        Self { path: ModulePath::root(), items: Vec::new(), replication, block_lists: Vec::new() }
     }
 
     /// Visits the child called `name`; a name may hold dots.
     pub fn child<M: Injectable + ?Sized>(&mut self, name: impl Display, module: &'a M) {
+        self.enter(name, M::SCHEMA, |cursor| module.visit(cursor));
+    }
+
+    /// Visits the list of blocks called `name`, which `layer_replication` builds anew.
+    pub fn blocks<M: Injectable + Clone>(&mut self, name: impl Display, blocks: &'a Vec<M>) {
+        self.enter(name, Vec::<M>::SCHEMA, |cursor| {
+            cursor.block_lists.push(BlockList { path: cursor.path.clone(), length: blocks.len() });
+            match cursor.replication {
+                None => blocks.visit(cursor),
+                Some(order) => {
+                    let blocks = order.iter().filter_map(|number| blocks.get(*number));
+                    blocks.enumerate().for_each(|(index, block)| cursor.child(index, block));
+                }
+            }
+        });
+    }
+
+    fn enter(&mut self, name: impl Display, schema: &'static Schema, visit: impl FnOnce(&mut Self)) {
         let length = self.path.push(name);
         let before = self.items.len();
-        if matches!(M::SCHEMA.node(), Node::Layer { .. } | Node::Parameter | Node::Settings) {
-            module.visit(self);
+        if matches!(schema.node(), Node::Layer { .. } | Node::Parameter | Node::Settings) {
+            visit(self);
         } else {
-            self.items.push(Item::Open { path: self.path.clone(), schema: M::SCHEMA });
-            module.visit(self);
+            self.items.push(Item::Open { path: self.path.clone(), schema });
+            visit(self);
             match self.items.get(before + 1) {
                 // Nothing inside: an absent option, an empty list, a module of settings.
                 None => self.items.truncate(before),
@@ -133,6 +163,8 @@ impl<'a> Cursor<'a> {
 pub struct CursorMut<'a> {
     path: ModulePath,
     leaves: Vec<(ModulePath, LeafMut<'a>)>,
+    /// The blocks that a list of blocks gets, by their numbers in the present one.
+    replication: Option<&'a [usize]>,
 }
 
 impl<'a> CursorMut<'a> {
@@ -141,6 +173,14 @@ impl<'a> CursorMut<'a> {
         let length = self.path.push(name);
         module.visit_mut(self);
         self.path.truncate(length);
+    }
+
+    /// Visits the list of blocks called `name`, which `layer_replication` builds anew.
+    pub fn blocks<M: Injectable + Clone>(&mut self, name: impl Display, blocks: &'a mut Vec<M>) {
+        if let Some(order) = self.replication {
+            *blocks = order.iter().filter_map(|number| blocks.get(*number).cloned()).collect();
+        }
+        self.child(name, blocks);
     }
 
     /// Visits a child whose own children belong to the parent.
@@ -156,25 +196,51 @@ impl<'a> CursorMut<'a> {
 
 /// All modules and leaves of a model, in order.
 pub(crate) fn tree<M: Injectable + ?Sized>(model: &M) -> Vec<Item<'_>> {
-    let mut cursor = Cursor::new();
+    let mut cursor = Cursor::new(None);
     model.visit(&mut cursor);
     cursor.items
 }
 
+/// The same as they would be if its list of blocks had these of its blocks.
+pub(crate) fn replicated_tree<'a, M: Injectable + ?Sized>(model: &'a M, order: &'a [usize]) -> Vec<Item<'a>> {
+    let mut cursor = Cursor::new(Some(order));
+    model.visit(&mut cursor);
+    cursor.items
+}
+
+/// The lists of blocks that a model marks.
+pub(crate) fn block_lists<M: Injectable + ?Sized>(model: &M) -> Vec<BlockList> {
+    let mut cursor = Cursor::new(None);
+    model.visit(&mut cursor);
+    cursor.block_lists
+}
+
+/// Gives the model's list of blocks these of its blocks; copies share their parameters.
+pub(crate) fn replicate<M: Injectable + ?Sized>(model: &mut M, order: &[usize]) {
+    model.visit_mut(&mut CursorMut {
+        path: ModulePath::root(),
+        leaves: Vec::new(),
+        replication: Some(order),
+    });
+}
+
 /// The layers and parameters of a model with their paths, in order.
 pub(crate) fn leaves<M: Injectable + ?Sized>(model: &M) -> Vec<(ModulePath, Leaf<'_>)> {
-    let items = tree(model).into_iter();
-    items
-        .filter_map(|item| match item {
-            Item::Leaf { path, leaf } => Some((path, leaf)),
-            Item::Open { .. } | Item::Close => None,
-        })
-        .collect()
+    leaves_of(tree(model))
+}
+
+/// The layers and parameters among the items of a walk.
+pub(crate) fn leaves_of(items: Vec<Item<'_>>) -> Vec<(ModulePath, Leaf<'_>)> {
+    let leaf = |item| match item {
+        Item::Leaf { path, leaf } => Some((path, leaf)),
+        Item::Open { .. } | Item::Close => None,
+    };
+    items.into_iter().filter_map(leaf).collect()
 }
 
 /// The layers and parameters of a model with their paths, in the same order, for changing them.
 pub(crate) fn leaves_mut<M: Injectable + ?Sized>(model: &mut M) -> Vec<(ModulePath, LeafMut<'_>)> {
-    let mut cursor = CursorMut { path: ModulePath::root(), leaves: Vec::new() };
+    let mut cursor = CursorMut { path: ModulePath::root(), leaves: Vec::new(), replication: None };
     model.visit_mut(&mut cursor);
     cursor.leaves
 }

@@ -10,7 +10,7 @@ use candle_nn::{
 
 use super::{Cursor, CursorMut, Injectable, Leaf, LeafMut};
 use crate::error::Result;
-use crate::layer::{Adapted, BaseLayer, PaddedEmbedding, ParameterMap, TransposedLinear};
+use crate::layer::{Adapted, BaseLayer, PaddedEmbedding, ParameterMap, TransposedLinear, Weight};
 use crate::schema::{Family, LayerKind, Schema};
 
 /// A layer or parameter that cannot carry adapters: it is shown, saved with the base model, and frozen.
@@ -97,7 +97,7 @@ macro_rules! impl_plain {
 }
 
 impl_plain!(&Schema::plain(<Self as BaseLayer>::KIND) =>
-    Linear, TransposedLinear, Embedding, PaddedEmbedding, Conv1d, Conv2d, LayerNorm, RmsNorm);
+    Linear, TransposedLinear, Embedding, PaddedEmbedding, Conv1d, Conv2d, LayerNorm, RmsNorm, Weight);
 impl_plain!(&Schema::plain(LayerKind::new("BatchNorm", Family::Other)) => BatchNorm);
 impl_plain!(&Schema::plain(LayerKind::new("PReLU", Family::Other)) => PReLU);
 impl_plain!(&Schema::plain(LayerKind::new("ConvTranspose1d", Family::Convolution)) => ConvTranspose1d);

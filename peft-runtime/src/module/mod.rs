@@ -8,7 +8,7 @@ use crate::declared::Declared;
 use crate::schema::Schema;
 
 pub use cursor::{Cursor, CursorMut, Item, Leaf, LeafMut};
-pub(crate) use cursor::{leaves, leaves_mut, tree};
+pub(crate) use cursor::{block_lists, leaves, leaves_mut, leaves_of, replicate, replicated_tree, tree};
 pub use leaves::PlainLayer;
 
 /// A module whose layers have names.

@@ -62,13 +62,13 @@ pub(crate) fn qr(matrix: &Tensor) -> Result<(Tensor, Tensor)> {
 }
 
 /// Decompositions are computed in f64: they are rare, and small singular values suffer first.
-fn to_faer(matrix: &Tensor) -> Result<Mat<f64>> {
+pub(super) fn to_faer(matrix: &Tensor) -> Result<Mat<f64>> {
     let (rows, columns) = matrix.dims2()?;
     let values = matrix.to_device(&Device::Cpu)?.to_dtype(DType::F64)?.flatten_all()?.to_vec1::<f64>()?;
     Ok(MatRef::from_row_major_slice(&values, rows, columns).to_owned())
 }
 
-fn from_faer(matrix: MatRef<'_, f64>, dtype: DType, device: &Device) -> Result<Tensor> {
+pub(super) fn from_faer(matrix: MatRef<'_, f64>, dtype: DType, device: &Device) -> Result<Tensor> {
     let (rows, columns) = (matrix.nrows(), matrix.ncols());
     let mut values = Vec::with_capacity(rows * columns);
     for row in 0..rows {

@@ -14,6 +14,7 @@ pub(crate) mod linear;
 pub(crate) mod low_rank;
 pub(crate) mod matmul;
 pub(crate) mod norm;
+pub(crate) mod principal;
 pub(crate) mod random;
 pub(crate) mod scale;
 pub(crate) mod task_vectors;
@@ -40,6 +41,12 @@ pub(crate) fn add_promoted(a: &Tensor, b: &Tensor) -> Result<Tensor> {
         (false, true) => constant::add_constant(&b, &a),
         _ => a + b,
     }
+}
+
+/// Where a tensor's values are: the same for tied parameters, whose tensors may have different ids.
+pub(crate) fn place(tensor: &Tensor) -> (usize, usize) {
+    let (storage, layout) = tensor.storage_and_layout();
+    (std::ptr::from_ref(&*storage).addr(), layout.start_offset())
 }
 
 /// Whether the tensor's values sit in main memory in a precision that the CPU has no arithmetic for.

@@ -18,7 +18,12 @@ pub(crate) fn prune_by_magnitude(tensor: &Tensor, density: f64) -> Result<Tensor
         return Ok(tensor.clone());
     }
     let mut values = to_vec(tensor)?;
-    #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "as PEFT")]
+    #[expect(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "as PEFT"
+    )]
     let kept = (density * values.len() as f64) as usize;
     let mut order: Vec<usize> = (0..values.len()).collect();
     order.sort_by(|a, b| values[*b].abs().total_cmp(&values[*a].abs()));
@@ -45,7 +50,8 @@ pub(crate) fn elected_mean(tensors: &[Tensor], weights: &[f64], by_frequency: bo
         let vote: f64 = if by_frequency { values().map(sign).sum() } else { values().sum() };
         let elected = if vote >= 0.0 { 1.0 } else { -1.0 };
         let agreeing = values().zip(weights).filter(|(value, _)| sign(*value) == elected);
-        let (sum, count) = agreeing.fold((0.0, 0.0), |(sum, count), (value, weight)| (sum + value * weight, count + 1.0));
+        let (sum, count) =
+            agreeing.fold((0.0, 0.0), |(sum, count), (value, weight)| (sum + value * weight, count + 1.0));
         sum / f64::max(count, 1.0)
     };
     from_vec((0..first.elem_count()).map(mean).collect(), first)

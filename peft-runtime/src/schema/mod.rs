@@ -67,6 +67,8 @@ pub enum Family {
     Embedding,
     /// A convolution.
     Convolution,
+    /// A bare weight, which configs name as a parameter and not as a module.
+    Parameter,
     /// A layer that no adapter method changes, but that `modules_to_save` can train in full.
     Other,
 }

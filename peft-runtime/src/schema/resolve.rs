@@ -128,6 +128,8 @@ const fn resolve(schema: &Schema, trail: &Trail<'_>, target: &[u8], mut found: R
             let child = Trail { parent: Some(trail), name: b"*", wildcard: Wildcard::Key };
             found = resolve(item, &child, target, found);
         }
+        // A bare weight is a parameter, which target names do not mean.
+        Node::Layer { family: super::Family::Parameter, .. } => {}
         Node::Layer { adaptable, .. } => {
             if matches_suffix(trail, target) {
                 if adaptable {
@@ -193,6 +195,7 @@ const fn collect_nearest(schema: &Schema, trail: &Trail<'_>, target: &[u8], near
             let child = Trail { parent: Some(trail), name: b"*", wildcard: Wildcard::None };
             collect_nearest(item, &child, target, nearest);
         }
+        Node::Layer { family: super::Family::Parameter, .. } => {}
         Node::Layer { adaptable: true, .. } => {
             let mut name = Text::new();
             push_suffix(trail, count_segments(target), &mut name);

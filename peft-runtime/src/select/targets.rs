@@ -87,7 +87,8 @@ impl TargetModules {
         let pattern = |targets: Self| match targets {
             Self::Regex(pattern) => pattern,
             Self::Names(names) => {
-                let names: Vec<String> = names.iter().map(|name| fancy_regex::escape(name).into_owned()).collect();
+                let names: Vec<String> =
+                    names.iter().map(|name| fancy_regex::escape(name).into_owned()).collect();
                 format!(r"(?:.*\.)?(?:{})", names.join("|"))
             }
             Self::AllLinear => String::new(),
@@ -96,7 +97,23 @@ impl TargetModules {
         patterns.dedup();
         match patterns.as_slice() {
             [one] => Self::Regex(one.clone()),
-            many => Self::Regex(many.iter().map(|pattern| format!("({pattern})")).collect::<Vec<_>>().join("|")),
+            many => {
+                Self::Regex(many.iter().map(|pattern| format!("({pattern})")).collect::<Vec<_>>().join("|"))
+            }
+        }
+    }
+
+    /// The modules with exactly these paths.
+    pub(crate) fn exactly<'p>(paths: impl IntoIterator<Item = &'p str>) -> Self {
+        let paths: Vec<_> = paths.into_iter().map(fancy_regex::escape).collect();
+        Self::Regex(paths.join("|"))
+    }
+
+    /// Those of the names that are also names of `others`; everything else as it is.
+    pub(crate) fn among(self, others: &Self) -> Self {
+        match (self, others) {
+            (Self::Names(names), Self::Names(others)) => Self::Names(&names & others),
+            (targets, _) => targets,
         }
     }
 

@@ -8,8 +8,8 @@ use crate::ModulePath;
 use crate::adapter::StoredTensor;
 use crate::error::{Error, Result, ShapeMismatch, TensorReport};
 use crate::layer::ParameterMap;
-use crate::manage::place;
 use crate::module::{Injectable, Leaf, LeafMut, leaves, leaves_mut};
+use crate::ops::place;
 
 /// The base model's own parameters under the names they had before any injection.
 pub(crate) fn base_state_dict<M: Injectable + ?Sized>(model: &M) -> BTreeMap<String, Tensor> {
@@ -125,10 +125,7 @@ fn parameter<'a>(path: &ModulePath, leaf: &Leaf<'a>, key: &str) -> Option<(&'sta
     leaf.parameters().into_iter().find(|(name, _)| path.parameter(name) == key)
 }
 
-pub(super) fn replace_base<M: Injectable + ?Sized>(
-    model: &mut M,
-    values: &BaseParameters,
-) -> Result<()> {
+pub(super) fn replace_base<M: Injectable + ?Sized>(model: &mut M, values: &BaseParameters) -> Result<()> {
     if values.is_empty() {
         return Ok(());
     }

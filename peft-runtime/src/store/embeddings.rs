@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 
 use candle_core::Tensor;
 
+use crate::ModulePath;
 use crate::error::{Error, Fault, Result};
 use crate::manage::method_of;
 use crate::module::{Injectable, leaves};
 use crate::select::{Pattern, TargetModules};
-use crate::ModulePath;
 
 /// Whether the weights of the model's embeddings are written into the adapter's file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -39,17 +39,23 @@ pub(super) fn embedding_weights<M: Injectable + ?Sized>(
         SaveEmbeddings::Always => true,
         SaveEmbeddings::Auto => {
             let method = method_of(model, name)?;
+            let selection = method.selection();
             let paths = leaves.iter().map(|(path, _)| path);
-            !declared.is_empty() && names_embeddings(method.selection().targets, paths)?
+            !declared.is_empty() && selection.tokens.is_none() && names_embeddings(selection.targets, paths)?
         }
     };
     let mut weights = BTreeMap::new();
-    for (path, leaf) in leaves.iter().filter(|(path, _)| wanted && declared.iter().any(|name| path.ends_with(name))) {
-        let adapted = leaf.stack().and_then(|stack| stack.slot(name)).is_some_and(|slot| slot.adapter().is_some());
-        let key = match (adapted, save) {
-            (true, _) => "base_layer.weight",
-            (false, SaveEmbeddings::Always) => "weight",
-            (false, _) => continue,
+    for (path, leaf) in
+        leaves.iter().filter(|(path, _)| wanted && declared.iter().any(|name| path.ends_with(name)))
+    {
+        let adapter = leaf.stack().and_then(|stack| stack.slot(name)?.adapter());
+        let key = match (adapter, save) {
+            (Some(adapter), _) if adapter.as_trainable_tokens().is_some() => {
+                "token_adapter.base_layer.weight"
+            }
+            (Some(_), _) => "base_layer.weight",
+            (None, SaveEmbeddings::Always) => "weight",
+            (None, _) => continue,
         };
         if let Some((_, weight)) = leaf.parameters().into_iter().find(|(name, _)| *name == "weight") {
             weights.insert(path.parameter(key), weight.detach());
@@ -68,7 +74,10 @@ fn names_embeddings<'p>(
         Some(TargetModules::Regex(pattern)) => {
             let is_embedding = |path: &&ModulePath| EMBEDDING_NAMES.contains(&path.last());
             let matches = |pattern: &Pattern| {
-                paths.filter(is_embedding).map(|path| pattern.is_match(path.as_str())).collect::<Result<Vec<_>, _>>()
+                paths
+                    .filter(is_embedding)
+                    .map(|path| pattern.is_match(path.as_str()))
+                    .collect::<Result<Vec<_>, _>>()
             };
             let found = Pattern::whole("target_modules", pattern).and_then(|pattern| matches(&pattern));
             let wrong = |fault: Fault| Error::Config { field: "target_modules", reason: fault.to_string() };

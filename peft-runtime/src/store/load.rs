@@ -9,9 +9,9 @@ use super::save::adapter_folder;
 use crate::adapter::StoredTensors;
 use crate::config::PeftConfig;
 use crate::error::{Error, Result};
-use crate::inject::{InjectionReport, Made, ModelFacts, Origin, Plan, Tensors, commit, make, swap};
+use crate::inject::{InjectionReport, Made, Origin, Plan, Tensors, commit, make, swap};
 use crate::manage::{check_known, check_not_merged};
-use crate::module::{Injectable, leaves, tree};
+use crate::module::{Injectable, leaves};
 
 /// How to load an adapter.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -62,11 +62,11 @@ impl Loaded {
         let weights_path = folder.join(WEIGHTS_FILE);
         let file = MappedFile::open(&weights_path)?;
         let tensors = file.tensors()?;
-        let plan = Plan::new(&tree(model), ModelFacts::of(model), config.method(), name, origin)
-            .map_err(|error| error.in_file(config_path))?;
+        let plan =
+            Plan::new(model, config.method(), name, origin).map_err(|error| error.in_file(config_path))?;
         let mut stored = StoredTensors::new(&tensors);
-        let made = make(model, &plan, Tensors::Stored(&mut stored))
-            .map_err(|error| error.in_file(&weights_path))?;
+        let made =
+            make(model, &plan, Tensors::Stored(&mut stored)).map_err(|error| error.in_file(&weights_path))?;
         let mut report = stored.report();
         let base =
             base_parameters(model, &mut report, &tensors).map_err(|error| error.in_file(&weights_path))?;

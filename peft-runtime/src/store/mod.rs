@@ -15,11 +15,9 @@ pub(crate) use base_model::{base_state_dict, load_base_state_dict, merged_state_
 pub use checkpoint::Checkpoint;
 #[cfg(feature = "hub")]
 pub(crate) use checkpoint::shard_names;
-pub(crate) use load::{hotswap_adapter, load_adapter};
-pub use load::{LoadOptions, LoadReport};
 pub use embeddings::SaveEmbeddings;
+pub use load::{LoadOptions, LoadReport};
+pub(crate) use load::{hotswap_adapter, load_adapter};
 pub use save::SaveOptions;
 pub(crate) use save::save_pretrained;
-pub(crate) use state_dict::{
-    adapter_state_dict, inject_adapter_from_state_dict, load_adapter_state_dict,
-};
+pub(crate) use state_dict::{adapter_state_dict, inject_adapter_from_state_dict, load_adapter_state_dict};

@@ -30,9 +30,7 @@ pub(super) fn as_plain_lora<M: Injectable + ?Sized>(
     let leaves = leaves(model);
     let states: Vec<(_, &Lora)> = leaves
         .iter()
-        .filter_map(|(path, leaf)| {
-            Some((path, leaf.stack()?.slot(name).and_then(Slot::adapter)?.as_lora()?))
-        })
+        .filter_map(|(path, leaf)| Some((path, leaf.stack()?.slot(name).and_then(Slot::adapter)?.as_lora()?)))
         .collect();
     if states.iter().all(|(_, lora)| lora.start().is_none()) {
         return Ok((config.clone(), tensors));

@@ -5,17 +5,19 @@ use std::sync::Arc;
 
 use candle_core::{Tensor, Var};
 
-use crate::ModulePath;
 use super::base_model::{base_parameters, replace_base};
-use super::keys::{canonical, with_prefix};
 use super::embeddings::{SaveEmbeddings, embedding_weights};
+use super::keys::{canonical, with_prefix};
+use crate::ModulePath;
 use crate::adapter::{Adapter, AdapterMethod, AdapterTensor, StoredTensor};
 use crate::config::Bias;
 use crate::error::{Error, Result, ShapeMismatch, TensorReport};
-use crate::inject::{COPIED_BIAS, InjectionReport, ModelFacts, Origin, Plan, commit, make_from_memory};
+use crate::inject::{COPIED_BIAS, InjectionReport, Origin, Plan, commit, make_from_memory, stored_paths};
 use crate::layer::{Content, Slot};
 use crate::manage::{check_known, check_not_merged};
-use crate::module::{Injectable, Leaf, leaves, tree};
+use crate::module::{Injectable, Leaf, leaves};
+use crate::schema::Family;
+use crate::select::{TargetModules, proper_suffixes};
 
 /// A tensor that belongs to an adapter, where it lives.
 struct Entry {
@@ -60,10 +62,19 @@ fn entries<M: Injectable + ?Sized>(model: &M, name: &str) -> Result<Vec<Entry>> 
     check_known(&leaves, &[name])?;
     let slots = || leaves.iter().filter_map(|(_, leaf)| leaf.stack()?.slot(name));
     let bias = slots().map(|slot| slot.method.bias()).next().unwrap_or_default();
+    let parameters = leaves.iter().filter(|(_, leaf)| match leaf {
+        Leaf::Adapted(layer) => {
+            layer.kind().family == Family::Parameter
+                && layer.stack().is_some_and(|stack| stack.slot(name).is_some())
+        }
+        Leaf::Plain(_) => false,
+    });
+    let stored_paths = stored_paths(parameters.map(|(path, _)| path));
     let mut entries = Vec::new();
     for (path, leaf) in &leaves {
         let slot = leaf.stack().and_then(|stack| stack.slot(name));
-        entries.extend(slot.into_iter().flat_map(|slot| slot_entries(path, slot)));
+        let stored_path = stored_paths.get(path).unwrap_or(path);
+        entries.extend(slot.into_iter().flat_map(|slot| slot_entries(stored_path, slot)));
         entries.extend(bias_entries(path, leaf, slot, bias));
     }
     Ok(entries)
@@ -137,10 +148,26 @@ pub(crate) fn inject_adapter_from_state_dict<M: Injectable + ?Sized>(
     let tensors: BTreeMap<String, Tensor> =
         state.iter().map(|(key, tensor)| (canonical(key).to_owned(), tensor.clone())).collect();
     let shapes = tensors.iter().map(|(key, tensor)| (key.as_str(), tensor.dims())).collect();
-    let method = method.for_tensors(&shapes)?;
-    let plan = Plan::new(&tree(model), ModelFacts::of(model), method.as_ref(), name, Origin::File)?;
+    let method = exactly_targeted(model, method.for_tensors(&shapes)?);
+    let plan = Plan::new(model, method.as_ref(), name, Origin::File)?;
     let made = make_from_memory(model, &plan, &tensors)?;
     commit(model, &plan, made, true)
+}
+
+/// The method with targets that are whole paths, also where one of them is the end of another module's path.
+fn exactly_targeted<M: Injectable + ?Sized>(
+    model: &M,
+    method: Arc<dyn AdapterMethod>,
+) -> Arc<dyn AdapterMethod> {
+    let Some(TargetModules::Names(names)) = method.selection().targets else { return method };
+    let also_means = |path: &ModulePath| {
+        !names.contains(path.as_str()) && proper_suffixes(path.as_str()).any(|suffix| names.contains(suffix))
+    };
+    if !leaves(model).iter().any(|(path, _)| also_means(path)) {
+        return method;
+    }
+    let exact = TargetModules::exactly(names.iter().map(String::as_str));
+    method.resolved(exact, false)
 }
 
 /// Gives the adapter the values in `state`, which has to hold exactly its keys.

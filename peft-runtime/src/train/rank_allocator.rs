@@ -6,12 +6,12 @@ use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Result as CandleResult, Tensor, Var};
 
 use super::orthogonality::{column_distance, row_distance};
+use crate::ModulePath;
 use crate::adapter::{AdaLora, Adapter};
 use crate::config::AdaLoraConfig;
 use crate::error::{Error, Result};
 use crate::manage::check_known;
 use crate::module::{Injectable, leaves};
-use crate::ModulePath;
 
 /// Shares out ranks between the layers of an AdaLoRA adapter while it trains: <https://arxiv.org/abs/2303.10512>.
 ///
@@ -171,7 +171,9 @@ impl RankAllocator {
     /// If the device refuses.
     pub fn orthogonality_loss(&self) -> Result<Tensor> {
         let mut sum: Option<Tensor> = None;
-        for layer in self.layers.iter().filter_map(Layer::state).filter(|layer| !layer.e().dims().contains(&0)) {
+        for layer in
+            self.layers.iter().filter_map(Layer::state).filter(|layer| !layer.e().dims().contains(&0))
+        {
             let distance = (row_distance(layer.a())? + column_distance(layer.b())?)?;
             sum = Some(match sum {
                 Some(sum) => (sum + distance)?,
@@ -288,7 +290,10 @@ fn check(config: &AdaLoraConfig) -> Result<()> {
     let (beta1, beta2) = config.betas();
     for (field, beta) in [("beta1", beta1), ("beta2", beta2)] {
         if !(beta > 0.0 && beta < 1.0) {
-            return Err(Error::Config { field, reason: format!("the decay is {beta}; it must be between 0 and 1") });
+            return Err(Error::Config {
+                field,
+                reason: format!("the decay is {beta}; it must be between 0 and 1"),
+            });
         }
     }
     Ok(())
@@ -302,12 +307,16 @@ impl Layer {
     /// E, A and B where any rank is left.
     fn tensors(&self) -> impl Iterator<Item = (&'static str, &Var)> {
         let state = self.state().filter(|state| state.e().elem_count() > 0);
-        state.into_iter().flat_map(|state| [("lora_E", state.e()), ("lora_A", state.a()), ("lora_B", state.b())])
+        state
+            .into_iter()
+            .flat_map(|state| [("lora_E", state.e()), ("lora_A", state.a()), ("lora_B", state.b())])
     }
 
     /// The importance of each rank: that of its singular value plus the means of those of its two vectors.
     fn scores(&self) -> CandleResult<Vec<f64>> {
-        let Some(state) = self.state().filter(|state| state.e().elem_count() > 0) else { return Ok(Vec::new()) };
+        let Some(state) = self.state().filter(|state| state.e().elem_count() > 0) else {
+            return Ok(Vec::new());
+        };
         let [e, a, b] = &self.importance;
         let (e, a, b) = (e.scores(state.e())?, a.scores(state.a())?, b.scores(state.b())?);
         ((e.flatten_all()? + a.mean(1)?)? + b.mean(0)?)?.to_dtype(DType::F64)?.to_vec1()

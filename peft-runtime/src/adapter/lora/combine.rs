@@ -27,7 +27,10 @@ pub(super) fn combine(request: &Combination<'_>) -> Result<Combined> {
     let rank = combined_rank(request, &configs, options)?;
     let mut tensors = BTreeMap::new();
     let mut other_ranks = Vec::new();
-    for layer in &request.layers {
+    // Rows of embeddings start again from the base model's, as copies do.
+    let adapts =
+        |layer: &&CombinedLayer<'_>| !layer.states(&request.parts, |adapter| adapter.as_lora()).is_empty();
+    for layer in request.layers.iter().filter(adapts) {
         let factors = merge_layer(layer, &request.parts, options, rank)?;
         let own_rank = factors.a.dim(0)?;
         if own_rank != rank {
@@ -59,11 +62,20 @@ fn check(request: &Combination<'_>, configs: &[&LoraConfig]) -> Result<()> {
                  put an adapter without `use_rslora` first",
             );
         }
+        if !config.target_parameters().is_empty() {
+            return Combination::refuse(part, "it adapts bare parameters, whose sums PEFT has no form for");
+        }
+        if config.trainable_tokens() != configs.first().and_then(|first| first.trainable_tokens()) {
+            let reason = "it trains other tokens than the first adapter, whose config the sum takes over";
+            return Combination::refuse(part, reason);
+        }
         if super::init::takes_from_base(config.init()) || config.init() == LoraInit::Loftq {
             let init = config.init().describe();
             return Combination::refuse(
                 part,
-                format!("its init `{init}` changed the base weights, which a sum cannot say; save it as plain LoRA first"),
+                format!(
+                    "its init `{init}` changed the base weights, which a sum cannot say; save it as plain LoRA first"
+                ),
             );
         }
     }
@@ -108,11 +120,15 @@ fn add_untouched(
     let site = &layer.site;
     let (geometry, dtype) = (site.geometry, site.adapter_dtype());
     if config.lora_bias() {
-        tensors.insert(site.path.parameter(BIAS_KEY), Tensor::zeros(geometry.out_features(), dtype, site.device)?);
+        tensors.insert(
+            site.path.parameter(BIAS_KEY),
+            Tensor::zeros(geometry.out_features(), dtype, site.device)?,
+        );
     }
     if config.use_dora() {
         let zeros = |shape: Vec<usize>| Tensor::zeros(shape, dtype, site.device);
-        let terms = LowRank { a: zeros(geometry.down_shape(1))?, b: zeros(geometry.up_shape(1))?, scaling: 1.0 };
+        let terms =
+            LowRank { a: zeros(geometry.down_shape(1))?, b: zeros(geometry.up_shape(1))?, scaling: 1.0 };
         let lengths = dora::norm(geometry, &site.weight()?, &terms)?.reshape(dora::shape(geometry))?;
         tensors.insert(site.path.parameter(dora::KEY), lengths);
     }
@@ -149,7 +165,10 @@ fn merge_factors(
         let LowRank { a, b, scaling } = lora.constant_terms();
         if let Some(first) = factors[0].0.first().filter(|first| first.dims() != a.dims()) {
             let (rank, other, path) = (a.dim(0)?, first.dim(0)?, layer.site.path);
-            return Combination::refuse(part, format!("it has rank {rank} on `{path}`, and another one has {other}"));
+            return Combination::refuse(
+                part,
+                format!("it has rank {rank} on `{path}`, and another one has {other}"),
+            );
         }
         let weight = part.weight * scaling;
         let root = weight.abs().sqrt();
@@ -179,15 +198,21 @@ fn merge_updates(
         && settings.groups > 1
     {
         let (groups, path) = (settings.groups, layer.site.path);
-        return Combination::refuse(part, format!("the update of `{path}` is no matrix, for it has {groups} groups"));
+        return Combination::refuse(
+            part,
+            format!("the update of `{path}` is no matrix, for it has {groups} groups"),
+        );
     }
-    let update = |(_, lora): &(&Part<'_>, &Lora)| geometry.to_matrix(&geometry.low_rank_delta(&lora.constant_terms())?);
+    let update = |(_, lora): &(&Part<'_>, &Lora)| {
+        geometry.to_matrix(&geometry.low_rank_delta(&lora.constant_terms())?)
+    };
     let updates = states.iter().map(update).collect::<candle_core::Result<Vec<_>>>()?;
     let weights: Vec<f64> = states.iter().map(|(part, _)| part.weight).collect();
     let merged = merge_tensors(updates, &weights, options, &format!("{}/update", layer.site.path))?;
     let most = merged.dim(0)?.min(merged.dim(1)?);
     if rank > most {
-        let reason = format!("the rank is {rank}, and the update of `{}` has at most {most}", layer.site.path);
+        let reason =
+            format!("the rank is {rank}, and the update of `{}` has at most {most}", layer.site.path);
         return Err(Error::Config { field: "svd_rank", reason });
     }
     let factors = svd(&merged)?;
@@ -197,7 +222,11 @@ fn merge_updates(
     if let Some(quantile) = options.svd_clamp {
         (b, a) = clamp_to_quantile(&b, &a, quantile)?;
     }
-    Ok(LowRank { a: a.reshape(geometry.down_shape(rank))?, b: b.reshape(geometry.up_shape(rank))?, scaling: 1.0 })
+    Ok(LowRank {
+        a: a.reshape(geometry.down_shape(rank))?,
+        b: b.reshape(geometry.up_shape(rank))?,
+        scaling: 1.0,
+    })
 }
 
 fn merge_tensors(

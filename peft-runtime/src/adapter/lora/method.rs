@@ -8,9 +8,12 @@ use candle_core::Var;
 use super::dora::{self, Magnitude};
 use super::init::{drawn, takes_from_base, worked_out};
 use super::{BIAS_KEY, EMBEDDING_KEYS, LAYER_KEYS, Lora, Start};
-use crate::adapter::keys::KeyedShapes;
 use crate::ModulePath;
-use crate::adapter::{Adapter, AdapterMethod, Built, Combination, Combined, Geometry, Init, LowRank, Selection, Site, TensorSource};
+use crate::adapter::keys::KeyedShapes;
+use crate::adapter::{
+    Adapter, AdapterMethod, Built, Combination, Combined, Geometry, Init, LowRank, Selection, Site,
+    TensorSource,
+};
 use crate::config::{Bias, Chosen, CommonFields, ConfigFields, LoraConfig, LoraInit, PatternMap};
 use crate::declared::Declared;
 use crate::error::{Error, Fault, Result};
@@ -29,6 +32,9 @@ impl AdapterMethod for LoraConfig {
             modules_to_save: self.modules_to_save(),
             layers_to_transform: self.layers_to_transform(),
             layers_pattern: self.layers_pattern(),
+            tokens: self.trainable_tokens(),
+            parameters: self.target_parameters(),
+            replication: self.layer_replication(),
         }
     }
 
@@ -41,14 +47,15 @@ impl AdapterMethod for LoraConfig {
             Ok((rank, _)) => rank,
             Err(fault) => return Some(fault),
         };
-        let reason = self.unsupported(geometry, rank)?;
+        let reason = match kind.family {
+            Family::Parameter => self.unsupported_on_parameters(geometry)?,
+            _ => self.unsupported(geometry, rank)?,
+        };
         Some(Fault::UnsupportedLayer { path: path.clone(), kind: kind.name, method: "LoRA", reason })
     }
 
     fn build(&self, site: &Site<'_>, source: &mut dyn TensorSource) -> Result<Built> {
-        let (rank, alpha) = self
-            .size_at(site.path)
-            .map_err(|fault| Error::Config { field: "rank_pattern", reason: fault.to_string() })?;
+        let (rank, alpha) = size_at(self, site.path)?;
         let geometry = site.geometry.clone();
         let scaling = self.scaling(rank, alpha);
         if let (false, LoraInit::PissaIterations(_)) = (source.is_fresh(), self.init()) {
@@ -91,7 +98,7 @@ impl AdapterMethod for LoraConfig {
 
     fn with_declared(&self, declared: &Declared, model_type: Option<&str>) -> Option<Arc<dyn AdapterMethod>> {
         self.targets().is_none().then(|| -> Arc<dyn AdapterMethod> {
-            Arc::new(self.completed(declared, model_type))
+            Arc::new(self.completed(declared.target_modules(), model_type))
         })
     }
 
@@ -140,6 +147,15 @@ impl AdapterMethod for LoraConfig {
     }
 }
 
+/// The rank and alpha that a config gives the layer at `path`.
+///
+/// # Errors
+/// [`Error::Config`] if two of its patterns contradict each other there.
+pub(crate) fn size_at(config: &LoraConfig, path: &ModulePath) -> Result<(usize, f64)> {
+    let wrong = |fault: Fault| Error::Config { field: "rank_pattern", reason: fault.to_string() };
+    config.size_at(path).map_err(wrong)
+}
+
 impl LoraConfig {
     /// The rank and alpha of the layer at `path`.
     fn size_at(&self, path: &ModulePath) -> std::result::Result<(usize, f64), Fault> {
@@ -180,10 +196,27 @@ impl LoraConfig {
         Ok(Some(Magnitude::new(var)))
     }
 
+    /// Why LoRA cannot adapt a bare weight of that shape, if it cannot.
+    fn unsupported_on_parameters(&self, geometry: &Geometry) -> Option<String> {
+        let switched_on = [
+            ("lora_dropout", self.dropout() > 0.0),
+            ("lora_bias", self.lora_bias()),
+            ("use_dora", self.use_dora()),
+            ("init_lora_weights", !self.init().draws_factors()),
+        ];
+        match switched_on.into_iter().find(|(_, on)| *on) {
+            _ if *geometry == Geometry::Opaque => {
+                Some("a weight has two dimensions, or three for experts".to_owned())
+            }
+            Some((field, _)) => Some(format!("`{field}` needs a layer, and a bare weight has no input")),
+            None => None,
+        }
+    }
+
     /// Why LoRA cannot adapt a layer of that shape, if it cannot.
     fn unsupported(&self, geometry: &Geometry, rank: usize) -> Option<String> {
         match geometry {
-            Geometry::Opaque => {
+            Geometry::Opaque | Geometry::Experts { .. } => {
                 Some("it has no weight matrix; `modules_to_save` can train it in full".to_owned())
             }
             Geometry::Embedding { .. } if self.lora_bias() => {

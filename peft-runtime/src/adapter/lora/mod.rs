@@ -17,6 +17,7 @@ use crate::schema::Family;
 
 pub(crate) use describe::tuple;
 use dora::Magnitude;
+pub(crate) use method::size_at;
 
 /// The LoRA state of one layer: A `[rank, in]` and B `[out, rank]`, for a convolution with the kernel's dimensions.
 #[derive(Clone, Debug)]
@@ -85,6 +86,11 @@ impl Lora {
         call.training && self.dropout > 0.0 && !self.is_embedding()
     }
 
+    /// The rank.
+    pub(crate) fn rank(&self) -> usize {
+        self.rank
+    }
+
     /// The factors that the adapter started with, if the base weight was changed to suit them.
     pub(crate) fn start(&self) -> Option<&LowRank> {
         match &self.start {
@@ -126,6 +132,10 @@ impl Adapter for Lora {
     fn low_rank(&self, call: &Call<'_>) -> candle_core::Result<Option<LowRank>> {
         let plain = !self.acts_with_dropout(call) && self.b_bias.is_none() && self.magnitude.is_none();
         Ok(plain.then(|| self.terms(call)))
+    }
+
+    fn weight_delta(&self, call: &Call<'_>) -> candle_core::Result<Option<Tensor>> {
+        self.geometry.tracked_delta(&self.terms(call)).map(Some)
     }
 
     fn merge(&self, site: &Site<'_>, parameters: LinearParameters) -> Result<LinearParameters, MergeError> {

@@ -1,0 +1,42 @@
+//! `layer_replication`: a model's list of blocks built anew from ranges of it, before adapters come in.
+
+use crate::error::Fault;
+use crate::layer::Slot;
+use crate::module::{Injectable, block_lists, leaves};
+
+/// The numbers of the blocks that `ranges` make up, each range without its end; `None` if the list stays as it is, because
+/// nothing is asked for or because another adapter has done the same before.
+pub(super) fn plan<M: Injectable + ?Sized>(
+    model: &M,
+    ranges: &[(usize, usize)],
+) -> Result<Option<Vec<usize>>, Fault> {
+    if ranges.is_empty() {
+        return Ok(None);
+    }
+    let wrong = |reason: String| Fault::Config { field: "layer_replication", reason };
+    let all = leaves(model);
+    let slots: Vec<&Slot> =
+        all.iter().filter_map(|(_, leaf)| leaf.stack()).flat_map(|stack| stack.slots()).collect();
+    if slots.iter().any(|slot| slot.method.selection().replication == ranges) {
+        return Ok(None);
+    }
+    if let Some(slot) = slots.first() {
+        let reason =
+            "its layers would be repeated with it; replicate before the first adapter comes".to_owned();
+        return Err(Fault::Conflict { other: slot.name.clone(), reason });
+    }
+    let lists = block_lists(model);
+    let [list] = lists.as_slice() else {
+        return Err(wrong(match lists.len() {
+            0 => {
+                "the model marks no list of blocks; put `#[peft(blocks)]` on the `Vec` that is one".to_owned()
+            }
+            many => format!("the model marks {many} lists of blocks, and only one can be replicated"),
+        }));
+    };
+    if let Some((start, end)) = ranges.iter().find(|(_, end)| *end > list.length) {
+        let (path, length) = (&list.path, list.length);
+        return Err(wrong(format!("the range {start}..{end} leaves `{path}`, which has {length} blocks")));
+    }
+    Ok(Some(ranges.iter().flat_map(|(start, end)| *start..*end).collect()))
+}
