@@ -261,7 +261,8 @@ pub trait PeftModel: Injectable {
         store::load_adapter_state_dict(self, state, name)
     }
 
-    /// The base model's own parameters under the names they had before any injection.
+    /// The base model's own parameters under the names they had before any injection; quantized weights are not among
+    /// them.
     fn base_state_dict(&self) -> BTreeMap<String, Tensor> {
         store::base_state_dict(self)
     }

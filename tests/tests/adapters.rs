@@ -185,10 +185,7 @@ fn a_module_to_save_trains_as_a_copy_of_its_own() {
     );
     model.add(&lora().with_modules_to_save(["head"]), "b");
     let error = model.set_adapters(&["a", "b"]).unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "adapters `a` and `b` all replace `head`; only one of them can be active"
-    );
+    assert_eq!(error.to_string(), "adapters `a` and `b` all replace `head`; only one of them can be active");
     assert!(same(&model.forward(&x), &with_a));
     model.unload().unwrap();
     assert!(!same(&model.forward(&x), &base), "the copies of the active adapter stay");

@@ -10,7 +10,7 @@ use super::reach::TokenPlan;
 use super::report::InjectionReport;
 use crate::ModulePath;
 use crate::adapter::{Built, FreshTensors, Site, StoredTensor, StoredTensors, TensorSource, TrainableTokens};
-use crate::error::{Error, Result};
+use crate::error::{Error, Fault, Result};
 use crate::layer::{AdaptedLayer, AdapterStack, Content, CopiedParameter, Slot};
 use crate::module::{Injectable, Leaf, LeafMut, leaves, leaves_mut, leaves_of, replicate, replicated_tree};
 use crate::ops::random::DropoutStream;
@@ -117,7 +117,7 @@ fn make_adapter(
         bias: own("bias").map(Tensor::detach),
         weight: &weight,
     };
-    match tensors {
+    let built = match tensors {
         Tensors::Fresh => {
             let (seed, adapter, dtype) = (plan.method.seed(), plan.adapter.as_str(), site.adapter_dtype());
             let mut source = FreshTensors { seed, adapter, path, dtype, device: &device };
@@ -127,7 +127,15 @@ fn make_adapter(
             let mut source = stored.of_layer(plan.stored_path(path), site.adapter_dtype(), &device);
             build(plan, &site, &mut source)
         }
+    }?;
+    if built.weight.is_some() && layer.quantized_weight().is_some() {
+        let reason =
+            "its init changes the base weight, which is quantized; make the layer dense first".to_owned();
+        let (kind, method) = (layer.kind().name, plan.method.peft_type());
+        let faults = vec![Fault::UnsupportedLayer { path: path.clone(), kind, method, reason }];
+        return Err(Error::Plan { adapter: plan.adapter.clone(), faults });
     }
+    Ok(built)
 }
 
 fn build(plan: &Plan, site: &Site<'_>, source: &mut dyn TensorSource) -> Result<Built> {

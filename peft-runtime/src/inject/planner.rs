@@ -147,9 +147,14 @@ impl Planner<'_> {
         };
         for item in items {
             match item {
-                Item::Leaf { path, leaf: Leaf::Adapted(_) } if below(path) => {
+                Item::Leaf { path, leaf: Leaf::Adapted(layer) } if below(path) => {
                     if self.adapted.contains(path) {
                         let reason = "which is also a target".to_owned();
+                        self.faults.push(Fault::ModuleToSave { path: path.clone(), reason });
+                    }
+                    if layer.quantized_weight().is_some() {
+                        let reason =
+                            "whose quantized weight cannot be trained; make the layer dense first".to_owned();
                         self.faults.push(Fault::ModuleToSave { path: path.clone(), reason });
                     }
                     self.copied.insert(path.clone());

@@ -80,7 +80,7 @@ impl<'a> Planner<'a> {
         let weight = layer.parameters().first().map(|(_, weight)| place(weight));
         let tied = self.adapted_layers().find(|(other, layer)| {
             let same = layer.parameters().first().map(|(_, weight)| place(weight)) == weight;
-            *other != path && same && output.is_some_and(|name| other.ends_with(name))
+            *other != path && same && weight.is_some() && output.is_some_and(|name| other.ends_with(name))
         });
         if let Some((other, _)) = tied.filter(|(other, _)| !self.adapted.contains(*other)) {
             self.adapted.insert(other.clone());

@@ -1,5 +1,8 @@
 //! `Adapted<L>`: a layer as it was, or with adapters keyed by name.
 
+use std::sync::Arc;
+
+use candle_core::quantized::QTensor;
 use candle_core::{DType, Device, Tensor};
 use candle_nn::Module;
 
@@ -116,6 +119,9 @@ pub trait AdaptedLayer {
     /// If a compressed weight cannot be made dense.
     fn dense_weight(&self) -> candle_core::Result<Tensor>;
 
+    /// The layer's own weight, if it is quantized and for that reason none of the parameters.
+    fn quantized_weight(&self) -> Option<&Arc<QTensor>>;
+
     /// The adapters, if the layer ever got one.
     fn stack(&self) -> Option<&AdapterStack>;
 
@@ -175,6 +181,10 @@ impl<L: BaseLayer> AdaptedLayer for Adapted<L> {
 
     fn dense_weight(&self) -> candle_core::Result<Tensor> {
         self.base().dense_weight()
+    }
+
+    fn quantized_weight(&self) -> Option<&Arc<QTensor>> {
+        self.base().quantized_weight()
     }
 
     fn stack(&self) -> Option<&AdapterStack> {

@@ -1,18 +1,22 @@
 //! Base layers that can carry adapters, and [`Adapted`], which carries them.
 
 mod adapted;
+mod any_linear;
 mod conv;
 mod embedding;
 mod forward;
 mod linear;
 mod norm;
+mod quantized;
 mod scope;
 mod stack;
 mod transposed;
 mod weight;
 
 use std::fmt::Debug;
+use std::sync::Arc;
 
+use candle_core::quantized::QTensor;
 use candle_core::{DType, Device, Tensor};
 
 use crate::adapter::{Geometry, LowRank};
@@ -20,7 +24,9 @@ use crate::error::Result;
 use crate::schema::LayerKind;
 
 pub use adapted::{Adapted, AdaptedLayer};
+pub use any_linear::AnyLinear;
 pub use embedding::PaddedEmbedding;
+pub use quantized::QuantizedLinear;
 pub use scope::no_grad;
 pub(crate) use scope::{BASE_ROW, record_inputs, with_rows};
 pub use stack::{AdapterStack, Content, CopiedParameter, Slot};
@@ -79,6 +85,11 @@ pub trait BaseLayer: Clone + Debug + Send + Sync + 'static {
             Some((_, weight)) => Ok(weight.detach()),
             None => candle_core::bail!("a {} has no weight", Self::KIND),
         }
+    }
+
+    /// The weight, if it is quantized and for that reason none of the parameters.
+    fn quantized_weight(&self) -> Option<&Arc<QTensor>> {
+        None
     }
 
     /// The layer as PyTorch prints it.

@@ -148,7 +148,12 @@ fn merge_layer(
     let find = |wanted: &str| own.iter().find(|(name, _)| *name == wanted).map(|(_, tensor)| tensor.detach());
     let Some(weight) = find(layer.weight_name()) else {
         let adapter = all.last().cloned().unwrap_or_default();
-        let reason = format!("a {} has no dense weight to merge into", layer.kind());
+        let reason = match layer.quantized_weight() {
+            Some(weight) => {
+                format!("its weight is quantized ({:?}); make the layer dense first", weight.dtype())
+            }
+            None => format!("a {} has no dense weight to merge into", layer.kind()),
+        };
         return Err(Error::CannotMerge { adapter, path: path.clone(), reason });
     };
     let geometry = layer.geometry();

@@ -1,6 +1,7 @@
 //! What trains, and how much of it there is.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use candle_core::{Tensor, Var};
 
@@ -80,7 +81,11 @@ pub(crate) struct ParameterCount {
 
 /// Counts every distinct parameter once: the base model's, and those of all adapters, active or not.
 pub(crate) fn count_parameters<M: Injectable + ?Sized>(model: &M) -> ParameterCount {
-    let mut elements = BTreeMap::new();
+    let mut elements: BTreeMap<(usize, usize), usize> = leaves(model)
+        .iter()
+        .filter_map(|(_, leaf)| leaf.quantized_weight())
+        .map(|weight| ((Arc::as_ptr(weight).addr(), 0), weight.shape().elem_count()))
+        .collect();
     let mut count = |tensor: &Tensor| {
         elements.insert(place(tensor), tensor.elem_count());
     };

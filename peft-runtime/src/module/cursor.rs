@@ -1,8 +1,10 @@
 //! Walks a model and lists its leaves with their paths.
 
 use std::fmt::Display;
+use std::sync::Arc;
 
 use candle_core::Tensor;
+use candle_core::quantized::QTensor;
 
 use super::{Injectable, PlainLayer};
 use crate::ModulePath;
@@ -91,6 +93,14 @@ impl<'a> Leaf<'a> {
         match self {
             Self::Adapted(layer) => layer.parameters(),
             Self::Plain(layer) => layer.parameters(),
+        }
+    }
+
+    /// The layer's own weight, if it is quantized and for that reason none of the parameters.
+    pub fn quantized_weight(&self) -> Option<&'a Arc<QTensor>> {
+        match self {
+            Self::Adapted(layer) => layer.quantized_weight(),
+            Self::Plain(layer) => layer.quantized_weight(),
         }
     }
 

@@ -1,7 +1,9 @@
 //! Where a walk ends: layers that carry adapters, plain layers of candle, parameters, settings.
 
 use std::marker::PhantomData;
+use std::sync::Arc;
 
+use candle_core::quantized::QTensor;
 use candle_core::{DType, Device, Shape, Tensor, Var};
 use candle_nn::{
     Activation, BatchNorm, Conv1d, Conv2d, ConvTranspose1d, ConvTranspose2d, Dropout, Embedding, LayerNorm,
@@ -10,7 +12,9 @@ use candle_nn::{
 
 use super::{Cursor, CursorMut, Injectable, Leaf, LeafMut};
 use crate::error::Result;
-use crate::layer::{Adapted, BaseLayer, PaddedEmbedding, ParameterMap, TransposedLinear, Weight};
+use crate::layer::{
+    Adapted, AnyLinear, BaseLayer, PaddedEmbedding, ParameterMap, QuantizedLinear, TransposedLinear, Weight,
+};
 use crate::schema::{Family, LayerKind, Schema};
 
 /// A layer or parameter that cannot carry adapters: it is shown, saved with the base model, and frozen.
@@ -33,6 +37,11 @@ pub trait PlainLayer {
 
     /// Its parameters by name; a bare parameter has an empty name.
     fn parameters(&self) -> Vec<(&'static str, &Tensor)>;
+
+    /// The weight, if it is quantized and for that reason none of the parameters.
+    fn quantized_weight(&self) -> Option<&Arc<QTensor>> {
+        None
+    }
 
     /// Gives its parameters new values.
     ///
@@ -74,6 +83,10 @@ impl<L: BaseLayer> PlainLayer for L {
         BaseLayer::parameters(self)
     }
 
+    fn quantized_weight(&self) -> Option<&Arc<QTensor>> {
+        BaseLayer::quantized_weight(self)
+    }
+
     fn map_parameters(&mut self, map: &mut ParameterMap<'_>) -> Result<()> {
         *self = BaseLayer::map_parameters(self, map)?;
         Ok(())
@@ -97,7 +110,8 @@ macro_rules! impl_plain {
 }
 
 impl_plain!(&Schema::plain(<Self as BaseLayer>::KIND) =>
-    Linear, TransposedLinear, Embedding, PaddedEmbedding, Conv1d, Conv2d, LayerNorm, RmsNorm, Weight);
+    Linear, TransposedLinear, QuantizedLinear, AnyLinear, Embedding, PaddedEmbedding, Conv1d, Conv2d, LayerNorm,
+    RmsNorm, Weight);
 impl_plain!(&Schema::plain(LayerKind::new("BatchNorm", Family::Other)) => BatchNorm);
 impl_plain!(&Schema::plain(LayerKind::new("PReLU", Family::Other)) => PReLU);
 impl_plain!(&Schema::plain(LayerKind::new("ConvTranspose1d", Family::Convolution)) => ConvTranspose1d);

@@ -32,7 +32,7 @@ use candle_nn::{
 
 use crate::layer::Adapted;
 
-pub use crate::layer::{PaddedEmbedding, TransposedLinear, Weight};
+pub use crate::layer::{AnyLinear, PaddedEmbedding, QuantizedLinear, TransposedLinear, Weight};
 pub use transposed::{transposed_linear, transposed_linear_no_bias};
 
 /// A linear layer with a bias: `weight` of shape `[out, in]`, `bias` of shape `[out]`.

@@ -1,7 +1,7 @@
-//! Sums and products with a constant tensor: candle's own keep a gradient for the constant as well.
+//! Sums, products and quotients with a constant tensor: candle's own keep a gradient for the constant as well.
 
 use candle_core::backend::BackendStorage;
-use candle_core::op::{Add, BinaryOpT, Mul};
+use candle_core::op::{Add, BinaryOpT, Div, Mul};
 use candle_core::{
     CpuStorage, CudaStorage, CustomOp1, Layout, MetalStorage, Result, Shape, Storage, Tensor, bail,
 };
@@ -22,6 +22,14 @@ pub(crate) fn mul_constant(x: &Tensor, constant: &Tensor) -> Result<Tensor> {
     x.apply_op1(WithConstant { constant: constant.detach(), op: Op::Mul })
 }
 
+/// `x / constant` element by element, with a gradient for `x` alone; the shapes are equal.
+pub(crate) fn div_constant(x: &Tensor, constant: &Tensor) -> Result<Tensor> {
+    if !x.track_op() {
+        return x / constant;
+    }
+    x.apply_op1(WithConstant { constant: constant.detach(), op: Op::Div })
+}
+
 struct WithConstant {
     constant: Tensor,
     op: Op,
@@ -30,6 +38,7 @@ struct WithConstant {
 enum Op {
     Add,
     Mul,
+    Div,
 }
 
 impl WithConstant {
@@ -49,6 +58,7 @@ impl WithConstant {
         let y = match self.op {
             Op::Add => binary::<Add, S>(x, layout, constant, constant_layout)?,
             Op::Mul => binary::<Mul, S>(x, layout, constant, constant_layout)?,
+            Op::Div => binary::<Div, S>(x, layout, constant, constant_layout)?,
         };
         Ok((y, layout.shape().clone()))
     }
@@ -93,6 +103,7 @@ impl CustomOp1 for WithConstant {
         Ok(Some(match self.op {
             Op::Add => grad.clone(),
             Op::Mul => (grad * &self.constant)?,
+            Op::Div => (grad / &self.constant)?,
         }))
     }
 }

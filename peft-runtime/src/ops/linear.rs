@@ -35,7 +35,7 @@ fn frozen_linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<T
     with_gradient(&x, y, move |grad| op.input_gradient(grad, &input_dims))
 }
 
-fn add_bias(y: Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+pub(super) fn add_bias(y: Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     match bias {
         Some(bias) => y.broadcast_add(bias),
         None => Ok(y),
@@ -44,7 +44,14 @@ fn add_bias(y: Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
 
 /// The number of rows of `x` and the dims of the output; an error if `x` does not end in the layer's input size.
 pub(super) fn check_input(x: &Tensor, weight: &Tensor) -> Result<(usize, Vec<usize>)> {
-    let (out_features, in_features) = weight.dims2()?;
+    output_dims(x, weight.dims2()?)
+}
+
+/// The same for a weight of shape `(out, in)`.
+pub(super) fn output_dims(
+    x: &Tensor,
+    (out_features, in_features): (usize, usize),
+) -> Result<(usize, Vec<usize>)> {
     let mut dims = x.dims().to_vec();
     match dims.last_mut() {
         Some(last) if *last == in_features => *last = out_features,

@@ -1,12 +1,16 @@
 //! The low-rank product s·(x·Aᵀ)·Bᵀ, alone or together with the frozen linear map it adapts.
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
-use candle_core::{CpuStorage, CustomOp3, DType, Device, Layout, Result, Shape, Tensor, WithDType, bail};
+use candle_core::quantized::QTensor;
+use candle_core::{CpuStorage, CustomOp3, DType, Device, Layout, Result, Shape, Tensor, bail};
 
 use super::cpu::matmul::{Matrix, Write, matmul_into};
-use super::linear::{FrozenLinear, check_input, contiguous_slice, linear};
+use super::frozen::FrozenBase;
+use super::linear::{FrozenLinear, check_input, contiguous_slice, linear, output_dims};
 use super::matmul::{add_product, product};
+use super::quantized_linear::{FrozenQuantized, quantized_linear};
+use super::quantized_matmul::Real;
 use super::{add_promoted, is_half_on_cpu};
 
 /// The factors of a low-rank product: A of shape `[rank, in]`, B of shape `[out, rank]`, and the scaling.
@@ -50,10 +54,29 @@ pub(crate) fn linear_low_rank(
     if can_fuse(x, weight, bias, terms) {
         check_input(x, weight)?;
         let base = FrozenLinear { weight: weight.detach(), bias: bias.map(Tensor::detach) };
-        return x.contiguous()?.apply_op3(&terms.a, &terms.b, LowRankLinear::new(Some(base), terms.scaling));
+        return fused(x, FrozenBase::Dense(base), terms);
     }
     let y = linear(x, weight, bias)?;
     add_promoted(&y, &low_rank(x, terms)?)?.to_dtype(y.dtype())
+}
+
+/// The same for a quantized weight.
+pub(crate) fn quantized_linear_low_rank(
+    x: &Tensor,
+    weight: &Arc<QTensor>,
+    bias: Option<&Tensor>,
+    terms: &LowRank,
+) -> Result<Tensor> {
+    if can_fuse_quantized(x, weight, bias, terms) {
+        output_dims(x, weight.shape().dims2()?)?;
+        return fused(x, FrozenBase::Quantized(FrozenQuantized::new(weight, bias)), terms);
+    }
+    let y = quantized_linear(x, weight, bias)?;
+    add_promoted(&y, &low_rank(x, terms)?)?.to_dtype(y.dtype())
+}
+
+fn fused(x: &Tensor, base: FrozenBase, terms: &LowRank) -> Result<Tensor> {
+    x.contiguous()?.apply_op3(&terms.a, &terms.b, LowRankLinear::new(Some(base), terms.scaling))
 }
 
 /// Whether layer and product can be one op: a frozen layer in main memory, and one dtype throughout.
@@ -63,20 +86,32 @@ pub(crate) fn can_fuse(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, terms
     frozen && one_dtype && x.device().is_cpu() && !is_half_on_cpu(x)
 }
 
+/// The same for a quantized weight, which is as wide as the input.
+pub(crate) fn can_fuse_quantized(
+    x: &Tensor,
+    weight: &QTensor,
+    bias: Option<&Tensor>,
+    terms: &LowRank,
+) -> bool {
+    let frozen = !bias.is_some_and(Tensor::track_op);
+    let one_dtype = matches!(x.dtype(), DType::F32 | DType::F64) && x.dtype() == terms.a.dtype();
+    frozen && one_dtype && x.device().is_cpu() && weight.device().is_cpu()
+}
+
 /// The op on the CPU: with a base, the product is added into the base's output.
 struct LowRankLinear {
-    base: Option<FrozenLinear>,
+    base: Option<FrozenBase>,
     scaling: f64,
     /// x·Aᵀ of the forward pass, `[rows, rank]`: small, and the backward pass needs it again.
     hidden: OnceLock<Tensor>,
 }
 
 impl LowRankLinear {
-    fn new(base: Option<FrozenLinear>, scaling: f64) -> Self {
+    fn new(base: Option<FrozenBase>, scaling: f64) -> Self {
         Self { base, scaling, hidden: OnceLock::new() }
     }
 
-    fn forward_rows<T: WithDType>(&self, x: &[T], a: Matrix<'_, T>, b: Matrix<'_, T>) -> Result<Vec<T>> {
+    fn forward_rows<T: Real>(&self, x: &[T], a: Matrix<'_, T>, b: Matrix<'_, T>) -> Result<Vec<T>> {
         let (rank, in_features, out_features) = (a.rows(), a.columns(), b.rows());
         let rows = x.len() / in_features.max(1);
         let zero = T::from_f64(0.0);
@@ -159,7 +194,7 @@ impl CustomOp3 for LowRankLinear {
         let grad_x = match (x.track_op(), &self.base) {
             (false, _) => None,
             (true, Some(base)) => {
-                let through_base = product(&grad, &base.weight, 1.0)?;
+                let through_base = base.input_gradient(&grad)?;
                 Some(add_product(through_base, &grad_hidden, &factor_a, 1.0)?.reshape(x.dims())?)
             }
             (true, None) => Some(product(&grad_hidden, &factor_a, 1.0)?.reshape(x.dims())?),

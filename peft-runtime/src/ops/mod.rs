@@ -10,11 +10,14 @@ pub(crate) mod conv;
 #[expect(unsafe_code, reason = "kernels work on raw memory")]
 pub(crate) mod cpu;
 pub(crate) mod decompose;
+mod frozen;
 pub(crate) mod linear;
 pub(crate) mod low_rank;
 pub(crate) mod matmul;
 pub(crate) mod norm;
 pub(crate) mod principal;
+pub(crate) mod quantized_linear;
+mod quantized_matmul;
 pub(crate) mod random;
 pub(crate) mod scale;
 pub(crate) mod task_vectors;

@@ -85,7 +85,6 @@ impl DropoutStream {
     }
 
     /// Goes to the mask after the first `draws`.
-    #[expect(dead_code, reason = "checkpoints of a training run set it")]
     pub(crate) fn set_position(&self, draws: u64) {
         self.draws.store(draws, Ordering::Relaxed);
     }

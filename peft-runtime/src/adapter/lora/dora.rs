@@ -6,6 +6,7 @@ use candle_core::{DType, Result, Tensor, Var};
 
 use super::Lora;
 use crate::adapter::{AdapterTensor, Call, Geometry, LowRank};
+use crate::ops::constant::div_constant;
 use crate::ops::matmul::product;
 use crate::ops::scale::scale_features;
 use crate::ops::{add_promoted, promoted};
@@ -60,7 +61,7 @@ impl Magnitude {
         weight: &Tensor,
         terms: &LowRank,
     ) -> Result<Tensor> {
-        magnitude.flatten_all()? / norm(geometry, weight, terms)?.to_dtype(self.var.dtype())?
+        div_constant(&magnitude.flatten_all()?, &norm(geometry, weight, terms)?.to_dtype(self.var.dtype())?)
     }
 
     /// k ⊙ (y − b + residual) + b; where dropout acts, the base's part is that of the dropped input.
@@ -76,11 +77,14 @@ impl Magnitude {
         let magnitude = call.tensor(&self.var);
         let factor = self.factor(&magnitude, call.geometry, &call.weight()?, &lora.constant_terms())?;
         let bias = match call.bias.filter(|_| !lora.is_embedding()) {
-            Some(bias) => Some(call.geometry.over_output(&bias.to_dtype(residual.dtype())?)?),
+            Some(bias) => {
+                let bias = call.geometry.over_output(&bias.to_dtype(residual.dtype())?)?;
+                Some(bias.broadcast_as(output.shape())?.contiguous()?)
+            }
             None => None,
         };
         let without_bias = |y: &Tensor| match &bias {
-            Some(bias) => y.to_dtype(residual.dtype())?.broadcast_sub(bias),
+            Some(bias) => add_promoted(&y.to_dtype(residual.dtype())?, &bias.neg()?),
             None => y.to_dtype(residual.dtype()),
         };
         if let Some(dropped) = dropped {
@@ -91,10 +95,7 @@ impl Magnitude {
         }
         let scaled = scale_features(&add_promoted(&without_bias(output)?, residual)?, &factor, axis)?;
         match &bias {
-            Some(bias) => {
-                let bias = bias.broadcast_as(scaled.shape())?.contiguous()?;
-                add_promoted(&scaled, &bias)
-            }
+            Some(bias) => add_promoted(&scaled, bias),
             None => Ok(scaled),
         }
     }

@@ -1,5 +1,7 @@
 //! Matrix products that can add to what is there.
 
+use std::ops::Range;
+
 use candle_core::{Layout, Result, WithDType, bail};
 use gemm::Parallelism;
 
@@ -48,6 +50,20 @@ impl<'a, T> Matrix<'a, T> {
         self.columns
     }
 
+    /// Some of the rows and columns.
+    pub(crate) fn block(self, rows: Range<usize>, columns: Range<usize>) -> Result<Self> {
+        if rows.end > self.rows || columns.end > self.columns {
+            bail!(
+                "rows {rows:?} and columns {columns:?} are not all in a {}x{} matrix",
+                self.rows,
+                self.columns
+            )
+        }
+        let start = rows.start * self.row_stride + columns.start * self.column_stride;
+        let strides = (self.row_stride, self.column_stride);
+        Self::new(&self.data[start.min(self.data.len())..], (rows.len(), columns.len()), strides)
+    }
+
     /// The same elements with rows and columns exchanged.
     pub(crate) fn transposed(self) -> Self {
         Self {
@@ -89,16 +105,36 @@ pub(crate) fn matmul_into<T: WithDType>(
     }
     let threads = candle_core::utils::get_num_threads();
     let parallelism = if threads > 1 { Parallelism::Rayon(threads) } else { Parallelism::None };
-    // SAFETY: `Matrix::new` checked that every element of `lhs` and `rhs` lies in its slice, the destination holds
-    // exactly `rows * columns` elements, and it does not overlap the others because it is borrowed mutably.
+    // SAFETY: the destination holds exactly `rows * columns` elements, and it is borrowed mutably.
+    unsafe { multiply(destination.as_mut_ptr(), columns, write, scale, lhs, rhs, parallelism) };
+    Ok(())
+}
+
+/// The same into rows that are `row_stride` elements apart, for factors that fit; an empty inner dimension makes a
+/// product of zeros.
+///
+/// # Safety
+/// `destination` points to as many rows as `lhs` has, each of as many elements as `rhs` has columns, and nobody else reads
+/// or writes those elements meanwhile.
+pub(super) unsafe fn multiply<T: WithDType>(
+    destination: *mut T,
+    row_stride: usize,
+    write: Write,
+    scale: f64,
+    lhs: Matrix<'_, T>,
+    rhs: Matrix<'_, T>,
+    parallelism: Parallelism,
+) {
+    // SAFETY: `Matrix::new` checked that every element of `lhs` and `rhs` lies in its slice, and the caller vouches for
+    // the destination, which for that reason overlaps neither.
     unsafe {
         gemm::gemm(
-            rows,
-            columns,
-            inner,
-            destination.as_mut_ptr(),
+            lhs.rows,
+            rhs.columns,
+            lhs.columns.min(rhs.rows),
+            destination,
             1,
-            columns as isize,
+            row_stride as isize,
             write == Write::Add,
             lhs.data.as_ptr(),
             lhs.column_stride as isize,
@@ -114,7 +150,6 @@ pub(crate) fn matmul_into<T: WithDType>(
             parallelism,
         );
     }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -148,5 +183,10 @@ mod tests {
     #[test]
     fn views_outside_their_slice_are_refused() {
         assert!(Matrix::contiguous(&[1f32; 5], 2, 3).is_err());
+        let matrix = [0f32; 6];
+        let matrix = Matrix::contiguous(&matrix, 2, 3).unwrap();
+        assert!(matrix.block(0..3, 0..1).is_err() && matrix.block(0..2, 2..4).is_err());
+        let block = matrix.block(1..2, 1..3).unwrap();
+        assert_eq!((block.rows(), block.columns()), (1, 2));
     }
 }

@@ -1,0 +1,217 @@
+//! Values out of GGML's quantized blocks, a rectangle of a matrix at a time.
+
+use std::borrow::Cow;
+use std::ops::Range;
+
+use candle_core::quantized::k_quants::{
+    BlockQ2K, BlockQ3K, BlockQ4_0, BlockQ4_1, BlockQ4K, BlockQ5_0, BlockQ5_1, BlockQ5K, BlockQ6K, BlockQ8_0,
+    BlockQ8_1, BlockQ8K,
+};
+use candle_core::quantized::{GgmlDType, GgmlType, QTensor};
+use candle_core::{Result, bail};
+use half::{bf16, f16};
+
+/// A quantized matrix in main memory: rows of blocks, each block so many neighbours in a row.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct QuantizedMatrix<'a> {
+    bytes: &'a [u8],
+    dtype: GgmlDType,
+    rows: usize,
+    columns: usize,
+}
+
+impl<'a> QuantizedMatrix<'a> {
+    /// A view of `weight`, which has two dimensions and is in main memory.
+    pub(crate) fn new(weight: &'a QTensor) -> Result<Self> {
+        let (rows, columns) = weight.shape().dims2()?;
+        let dtype = weight.dtype();
+        // The bytes of other devices would be copied.
+        if !weight.device().is_cpu() {
+            bail!("the quantized weight is on another device")
+        }
+        let Cow::Borrowed(bytes) = weight.data()? else {
+            bail!("the quantized weight is not in main memory")
+        };
+        let whole_rows = columns.is_multiple_of(dtype.block_size());
+        if !whole_rows || bytes.len() != rows * columns / dtype.block_size() * dtype.type_size() {
+            bail!("{} bytes are no {rows}x{columns} matrix of {dtype:?}", bytes.len())
+        }
+        Ok(Self { bytes, dtype, rows, columns })
+    }
+
+    pub(crate) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    pub(crate) fn columns(&self) -> usize {
+        self.columns
+    }
+
+    /// How many neighbours in a row are one block: ranges of columns begin and end at its multiples.
+    pub(crate) fn block_size(&self) -> usize {
+        self.dtype.block_size()
+    }
+
+    /// Writes the values of some rows and columns into `values`, row by row, as candle dequantizes them to the bit.
+    pub(crate) fn dequantize(
+        &self,
+        rows: Range<usize>,
+        columns: Range<usize>,
+        values: &mut [f32],
+    ) -> Result<()> {
+        let block = self.block_size();
+        let whole_blocks = columns.start.is_multiple_of(block) && columns.end.is_multiple_of(block);
+        if !whole_blocks || rows.end > self.rows || columns.end > self.columns {
+            bail!(
+                "rows {rows:?} and columns {columns:?} are not all in a {}x{} matrix with blocks of {block}",
+                self.rows,
+                self.columns
+            )
+        }
+        if values.len() != rows.len() * columns.len() {
+            bail!("{}x{} values do not fit {} places", rows.len(), columns.len(), values.len())
+        }
+        match self.dtype {
+            GgmlDType::F32 => self.decode::<f32>(rows, columns, values),
+            GgmlDType::F16 => self.decode::<f16>(rows, columns, values),
+            GgmlDType::BF16 => self.decode::<bf16>(rows, columns, values),
+            GgmlDType::Q4_0 => self.decode::<BlockQ4_0>(rows, columns, values),
+            GgmlDType::Q4_1 => self.decode::<BlockQ4_1>(rows, columns, values),
+            GgmlDType::Q5_0 => self.decode::<BlockQ5_0>(rows, columns, values),
+            GgmlDType::Q5_1 => self.decode::<BlockQ5_1>(rows, columns, values),
+            GgmlDType::Q8_0 => self.decode::<BlockQ8_0>(rows, columns, values),
+            GgmlDType::Q8_1 => self.decode::<BlockQ8_1>(rows, columns, values),
+            GgmlDType::Q2K => self.decode::<BlockQ2K>(rows, columns, values),
+            GgmlDType::Q3K => self.decode::<BlockQ3K>(rows, columns, values),
+            GgmlDType::Q4K => self.decode::<BlockQ4K>(rows, columns, values),
+            GgmlDType::Q5K => self.decode::<BlockQ5K>(rows, columns, values),
+            GgmlDType::Q6K => self.decode::<BlockQ6K>(rows, columns, values),
+            GgmlDType::Q8K => self.decode::<BlockQ8K>(rows, columns, values),
+        }
+    }
+
+    fn decode<B: Block>(&self, rows: Range<usize>, columns: Range<usize>, values: &mut [f32]) -> Result<()> {
+        if values.is_empty() {
+            return Ok(());
+        }
+        let blocks = blocks_of::<B>(self.bytes)?;
+        let blocks_in_row = self.columns / B::BLCK_SIZE;
+        let wanted = columns.start / B::BLCK_SIZE..columns.end / B::BLCK_SIZE;
+        for (row, values) in rows.zip(values.chunks_exact_mut(columns.len())) {
+            let start = row * blocks_in_row;
+            B::to_float(&blocks[start + wanted.start..start + wanted.end], values);
+        }
+        Ok(())
+    }
+}
+
+/// A type of block.
+///
+/// # Safety
+/// Every pattern of bits is a value of the type.
+unsafe trait Block: GgmlType {}
+
+macro_rules! impl_block {
+    ($($type:ty),+ $(,)?) => {$(
+        // SAFETY: the type is a float, or a `repr(C)` struct of floats, integers and arrays of those.
+        unsafe impl Block for $type {}
+    )+};
+}
+
+impl_block!(
+    f32, f16, bf16, BlockQ4_0, BlockQ4_1, BlockQ5_0, BlockQ5_1, BlockQ8_0, BlockQ8_1, BlockQ2K, BlockQ3K,
+    BlockQ4K, BlockQ5K, BlockQ6K, BlockQ8K,
+);
+
+/// The blocks that `bytes` are.
+fn blocks_of<B: Block>(bytes: &[u8]) -> Result<&[B]> {
+    let start = bytes.as_ptr().cast::<B>();
+    let size = size_of::<B>();
+    if !start.is_aligned() || !bytes.len().is_multiple_of(size) {
+        bail!("{} bytes are no blocks of {size} bytes each, or not aligned as those", bytes.len())
+    }
+    // SAFETY: the pointer is aligned and comes from a slice that is as long as the blocks together and is borrowed for as
+    // long as they are; any bytes are a value of `B`.
+    Ok(unsafe { std::slice::from_raw_parts(start, bytes.len() / size) })
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use candle_core::quantized::{GgmlDType, QTensor};
+    use candle_core::{Device, Tensor};
+
+    use super::{QuantizedMatrix, blocks_of};
+
+    /// Every type of block that candle reads.
+    pub(crate) const GGML_TYPES: [GgmlDType; 15] = [
+        GgmlDType::F32,
+        GgmlDType::F16,
+        GgmlDType::BF16,
+        GgmlDType::Q4_0,
+        GgmlDType::Q4_1,
+        GgmlDType::Q5_0,
+        GgmlDType::Q5_1,
+        GgmlDType::Q8_0,
+        GgmlDType::Q8_1,
+        GgmlDType::Q2K,
+        GgmlDType::Q3K,
+        GgmlDType::Q4K,
+        GgmlDType::Q5K,
+        GgmlDType::Q6K,
+        GgmlDType::Q8K,
+    ];
+
+    const ROWS: usize = 5;
+    const COLUMNS: usize = 768;
+
+    fn quantized(dtype: GgmlDType) -> QTensor {
+        let values = Tensor::randn(0f32, 1., (ROWS, COLUMNS), &Device::Cpu).unwrap();
+        QTensor::quantize(&values, dtype).unwrap()
+    }
+
+    #[test]
+    fn every_rectangle_has_the_bits_of_candles_own_dense_matrix() {
+        for dtype in GGML_TYPES {
+            let weight = quantized(dtype);
+            let dense = weight.dequantize(&Device::Cpu).unwrap().to_vec2::<f32>().unwrap();
+            let matrix = QuantizedMatrix::new(&weight).unwrap();
+            for (rows, columns) in
+                [(0..5, 0..768), (1..2, 256..512), (2..5, 512..768), (3..3, 0..256), (0..5, 256..256)]
+            {
+                let mut values = vec![f32::NAN; rows.len() * columns.len()];
+                matrix.dequantize(rows.clone(), columns.clone(), &mut values).unwrap();
+                let expected: Vec<f32> =
+                    dense[rows.clone()].iter().flat_map(|row| row[columns.clone()].to_vec()).collect();
+                let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
+                assert_eq!(bits(&values), bits(&expected), "{dtype:?} {rows:?} {columns:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn parts_of_blocks_and_places_outside_are_refused() {
+        let weight = quantized(GgmlDType::Q4_0);
+        let matrix = QuantizedMatrix::new(&weight).unwrap();
+        let mut values = [0f32; 64];
+        assert!(matrix.dequantize(0..1, 0..64, &mut values).is_ok());
+        assert!(matrix.dequantize(0..1, 0..32, &mut values).is_err(), "too many places");
+        assert!(matrix.dequantize(0..2, 16..48, &mut values).is_err());
+        assert!(matrix.dequantize(4..6, 0..32, &mut values).is_err());
+        assert!(matrix.dequantize(0..2, 768..800, &mut values).is_err());
+    }
+
+    #[test]
+    fn weights_of_other_than_two_dimensions_are_refused() {
+        let values = Tensor::zeros((2, 3, 32), candle_core::DType::F32, &Device::Cpu).unwrap();
+        assert!(QuantizedMatrix::new(&QTensor::quantize(&values, GgmlDType::Q8_0).unwrap()).is_err());
+    }
+
+    #[test]
+    fn bytes_that_are_no_blocks_are_refused() {
+        let bytes = [0u8; 16];
+        let start = bytes.as_ptr().align_offset(align_of::<f32>());
+        assert!(blocks_of::<f32>(&bytes[start + 1..start + 5]).is_err());
+        assert!(blocks_of::<f32>(&bytes[start..start + 5]).is_err());
+        assert_eq!(blocks_of::<f32>(&bytes[start..start + 8]).unwrap(), [0.0, 0.0]);
+    }
+}

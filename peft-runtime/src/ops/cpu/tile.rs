@@ -1,0 +1,145 @@
+//! Disjoint parts of one matrix, which several threads write at once.
+
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use candle_core::{Result, WithDType, bail};
+use gemm::Parallelism;
+
+use super::matmul::{Matrix, Write, multiply};
+
+/// A rectangle of a row-major matrix, borrowed mutably.
+pub(crate) struct Tile<'a, T> {
+    start: *mut T,
+    /// How far apart its rows start: the number of columns of the whole matrix.
+    row_stride: usize,
+    rows: Range<usize>,
+    columns: Range<usize>,
+    matrix: PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: a tile is the only way to its elements while the matrix is borrowed, as a mutable slice would be.
+unsafe impl<T: Send> Send for Tile<'_, T> {}
+
+/// Cuts a row-major matrix of shape `(rows, columns)` into tiles that are `steps` apart.
+pub(crate) fn tiles<T>(
+    matrix: &mut [T],
+    (rows, columns): (usize, usize),
+    (row_step, column_step): (usize, usize),
+) -> Result<Vec<Tile<'_, T>>> {
+    if matrix.len() != rows * columns {
+        bail!("a {rows}x{columns} matrix does not have {} elements", matrix.len())
+    }
+    let (row_step, column_step) = (row_step.max(1), column_step.max(1));
+    let start = matrix.as_mut_ptr();
+    let mut tiles = Vec::new();
+    for row in (0..rows).step_by(row_step) {
+        for column in (0..columns).step_by(column_step) {
+            tiles.push(Tile {
+                start: start.wrapping_add(row * columns + column),
+                row_stride: columns,
+                rows: row..rows.min(row + row_step),
+                columns: column..columns.min(column + column_step),
+                matrix: PhantomData,
+            });
+        }
+    }
+    Ok(tiles)
+}
+
+impl<T> Tile<'_, T> {
+    /// The rows of the matrix that it covers.
+    pub(crate) fn rows(&self) -> Range<usize> {
+        self.rows.clone()
+    }
+
+    /// The columns of the matrix that it covers.
+    pub(crate) fn columns(&self) -> Range<usize> {
+        self.columns.clone()
+    }
+}
+
+impl<T: WithDType> Tile<'_, T> {
+    /// `tile (+)= lhs · rhs` on the calling thread alone. `T` is f32 or f64.
+    pub(crate) fn matmul(&mut self, write: Write, lhs: Matrix<'_, T>, rhs: Matrix<'_, T>) -> Result<()> {
+        let shape = (self.rows.len(), self.columns.len());
+        if (lhs.rows(), rhs.columns()) != shape || lhs.columns() != rhs.rows() {
+            bail!(
+                "cannot multiply {}x{} by {}x{} into a tile of shape {shape:?}",
+                lhs.rows(),
+                lhs.columns(),
+                rhs.rows(),
+                rhs.columns()
+            )
+        }
+        // SAFETY: `tiles` made the tile from rows and columns of a matrix that is borrowed mutably, `row_stride` elements
+        // a row, no two tiles share an element, and the shape was checked above.
+        unsafe { multiply(self.start, self.row_stride, write, 1.0, lhs, rhs, Parallelism::None) };
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::matmul::{Matrix, Write};
+    use super::tiles;
+
+    #[test]
+    fn tiles_cover_a_matrix_once() {
+        for steps in [(1, 1), (2, 3), (3, 2), (100, 100), (0, 4)] {
+            let mut matrix = [0f32; 35];
+            for mut tile in tiles(&mut matrix, (5, 7), steps).unwrap() {
+                let ones = [1f32; 7];
+                let lhs = Matrix::contiguous(&ones, tile.rows().len(), 1).unwrap();
+                let rhs = Matrix::contiguous(&ones, 1, tile.columns().len()).unwrap();
+                tile.matmul(Write::Add, lhs, rhs).unwrap();
+            }
+            assert_eq!(matrix, [1.0; 35], "{steps:?}");
+        }
+    }
+
+    #[test]
+    fn factors_of_another_shape_are_refused() {
+        let (mut matrix, ones) = ([0f32; 6], [1f32; 6]);
+        let mut tiles = tiles(&mut matrix, (2, 3), (2, 3)).unwrap();
+        let factor = |rows, columns| Matrix::contiguous(&ones, rows, columns).unwrap();
+        assert!(tiles[0].matmul(Write::Add, factor(2, 1), factor(1, 2)).is_err());
+        assert!(tiles[0].matmul(Write::Add, factor(1, 1), factor(1, 3)).is_err());
+        assert!(tiles[0].matmul(Write::Add, factor(2, 1), factor(2, 3)).is_err());
+    }
+
+    #[test]
+    fn threads_write_their_tiles_of_a_product() {
+        let lhs: Vec<f32> = (0..6 * 4).map(|value| value as f32).collect();
+        let rhs: Vec<f32> = (0..4 * 9).map(|value| (value % 5) as f32).collect();
+        let mut product = [7f32; 54];
+        std::thread::scope(|scope| {
+            for mut tile in tiles(&mut product, (6, 9), (4, 5)).unwrap() {
+                let lhs = Matrix::contiguous(&lhs, 6, 4).unwrap().block(tile.rows(), 0..4).unwrap();
+                let rhs = Matrix::contiguous(&rhs, 4, 9).unwrap().block(0..4, tile.columns()).unwrap();
+                scope.spawn(move || tile.matmul(Write::Replace, lhs, rhs).unwrap());
+            }
+        });
+        for (place, value) in product.iter().enumerate() {
+            let (row, column) = (place / 9, place % 9);
+            let expected: f32 = (0..4).map(|inner| lhs[row * 4 + inner] * rhs[inner * 9 + column]).sum();
+            assert_eq!(*value, expected);
+        }
+    }
+
+    #[test]
+    fn an_empty_inner_dimension_gives_zeros_or_leaves_what_is_there() {
+        let mut matrix = [7f32; 4];
+        let (lhs, rhs) = (Matrix::contiguous(&[], 2, 0).unwrap(), Matrix::contiguous(&[], 0, 2).unwrap());
+        tiles(&mut matrix, (2, 2), (2, 2)).unwrap()[0].matmul(Write::Add, lhs, rhs).unwrap();
+        assert_eq!(matrix, [7.0; 4]);
+        tiles(&mut matrix, (2, 2), (2, 2)).unwrap()[0].matmul(Write::Replace, lhs, rhs).unwrap();
+        assert_eq!(matrix, [0.0; 4]);
+    }
+
+    #[test]
+    fn a_matrix_of_another_size_has_no_tiles() {
+        assert!(tiles(&mut [0f32; 5], (2, 3), (1, 1)).is_err());
+        assert!(tiles::<f32>(&mut [], (0, 3), (1, 1)).unwrap().is_empty());
+    }
+}

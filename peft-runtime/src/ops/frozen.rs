@@ -1,0 +1,34 @@
+//! The frozen linear map that a fused op starts from, dense or quantized.
+
+use candle_core::{Result, Tensor};
+
+use super::linear::FrozenLinear;
+use super::matmul::product;
+use super::quantized_linear::FrozenQuantized;
+use super::quantized_matmul::Real;
+
+/// y = x·Wᵀ + b on the CPU, with constants W `[out, in]` and b `[out]`.
+pub(super) enum FrozenBase {
+    /// W is a tensor.
+    Dense(FrozenLinear),
+    /// W is made of quantized blocks.
+    Quantized(FrozenQuantized),
+}
+
+impl FrozenBase {
+    /// y for `x` of shape `[rows, in]`.
+    pub(super) fn forward_rows<T: Real>(&self, x: &[T], rows: usize) -> Result<Vec<T>> {
+        match self {
+            Self::Dense(base) => base.forward_rows(x, rows),
+            Self::Quantized(base) => base.forward_rows(x, rows),
+        }
+    }
+
+    /// dx = dy·W for a contiguous `grad` of shape `[rows, out]`; the result is nobody else's.
+    pub(super) fn input_gradient(&self, grad: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Dense(base) => product(grad, &base.weight, 1.0),
+            Self::Quantized(base) => base.input_gradient(grad),
+        }
+    }
+}
