@@ -7,7 +7,7 @@ use peft_runtime::prelude::*;
 
 use super::case::Step;
 use super::compare::Errors;
-use super::models::CaseModel;
+use super::models::{CaseModel, Work};
 use super::{Case, Failure};
 
 /// A case and its model as the steps so far left it.
@@ -15,6 +15,17 @@ pub(super) struct Session<'c, M> {
     pub(super) case: &'c Case,
     pub(super) model: M,
     pub(super) errors: Errors,
+}
+
+/// Does all steps of a case; the largest errors on the way.
+pub(super) struct Replay<'c>(pub(super) &'c Case);
+
+impl Work for Replay<'_> {
+    type Outcome = Result<Errors, Failure>;
+
+    fn on<M: CaseModel>(self, model: M) -> Self::Outcome {
+        Session::new(self.0, model).replay()
+    }
 }
 
 /// Everything that a failed step must leave as it was.
@@ -33,7 +44,7 @@ impl<'c, M: CaseModel> Session<'c, M> {
     }
 
     /// Does all steps; the largest errors on the way.
-    pub(super) fn replay(mut self) -> Result<Errors, Failure> {
+    pub(super) fn replay(&mut self) -> Result<Errors, Failure> {
         let case = self.case;
         for (number, step) in case.steps.iter().enumerate() {
             self.step(step).map_err(|reason| Failure {

@@ -72,7 +72,8 @@ impl<M: CaseModel> Session<'_, M> {
         parameters.map(|(name, var)| (file_key(&name, adapter), var.as_detached_tensor())).collect()
     }
 
-    fn descend(
+    /// The steps alone; the loss before each.
+    pub(super) fn descend(
         &mut self,
         adapter: &str,
         optimizer: Optimizer,

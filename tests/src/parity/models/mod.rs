@@ -10,9 +10,7 @@ use candle_nn::VarBuilder;
 use peft_runtime::prelude::*;
 use serde::de::DeserializeOwned;
 
-use super::compare::Errors;
-use super::session::Session;
-use super::{Case, Failure};
+use super::Case;
 
 /// A base model of a case.
 pub(super) trait CaseModel: Injectable + Sized {
@@ -32,26 +30,34 @@ pub(super) trait CaseModel: Injectable + Sized {
     fn output(&self, x: &Tensor, attention_mask: Option<&Tensor>) -> candle_core::Result<Tensor>;
 }
 
-/// Replays the case on the model it names.
-pub(super) fn run(case: &Case) -> Result<Errors, Failure> {
-    match case.model.as_str() {
-        "mlp" => run_on::<mlp::Mlp>(case),
-        "blocks" => run_on::<blocks::Blocks>(case),
-        "emb_conv1d" => run_on::<mlp::EmbConv1d>(case),
-        "conv1d" => run_on::<conv::Conv1dModel>(case),
-        "conv2d" => run_on::<conv::Conv2dModel>(case),
-        "tiny_bert" => run_on::<language::TinyBert>(case),
-        other => Err(Failure::of_case(&case.name, format!("the model `{other}` is not known"))),
-    }
+/// Something to do with a base model, whatever its type.
+pub(super) trait Work {
+    /// What comes of it.
+    type Outcome;
+
+    /// Does it.
+    fn on<M: CaseModel>(self, model: M) -> Self::Outcome;
 }
 
-fn run_on<M: CaseModel>(case: &Case) -> Result<Errors, Failure> {
-    let build = || -> Result<M, String> {
-        let config = serde_json::from_value(case.model_config.clone())
-            .map_err(|error| format!("model_config: {error}"))?;
-        let vb = case.base()?.var_builder(DType::F32, &Device::Cpu);
-        M::build(&config, vb).map_err(|error| error.to_string())
-    };
-    let model = build().map_err(|reason| Failure::of_case(&case.name, reason))?;
-    Session::new(case, model).replay()
+/// Builds the base model that the case names and does the work on it.
+///
+/// # Errors
+/// If the model is not known, or the case's weights do not fit it.
+pub(super) fn on_base<W: Work>(case: &Case, work: W) -> Result<W::Outcome, String> {
+    Ok(match case.model.as_str() {
+        "mlp" => work.on(build::<mlp::Mlp>(case)?),
+        "blocks" => work.on(build::<blocks::Blocks>(case)?),
+        "emb_conv1d" => work.on(build::<mlp::EmbConv1d>(case)?),
+        "conv1d" => work.on(build::<conv::Conv1dModel>(case)?),
+        "conv2d" => work.on(build::<conv::Conv2dModel>(case)?),
+        "tiny_bert" => work.on(build::<language::TinyBert>(case)?),
+        other => return Err(format!("the model `{other}` is not known")),
+    })
+}
+
+fn build<M: CaseModel>(case: &Case) -> Result<M, String> {
+    let config = serde_json::from_value(case.model_config.clone())
+        .map_err(|error| format!("model_config: {error}"))?;
+    let vb = case.base()?.var_builder(DType::F32, &Device::Cpu);
+    M::build(&config, vb).map_err(|error| error.to_string())
 }
