@@ -1,7 +1,8 @@
 //! Drop-in constructors with candle-nn's names that build [`Adapted`] layers.
 //!
 //! Moving a candle model over means changing one `use`, deriving `Injectable`, and writing `Adapted<Linear>` where it said
-//! `Linear`. The norms here are differentiable, which candle-nn's own are not on contiguous inputs.
+//! `Linear`. The norms here are differentiable, which candle-nn's own are not on contiguous inputs, and so are
+//! the functions between layers: attention, rotary embedding, gates, losses.
 //!
 //! ```
 //! use candle_core::{DType, Device};
@@ -33,6 +34,10 @@ use candle_nn::{
 use crate::layer::Adapted;
 
 pub use crate::layer::{AnyLinear, PaddedEmbedding, QuantizedLinear, TransposedLinear, Weight};
+pub use crate::ops::attention::{AttentionOptions, attention};
+pub use crate::ops::cross_entropy::{cross_entropy, linear_cross_entropy};
+pub use crate::ops::gated::{geglu, gelu, swiglu};
+pub use crate::ops::rotary::rotary;
 pub use transposed::{transposed_linear, transposed_linear_no_bias};
 
 /// A linear layer with a bias: `weight` of shape `[out, in]`, `bias` of shape `[out]`.

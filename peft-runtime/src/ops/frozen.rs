@@ -2,10 +2,10 @@
 
 use candle_core::{Result, Tensor};
 
+use super::cpu::real::Real;
 use super::linear::FrozenLinear;
 use super::matmul::product;
 use super::quantized_linear::FrozenQuantized;
-use super::quantized_matmul::Real;
 
 /// y = x·Wᵀ + b on the CPU, with constants W `[out, in]` and b `[out]`.
 pub(super) enum FrozenBase {

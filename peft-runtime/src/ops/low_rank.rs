@@ -6,11 +6,11 @@ use candle_core::quantized::QTensor;
 use candle_core::{CpuStorage, CustomOp3, DType, Device, Layout, Result, Shape, Tensor, bail};
 
 use super::cpu::matmul::{Matrix, Write, matmul_into};
+use super::cpu::real::Real;
 use super::frozen::FrozenBase;
 use super::linear::{FrozenLinear, check_input, contiguous_slice, linear, output_dims};
 use super::matmul::{add_product, product};
 use super::quantized_linear::{FrozenQuantized, quantized_linear};
-use super::quantized_matmul::Real;
 use super::{add_promoted, is_half_on_cpu};
 
 /// The factors of a low-rank product: A of shape `[rank, in]`, B of shape `[out, rank]`, and the scaling.

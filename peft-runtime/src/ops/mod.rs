@@ -5,12 +5,18 @@
 //! input and of the adapter's factors, and nothing else.
 
 pub(crate) mod attach;
+pub(crate) mod attention;
 pub(crate) mod constant;
 pub(crate) mod conv;
 #[expect(unsafe_code, reason = "kernels work on raw memory")]
 pub(crate) mod cpu;
+pub(crate) mod cross_entropy;
 pub(crate) mod decompose;
+mod elements;
 mod frozen;
+pub(crate) mod gated;
+#[cfg(test)]
+mod gradcheck;
 pub(crate) mod linear;
 pub(crate) mod low_rank;
 pub(crate) mod matmul;
@@ -19,6 +25,7 @@ pub(crate) mod principal;
 pub(crate) mod quantized_linear;
 mod quantized_matmul;
 pub(crate) mod random;
+pub(crate) mod rotary;
 pub(crate) mod scale;
 pub(crate) mod task_vectors;
 

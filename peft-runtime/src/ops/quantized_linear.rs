@@ -8,8 +8,9 @@ use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Result, Shape, S
 use super::attach::with_gradient;
 use super::cpu::dequantize::QuantizedMatrix;
 use super::cpu::matmul::Write;
+use super::cpu::real::Real;
 use super::linear::{add_bias, contiguous_slice, output_dims};
-use super::quantized_matmul::{Real, multiply_transposed, product};
+use super::quantized_matmul::{multiply_transposed, product};
 
 /// `x·Wᵀ + b` in the dtype of `x`, for `x` of shape `[…, in]` and `weight` of shape `[out, in]`.
 ///

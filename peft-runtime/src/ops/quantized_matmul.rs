@@ -8,12 +8,13 @@ use std::cell::Cell;
 use std::cmp::Reverse;
 use std::ops::Range;
 
+use candle_core::Result;
 use candle_core::utils::get_num_threads;
-use candle_core::{Result, WithDType};
 use rayon::prelude::*;
 
 use super::cpu::dequantize::QuantizedMatrix;
 use super::cpu::matmul::{Matrix, Write};
+use super::cpu::real::Real;
 use super::cpu::tile::{Tile, tiles};
 
 /// How many elements a tile has at most: as f32 they leave room in a core's own cache.
@@ -32,26 +33,6 @@ const UNIT: usize = 16;
 
 /// Fewer rows of the other factor than this are not shared among threads.
 const MIN_ROWS: usize = 64;
-
-/// A float that products are computed in.
-pub(super) trait Real: WithDType {
-    /// Values in this type; `space` is where they go if they are not already.
-    fn widened<'a>(values: &'a [f32], space: &'a mut Vec<Self>) -> &'a [Self];
-}
-
-impl Real for f32 {
-    fn widened<'a>(values: &'a [f32], _: &'a mut Vec<Self>) -> &'a [Self] {
-        values
-    }
-}
-
-impl Real for f64 {
-    fn widened<'a>(values: &'a [f32], space: &'a mut Vec<Self>) -> &'a [Self] {
-        space.clear();
-        space.extend(values.iter().copied().map(f64::from));
-        space
-    }
-}
 
 /// `y (+)= x·Wᵀ` for `x` of shape `[rows, in]`, `W` `[out, in]` and `y` `[rows, out]`.
 pub(super) fn multiply_transposed<T: Real>(

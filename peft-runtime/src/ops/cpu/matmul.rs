@@ -17,7 +17,7 @@ pub(crate) struct Matrix<'a, T> {
 
 impl<'a, T> Matrix<'a, T> {
     /// A view of `data`; fails if the last element would lie outside of it.
-    fn new(data: &'a [T], shape: (usize, usize), strides: (usize, usize)) -> Result<Self> {
+    pub(super) fn new(data: &'a [T], shape: (usize, usize), strides: (usize, usize)) -> Result<Self> {
         let ((rows, columns), (row_stride, column_stride)) = (shape, strides);
         let last = rows.saturating_sub(1) * row_stride + columns.saturating_sub(1) * column_stride;
         if rows * columns > 0 && last >= data.len() {
@@ -110,6 +110,31 @@ pub(crate) fn matmul_into<T: WithDType>(
     Ok(())
 }
 
+/// The same on the calling thread alone, for callers that run on all threads already. The rows of the destination start
+/// `row_stride` elements apart; what lies between them is left as it is.
+pub(super) fn matmul_serial<T: WithDType>(
+    destination: &mut [T],
+    row_stride: usize,
+    write: Write,
+    scale: f64,
+    lhs: Matrix<'_, T>,
+    rhs: Matrix<'_, T>,
+) -> Result<()> {
+    let (rows, columns, inner) = (lhs.rows, rhs.columns, lhs.columns);
+    if inner != rhs.rows {
+        bail!("cannot multiply {rows}x{inner} by {}x{columns}", rhs.rows)
+    }
+    if rows * columns == 0 {
+        return Ok(());
+    }
+    if row_stride < columns || destination.len() < (rows - 1) * row_stride + columns {
+        bail!("{rows} rows of {columns}, {row_stride} apart, do not fit {} elements", destination.len())
+    }
+    // SAFETY: the last element of the last row lies in the destination, which is borrowed mutably.
+    unsafe { multiply(destination.as_mut_ptr(), row_stride, write, scale, lhs, rhs, Parallelism::None) };
+    Ok(())
+}
+
 /// The same into rows that are `row_stride` elements apart, for factors that fit; an empty inner dimension makes a
 /// product of zeros.
 ///
@@ -154,7 +179,7 @@ pub(super) unsafe fn multiply<T: WithDType>(
 
 #[cfg(test)]
 mod tests {
-    use super::{Matrix, Write, matmul_into};
+    use super::{Matrix, Write, matmul_into, matmul_serial};
 
     #[test]
     fn the_product_is_added_to_or_replaces_the_destination() {
@@ -188,5 +213,16 @@ mod tests {
         assert!(matrix.block(0..3, 0..1).is_err() && matrix.block(0..2, 2..4).is_err());
         let block = matrix.block(1..2, 1..3).unwrap();
         assert_eq!((block.rows(), block.columns()), (1, 2));
+    }
+
+    #[test]
+    fn rows_apart_leave_what_is_between_them() {
+        let (lhs, rhs) = ([1f64, 2., 3., 4.], [1f64, 1., 0., 1.]);
+        let lhs = Matrix::contiguous(&lhs, 2, 2).unwrap();
+        let rhs = Matrix::contiguous(&rhs, 2, 2).unwrap();
+        let mut y = [9f64; 5];
+        matmul_serial(&mut y, 3, Write::Replace, 1.0, lhs, rhs).unwrap();
+        assert_eq!(y, [1., 3., 9., 3., 7.]);
+        assert!(matmul_serial(&mut y[..4], 3, Write::Add, 1.0, lhs, rhs).is_err());
     }
 }

@@ -1,0 +1,35 @@
+//! The elements of a tensor in main memory as a slice.
+
+use candle_core::{Layout, Result, Storage, StorageRef, Tensor, WithDType, bail};
+
+use super::linear::contiguous_slice;
+
+/// A tensor's storage, held for reading.
+pub(crate) struct Elements<'t> {
+    storage: StorageRef<'t>,
+    layout: &'t Layout,
+}
+
+impl<'t> Elements<'t> {
+    pub(crate) fn of(tensor: &'t Tensor) -> Self {
+        let (storage, layout) = tensor.storage_and_layout();
+        Self { storage, layout }
+    }
+
+    pub(crate) fn layout(&self) -> &'t Layout {
+        self.layout
+    }
+
+    /// The whole storage, which [`layout`](Self::layout) describes the tensor over.
+    pub(crate) fn data<T: WithDType>(&self) -> Result<&[T]> {
+        match &*self.storage {
+            Storage::Cpu(storage) => storage.as_slice::<T>(),
+            _ => bail!("an operand of an op on the CPU is on another device"),
+        }
+    }
+
+    /// The elements in order; fails if the tensor is not contiguous.
+    pub(crate) fn as_slice<T: WithDType>(&self) -> Result<&[T]> {
+        contiguous_slice(self.data()?, self.layout)
+    }
+}

@@ -1,0 +1,166 @@
+//! Rotary position embedding in the convention of transformers' Llama: the first half of a head rotates with the second.
+
+use candle_core::backend::BackendStorage;
+use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Result, Shape, Tensor, bail};
+use rayon::prelude::*;
+
+use super::constant::mul_constant;
+use super::cpu::real::Real;
+use super::cpu::rotary::rotate;
+use super::elements::Elements;
+use super::is_half_on_cpu;
+use super::linear::contiguous_slice;
+
+/// Rotates every head of `x` by the angles of its position. <https://arxiv.org/abs/2104.09864>
+///
+/// `x` has shape `[batch, length, heads, head_dim]`; `cos` and `sin`, `[length, head_dim / 2]`, are constants, whatever
+/// graph they are part of. Element i of a head's first half rotates with element i of its second half, as in
+/// transformers' `rotate_half`. The output has shape and dtype of `x`; in half precision it is computed in f32 and
+/// rounded once.
+///
+/// ```
+/// use candle_core::{Device, Tensor};
+/// use peft_runtime::nn::rotary;
+///
+/// let x = Tensor::new(&[[[[1f32, 0.0]]]], &Device::Cpu)?;
+/// let quarter = (Tensor::new(&[[0f32]], &Device::Cpu)?, Tensor::new(&[[1f32]], &Device::Cpu)?);
+/// assert_eq!(rotary(&x, &quarter.0, &quarter.1)?.flatten_all()?.to_vec1::<f32>()?, [0.0, 1.0]);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+///
+/// # Errors
+/// If the shapes do not fit, or `x` does not hold floats.
+pub fn rotary(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
+    let (_, length, _, size) = x.dims4()?;
+    let expected = [length, size / 2];
+    if size == 0 || !size.is_multiple_of(2) || cos.dims() != expected || sin.dims() != expected {
+        bail!(
+            "cosines of shape {:?} and sines of shape {:?} do not fit an input of shape {:?}, expected \
+             [length, head_dim / 2]",
+            cos.dims(),
+            sin.dims(),
+            x.dims()
+        )
+    }
+    if is_half_on_cpu(x) {
+        return rotary(&x.to_dtype(DType::F32)?, cos, sin)?.to_dtype(x.dtype());
+    }
+    let angles = |tensor: &Tensor| tensor.detach().to_dtype(x.dtype())?.contiguous();
+    let op = Rotary { cos: angles(cos)?, sin: angles(sin)? };
+    if x.device().is_cpu() { x.contiguous()?.apply_op1(op) } else { op.composed(x) }
+}
+
+struct Rotary {
+    cos: Tensor,
+    sin: Tensor,
+}
+
+impl Rotary {
+    /// The same of candle's own differentiable ops.
+    fn composed(&self, x: &Tensor) -> Result<Tensor> {
+        let (batch, length, heads, size) = x.dims4()?;
+        let half = size / 2;
+        let (first, second) = (x.narrow(3, 0, half)?, x.narrow(3, half, half)?);
+        let angles = |tensor: &Tensor| {
+            tensor.reshape((1, length, 1, half))?.broadcast_as((batch, length, heads, half))
+        };
+        let (cos, sin) = (angles(&self.cos)?, angles(&self.sin)?);
+        let y_first = (mul_constant(&first, &cos)? - mul_constant(&second, &sin)?)?;
+        let y_second = (mul_constant(&second, &cos)? + mul_constant(&first, &sin)?)?;
+        Tensor::cat(&[y_first, y_second], 3)
+    }
+
+    /// The rotation (`direction` 1) or the rotation back (−1) of elements in order.
+    fn rotated<T: Real>(&self, x: &[T], dims: &[usize], direction: f64) -> Result<Vec<T>> {
+        let &[_, length, heads, size] = dims else { bail!("an input of shape {dims:?} has no heads") };
+        let (cos, sin) = (Elements::of(&self.cos), Elements::of(&self.sin));
+        let (cos, sin) = (cos.as_slice::<T>()?, sin.as_slice::<T>()?);
+        let (half, row) = (size / 2, (heads * size).max(1));
+        let mut y = vec![T::ZERO; x.len()];
+        y.par_chunks_mut(row).zip(x.par_chunks(row)).enumerate().for_each(|(index, (y, x))| {
+            let start = index % length * half;
+            rotate(y, x, &cos[start..][..half], &sin[start..][..half], T::of(direction));
+        });
+        Ok(y)
+    }
+
+    fn rotated_back<T: Real>(&self, grad: &Tensor) -> Result<Tensor> {
+        let elements = Elements::of(grad);
+        let dx = self.rotated(elements.as_slice::<T>()?, grad.dims(), -1.0)?;
+        Tensor::from_vec(dx, grad.dims(), &Device::Cpu)
+    }
+}
+
+impl CustomOp1 for Rotary {
+    fn name(&self) -> &'static str {
+        "rotary"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let y = match storage {
+            CpuStorage::F32(x) => {
+                CpuStorage::F32(self.rotated(contiguous_slice(x, layout)?, layout.dims(), 1.0)?)
+            }
+            CpuStorage::F64(x) => {
+                CpuStorage::F64(self.rotated(contiguous_slice(x, layout)?, layout.dims(), 1.0)?)
+            }
+            storage => bail!("a rotary embedding takes floats, not {:?}", storage.dtype()),
+        };
+        Ok((y, layout.shape().clone()))
+    }
+
+    fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        let grad = grad.contiguous()?;
+        Ok(Some(match x.dtype() {
+            DType::F64 => self.rotated_back::<f64>(&grad)?,
+            _ => self.rotated_back::<f32>(&grad)?,
+        }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{DType, Result, Tensor, Var};
+
+    use super::{Rotary, rotary};
+    use crate::ops::gradcheck::{assert_agree, assert_differences, assert_precise, values};
+
+    /// Cosines and sines of angles that no pattern is in.
+    fn angles(length: usize, half: usize) -> (Tensor, Tensor) {
+        let angles = values("angles", &[length, half]);
+        (angles.cos().unwrap(), angles.sin().unwrap())
+    }
+
+    #[test]
+    fn value_and_gradient_are_those_of_the_composed_ops_and_of_difference_quotients() {
+        let (cos, sin) = angles(7, 5);
+        let ours = |t: &[Tensor]| rotary(&t[0], &cos, &sin);
+        let op = Rotary { cos: cos.clone(), sin: sin.clone() };
+        let x = [values("x", &[2, 7, 3, 10])];
+        assert_agree(&ours, &|t| op.composed(&t[0]), &x, 1e-12, "rotary");
+        assert_differences(&ours, &x, 1e-6, "rotary");
+        for (dtype, tolerance) in [(DType::F32, 1e-6), (DType::F16, 2e-3), (DType::BF16, 2e-2)] {
+            assert_precise(&ours, &x, dtype, tolerance, "rotary");
+        }
+    }
+
+    #[test]
+    fn strided_inputs_give_the_same() {
+        let (cos, sin) = angles(4, 3);
+        let heads_first = [values("x", &[2, 5, 4, 6])];
+        let strided = |t: &[Tensor]| rotary(&t[0].transpose(1, 2)?, &cos, &sin);
+        let copied = |t: &[Tensor]| rotary(&t[0].transpose(1, 2)?.force_contiguous()?, &cos, &sin);
+        assert_agree(&strided, &copied, &heads_first, 1e-12, "strided");
+    }
+
+    #[test]
+    fn the_angles_get_no_gradient_and_wrong_shapes_are_refused() -> Result<()> {
+        let (cos, sin) = angles(2, 2);
+        let (x, cos) = (Var::from_tensor(&values("x", &[1, 2, 1, 4]))?, Var::from_tensor(&cos)?);
+        let grads = rotary(&x, &cos, &sin)?.sum_all()?.backward()?;
+        assert!(grads.get(&x).is_some() && grads.get(&cos).is_none());
+        assert!(rotary(&values("x", &[1, 3, 1, 4]), &cos, &sin).is_err());
+        assert!(rotary(&values("x", &[1, 2, 1, 6]), &cos, &sin).is_err());
+        Ok(())
+    }
+}
