@@ -2,13 +2,15 @@
 
 use std::path::Path;
 
-use candle_core::{D, DType, Device, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::{Embedding, LayerNorm, Linear, Module, VarBuilder};
 use serde::Deserialize;
 
 use super::folder;
 use crate::layer::Adapted;
-use crate::nn::{self, PaddedEmbedding};
+use crate::nn::{self, AttentionOptions, PaddedEmbedding};
+
+pub use super::activation::HiddenAct;
 
 /// The `config.json` of a BERT model.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -36,20 +38,6 @@ pub struct BertConfig {
     /// What the norms add to the variance.
     #[serde(default = "default_eps")]
     pub layer_norm_eps: f64,
-}
-
-/// The activation of the feed-forward layer.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum HiddenAct {
-    /// `x·Φ(x)`.
-    #[default]
-    Gelu,
-    /// The tanh approximation of `x·Φ(x)`.
-    #[serde(alias = "gelu_pytorch_tanh")]
-    GeluNew,
-    /// `max(x, 0)`.
-    Relu,
 }
 
 fn default_padding() -> Option<u32> {
@@ -169,23 +157,11 @@ impl BertModel {
         attention_mask: Option<&Tensor>,
     ) -> Result<Tensor> {
         let mut hidden = self.embeddings.forward(input_ids, token_type_ids)?;
-        let mask = attention_mask.map(|mask| additive_mask(mask, hidden.dtype())).transpose()?;
         for layer in &self.encoder.layer {
-            hidden = layer.forward(&hidden, mask.as_ref())?;
+            hidden = layer.forward(&hidden, attention_mask)?;
         }
         Ok(hidden)
     }
-}
-
-/// 0 for tokens and the lowest number for padding, `[batch, 1, 1, length]`.
-fn additive_mask(mask: &Tensor, dtype: DType) -> Result<Tensor> {
-    let lowest = match dtype {
-        DType::F16 => f64::from(half::f16::MIN),
-        DType::BF16 => f64::from(half::bf16::MIN),
-        _ => f64::from(f32::MIN),
-    };
-    let mask = mask.to_dtype(dtype)?.unsqueeze(1)?.unsqueeze(1)?;
-    mask.affine(-lowest, lowest)
 }
 
 impl Embeddings {
@@ -264,30 +240,17 @@ impl SelfAttention {
     fn forward(&self, hidden: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
         let (batch, length, size) = hidden.dims3()?;
         let head_size = size / self.heads;
-        let split = |projected: Tensor| {
-            projected.reshape((batch, length, self.heads, head_size))?.transpose(1, 2)?.contiguous()
-        };
-        let query = split(self.query.forward(hidden)?)?;
-        let key = split(self.key.forward(hidden)?)?;
+        let split = |projected: Tensor| projected.reshape((batch, length, self.heads, head_size));
+        let (query, key) = (split(self.query.forward(hidden)?)?, split(self.key.forward(hidden)?)?);
         let value = split(self.value.forward(hidden)?)?;
-        let scores = (query.matmul(&key.t()?)? / (head_size as f64).sqrt())?;
-        let scores = match mask {
-            Some(mask) => scores.broadcast_add(mask)?,
-            None => scores,
-        };
-        let weights = candle_nn::ops::softmax(&scores, D::Minus1)?;
-        weights.matmul(&value)?.transpose(1, 2)?.reshape((batch, length, size))
+        let options = AttentionOptions { scale: (head_size as f64).sqrt().recip(), causal: false, mask };
+        nn::attention(&query, &key, &value, &options)?.reshape((batch, length, size))
     }
 }
 
 impl Intermediate {
     fn forward(&self, hidden: &Tensor) -> Result<Tensor> {
-        let wide = self.dense.forward(hidden)?;
-        match self.activation {
-            HiddenAct::Gelu => wide.gelu_erf(),
-            HiddenAct::GeluNew => wide.gelu(),
-            HiddenAct::Relu => wide.relu(),
-        }
+        self.activation.forward(&self.dense.forward(hidden)?)
     }
 }
 

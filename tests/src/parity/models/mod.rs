@@ -2,7 +2,9 @@
 
 mod blocks;
 mod conv;
+mod gpt2;
 mod language;
+mod llama;
 mod mlp;
 
 use candle_core::{DType, Device, Tensor};
@@ -50,6 +52,8 @@ pub(super) fn on_base<W: Work>(case: &Case, work: W) -> Result<W::Outcome, Strin
         "emb_conv1d" => work.on(build::<mlp::EmbConv1d>(case)?),
         "conv1d" => work.on(build::<conv::Conv1dModel>(case)?),
         "conv2d" => work.on(build::<conv::Conv2dModel>(case)?),
+        "tiny_llama" => work.on(build::<llama::TinyLlama>(case)?),
+        "tiny_gpt2" => work.on(build::<gpt2::TinyGpt2>(case)?),
         "tiny_bert" => work.on(build::<language::TinyBert>(case)?),
         other => return Err(format!("the model `{other}` is not known")),
     })

@@ -1,0 +1,240 @@
+//! Llama and its relatives: Llama 1 to 3 (<https://arxiv.org/abs/2407.21783>), SmolLM2, Mistral, Qwen 2, 2.5 and 3.
+
+mod block;
+mod config;
+mod config_file;
+mod gguf;
+mod gguf_metadata;
+mod rope;
+mod weights;
+
+use std::path::Path;
+
+use candle_core::{DType, Device, Result, Tensor, bail};
+use candle_nn::{Embedding, Linear, Module, RmsNorm, VarBuilder};
+
+use block::{Block, Context};
+use gguf::GgufFile;
+use rope::Rotary;
+use weights::Weights;
+
+use super::causal::next_token_loss;
+use super::folder;
+use super::generate::{CausalModel, KvCache};
+use crate::layer::{Adapted, AnyLinear};
+use crate::nn;
+use crate::store::Checkpoint;
+
+pub use config::{Architecture, LlamaConfig};
+pub use rope::RopeScaling;
+
+/// A language model of the Llama family: token ids in, the logits of each next token out.
+///
+/// ```no_run
+/// use candle_core::{DType, Device};
+/// use peft_runtime::models::llama::LlamaModel;
+/// use peft_runtime::prelude::*;
+///
+/// let mut model = LlamaModel::from_folder("path/to/model", DType::F32, &Device::Cpu)?;
+/// model.inject_adapter(&LoraConfig::new(8, 16.0).with_targets(targets!(LlamaModel; "q_proj", "v_proj")), "default")?;
+/// # Ok::<(), peft_runtime::Error>(())
+/// ```
+#[derive(Clone, Debug, crate::Injectable)]
+#[peft(
+    crate = "crate",
+    model_type = self.config.architecture,
+    input_embedding = "embed_tokens",
+    output_embedding = "lm_head"
+)]
+pub struct LlamaModel {
+    model: Decoder,
+    lm_head: Adapted<AnyLinear>,
+    #[peft(skip)]
+    config: LlamaConfig,
+    #[peft(skip)]
+    rotary: Rotary,
+    #[peft(skip)]
+    gradient_checkpointing: bool,
+}
+
+#[derive(Clone, Debug, crate::Injectable)]
+#[peft(crate = "crate")]
+struct Decoder {
+    embed_tokens: Adapted<Embedding>,
+    layers: Vec<Block>,
+    norm: Adapted<RmsNorm>,
+}
+
+impl LlamaModel {
+    /// Reads `config.json` and the safetensors weights, in one file or several, of a HuggingFace folder.
+    ///
+    /// # Errors
+    /// An error that names the file if one cannot be read or does not fit.
+    pub fn from_folder(folder: impl AsRef<Path>, dtype: DType, device: &Device) -> crate::Result<Self> {
+        let folder = folder.as_ref();
+        let config: LlamaConfig = folder::read_config(folder)?;
+        let vb = Checkpoint::open(folder)?.var_builder(dtype, device);
+        Self::new(&config, vb).map_err(|error| crate::Error::from(error).in_file(folder))
+    }
+
+    /// Reads a GGUF file and makes all weights dense, in single precision.
+    ///
+    /// # Errors
+    /// An error that names the file if it cannot be read or holds another kind of model.
+    pub fn from_gguf(path: impl AsRef<Path>, device: &Device) -> crate::Result<Self> {
+        Self::open_gguf(path.as_ref(), device, false)
+    }
+
+    /// Reads a GGUF file and keeps the weights of linear layers as they are in it.
+    ///
+    /// The token embedding and the norms are dense, in single precision; so is the layer that writes the logits where it has
+    /// the embedding's weight.
+    ///
+    /// # Errors
+    /// As [`from_gguf`](Self::from_gguf).
+    pub fn from_gguf_quantized(path: impl AsRef<Path>, device: &Device) -> crate::Result<Self> {
+        Self::open_gguf(path.as_ref(), device, true)
+    }
+
+    fn open_gguf(path: &Path, device: &Device, keep_quantized: bool) -> crate::Result<Self> {
+        let mut file = GgufFile::open(path, device, keep_quantized)?;
+        let config = file.config.clone();
+        Self::build(config, &mut file).map_err(|error| crate::Error::from(error).in_file(path))
+    }
+
+    /// Builds the model from the tensors of a builder.
+    ///
+    /// # Errors
+    /// If a tensor is missing or has another shape.
+    pub fn new(config: &LlamaConfig, mut vb: VarBuilder<'_>) -> Result<Self> {
+        Self::build(config.clone(), &mut vb)
+    }
+
+    fn build(config: LlamaConfig, weights: &mut impl Weights) -> Result<Self> {
+        let (vocabulary, size) = (config.vocab_size, config.hidden_size);
+        let embed_tokens = weights.embedding("model.embed_tokens", vocabulary, size)?;
+        let layers = (0..config.num_hidden_layers)
+            .map(|index| Block::new(&config, &format!("model.layers.{index}"), weights))
+            .collect::<Result<_>>()?;
+        let norm = weights.rms_norm("model.norm", size, config.rms_norm_eps)?;
+        let lm_head = if config.tie_word_embeddings {
+            let table = embed_tokens.base().embeddings().clone();
+            Adapted::new(AnyLinear::from(Linear::new(table, None)))
+        } else {
+            weights.linear("lm_head", size, vocabulary, false)?
+        };
+        let rotary = Rotary::new(&config);
+        let model = Decoder { embed_tokens, layers, norm };
+        Ok(Self { model, lm_head, config, rotary, gradient_checkpointing: false })
+    }
+
+    /// The settings.
+    pub fn config(&self) -> &LlamaConfig {
+        &self.config
+    }
+
+    /// Makes quantized layers dense, in single precision; adapters stay, and can then be merged.
+    ///
+    /// # Errors
+    /// If the device refuses; some layers may be dense then, which changes nothing of what the model computes.
+    pub fn dequantize(&mut self) -> Result<()> {
+        for block in &mut self.model.layers {
+            for layer in block.linear_layers_mut() {
+                layer.dequantize()?;
+            }
+        }
+        self.lm_head.dequantize()
+    }
+
+    /// Whether training keeps the input of each block alone and computes the block once more in the backward pass, which
+    /// takes less memory and more time. At first it does not.
+    pub fn set_gradient_checkpointing(&mut self, on: bool) {
+        self.gradient_checkpointing = on;
+    }
+
+    /// The logits of each next token, `[batch, length, vocabulary]`.
+    ///
+    /// `input_ids` have the shape `[batch, length]`; the attention mask too, with 1 for tokens and 0 for padding, which
+    /// belongs on the right: positions are counted from the left.
+    ///
+    /// # Errors
+    /// If the shapes do not fit, or the sequence is longer than the model's sliding window.
+    pub fn forward(&self, input_ids: &Tensor, attention_mask: Option<&Tensor>) -> Result<Tensor> {
+        self.lm_head.forward(&self.hidden_states(input_ids, attention_mask)?)
+    }
+
+    /// The hidden states after the last norm, `[batch, length, hidden]`, for ids and a mask as [`forward`](Self::forward)
+    /// takes them.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    pub fn hidden_states(&self, input_ids: &Tensor, attention_mask: Option<&Tensor>) -> Result<Tensor> {
+        self.decode(input_ids, attention_mask, None)
+    }
+
+    /// The mean cross-entropy of the next tokens, a scalar.
+    ///
+    /// `labels` have the shape of `input_ids`, `[batch, length]`, and are mostly the same: each token has to foretell the
+    /// label after it. The label -100 does not count, so it stands where a row is padded on the right.
+    ///
+    /// # Errors
+    /// If the shapes do not fit, or there is no next token.
+    pub fn loss(&self, input_ids: &Tensor, labels: &Tensor) -> Result<Tensor> {
+        let hidden = self.hidden_states(input_ids, None)?;
+        next_token_loss(&self.lm_head, &hidden, labels)
+    }
+
+    fn decode(
+        &self,
+        input_ids: &Tensor,
+        attention_mask: Option<&Tensor>,
+        mut cache: Option<&mut KvCache>,
+    ) -> Result<Tensor> {
+        let (_, length) = input_ids.dims2()?;
+        let start = cache.as_ref().map_or(0, |cache| cache.length());
+        self.check_window(start + length)?;
+        let mut hidden = self.model.embed_tokens.forward(input_ids)?;
+        let (cos, sin) = self.rotary.at(start, length, hidden.dtype(), hidden.device())?;
+        let context = Context { cos, sin, mask: attention_mask.cloned() };
+        for (index, block) in self.model.layers.iter().enumerate() {
+            hidden = match cache.as_deref_mut() {
+                Some(cache) => block.forward(&hidden, &context, Some((cache, index)))?,
+                None => self.run_block(block, &hidden, &context)?,
+            };
+        }
+        self.model.norm.forward(&hidden)
+    }
+
+    /// A window that no token of the sequence looks beyond is as good as none.
+    fn check_window(&self, length: usize) -> Result<()> {
+        match self.config.sliding_window {
+            Some(window) if length > window => {
+                bail!(
+                    "{length} tokens are more than the model's sliding window of {window}, which is not supported"
+                )
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// One block of a forward pass that may be part of training.
+    fn run_block(&self, block: &Block, hidden: &Tensor, context: &Context) -> Result<Tensor> {
+        block.forward(hidden, context, None)
+    }
+}
+
+impl CausalModel for LlamaModel {
+    fn new_cache(&self) -> KvCache {
+        KvCache::new(self.model.layers.len())
+    }
+
+    fn next_logits(&self, input_ids: &Tensor, cache: &mut KvCache) -> Result<Tensor> {
+        let hidden = self.decode(input_ids, None, Some(cache))?;
+        let last = hidden.dim(1)?.saturating_sub(1);
+        self.lm_head.forward(&hidden.narrow(1, last, 1)?.squeeze(1)?)
+    }
+
+    fn device(&self) -> &Device {
+        self.model.embed_tokens.base().embeddings().device()
+    }
+}

@@ -1,0 +1,63 @@
+//! Where a model's layers come from: tensors of a builder, or a GGUF file.
+
+use candle_core::{Result, Tensor};
+use candle_nn::{Embedding, Linear, RmsNorm, VarBuilder};
+
+use crate::layer::{Adapted, AnyLinear};
+
+/// Makes layers out of weights, by their names in transformers.
+pub(super) trait Weights {
+    /// A dense tensor of this shape.
+    ///
+    /// # Errors
+    /// If it is missing or has another shape.
+    fn tensor(&mut self, name: &str, shape: &[usize]) -> Result<Tensor>;
+
+    /// The linear layer `name` with a weight of shape `[out, in]`.
+    ///
+    /// # Errors
+    /// If a tensor is missing or has another shape.
+    fn linear(
+        &mut self,
+        name: &str,
+        in_features: usize,
+        out_features: usize,
+        bias: bool,
+    ) -> Result<Adapted<AnyLinear>> {
+        let weight = self.tensor(&format!("{name}.weight"), &[out_features, in_features])?;
+        let bias = self.bias(name, out_features, bias)?;
+        Ok(Adapted::new(AnyLinear::from(Linear::new(weight, bias))))
+    }
+
+    /// The bias of the layer `name`, if there is to be one.
+    ///
+    /// # Errors
+    /// If it is missing or has another shape.
+    fn bias(&mut self, name: &str, out_features: usize, bias: bool) -> Result<Option<Tensor>> {
+        bias.then(|| self.tensor(&format!("{name}.bias"), &[out_features])).transpose()
+    }
+
+    /// The embedding `name` with a table of shape `[rows, size]`.
+    ///
+    /// # Errors
+    /// If the tensor is missing or has another shape.
+    fn embedding(&mut self, name: &str, rows: usize, size: usize) -> Result<Adapted<Embedding>> {
+        let table = self.tensor(&format!("{name}.weight"), &[rows, size])?;
+        Ok(Adapted::new(Embedding::new(table, size)))
+    }
+
+    /// The RMS norm `name` with a weight of shape `[size]`.
+    ///
+    /// # Errors
+    /// If the tensor is missing or has another shape.
+    fn rms_norm(&mut self, name: &str, size: usize, eps: f64) -> Result<Adapted<RmsNorm>> {
+        let weight = self.tensor(&format!("{name}.weight"), &[size])?;
+        Ok(Adapted::new(RmsNorm::new(weight, eps)))
+    }
+}
+
+impl Weights for VarBuilder<'_> {
+    fn tensor(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        self.get(shape, name)
+    }
+}
