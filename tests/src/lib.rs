@@ -3,3 +3,4 @@
 pub mod methods;
 pub mod parity;
 pub mod specimen;
+pub mod training;

@@ -2,6 +2,7 @@
 
 mod fault;
 mod report;
+mod training;
 
 use std::path::PathBuf;
 
@@ -148,6 +149,62 @@ pub enum Error {
         /// The tensor.
         parameter: String,
     },
+
+    /// The loss is NaN or infinite. The step that it belongs to has changed nothing.
+    #[error("the loss of step {step} is {loss}; {}", training::last_good(.last_checkpoint))]
+    NonFiniteLoss {
+        /// The step, counted from 1.
+        step: u64,
+        /// The loss.
+        loss: f64,
+        /// The newest checkpoint of the run.
+        last_checkpoint: Option<PathBuf>,
+    },
+
+    /// A gradient is NaN or infinite. The step that it belongs to has changed nothing.
+    #[error(
+        "in step {step} the gradient of `{parameter}` is NaN or infinite; {}",
+        training::last_good(.last_checkpoint)
+    )]
+    NonFiniteGradient {
+        /// The step, counted from 1.
+        step: u64,
+        /// The first variable with such a gradient.
+        parameter: String,
+        /// The newest checkpoint of the run.
+        last_checkpoint: Option<PathBuf>,
+    },
+
+    /// Tensors that train got no gradient.
+    #[error("{report}")]
+    MissingGradients {
+        /// Their names.
+        missing: Vec<String>,
+        /// Which they are, why, and what to do.
+        report: String,
+    },
+
+    /// The tensors of a checkpoint are not exactly those of the run that goes on from it.
+    #[error("the tensors do not fit {what}{report}")]
+    TrainingTensors {
+        /// What they should fit.
+        what: &'static str,
+        /// What is missing, unexpected or has another shape.
+        report: TensorReport,
+    },
+
+    /// A checkpoint cannot be written or used.
+    #[error("cannot use the checkpoint `{}`: {reason}", .path.display())]
+    Checkpoint {
+        /// The checkpoint, its folder, or a file in it.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
+    },
+
+    /// Text is not the state of a run of training.
+    #[error("not a valid training state")]
+    TrainingState(#[source] serde_json::Error),
 
     /// A routing of rows to adapters does not fit the batch or the model.
     #[error("cannot route rows to adapters: {reason}")]

@@ -13,6 +13,7 @@ pub(super) fn forward<L: BaseLayer>(
     stack: &AdapterStack,
     x: &Tensor,
 ) -> Result<Tensor> {
+    stack.note_call(scope::tracks());
     if scope::record(stack, x) || !stack.enabled() {
         return base.forward_base(x);
     }

@@ -2,6 +2,7 @@
 
 mod adapted;
 mod any_linear;
+mod calls;
 mod conv;
 mod embedding;
 mod forward;
@@ -25,10 +26,11 @@ use crate::schema::LayerKind;
 
 pub use adapted::{Adapted, AdaptedLayer};
 pub use any_linear::AnyLinear;
+pub(crate) use calls::Called;
 pub use embedding::PaddedEmbedding;
 pub use quantized::QuantizedLinear;
 pub use scope::no_grad;
-pub(crate) use scope::{BASE_ROW, record_inputs, with_rows};
+pub(crate) use scope::{BASE_ROW, Scope, record_inputs, with_rows};
 pub use stack::{AdapterStack, Content, CopiedParameter, Slot};
 pub use transposed::TransposedLinear;
 pub use weight::Weight;

@@ -91,3 +91,28 @@ pub(super) fn record(stack: &AdapterStack, x: &Tensor) -> bool {
 pub(super) fn rows() -> Option<Arc<[String]>> {
     ROWS.with_borrow(Clone::clone)
 }
+
+/// What holds for the forward passes of a thread at one moment, to hold again later.
+#[derive(Clone, Debug)]
+pub(crate) struct Scope {
+    tracks: bool,
+    rows: Option<Arc<[String]>>,
+}
+
+impl Scope {
+    /// What holds now.
+    pub(crate) fn current() -> Self {
+        Self { tracks: tracks(), rows: rows() }
+    }
+
+    /// Runs `f` with what held then.
+    pub(crate) fn enter<T>(&self, f: impl FnOnce() -> T) -> T {
+        let tracked = TRACKS.replace(self.tracks);
+        let routed = ROWS.replace(self.rows.clone());
+        let _restore = Restore(|| {
+            TRACKS.set(tracked);
+            ROWS.replace(routed.clone());
+        });
+        f()
+    }
+}

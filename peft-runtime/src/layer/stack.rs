@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use candle_core::Var;
 
+use super::calls::{Called, Calls};
 use crate::adapter::{Adapter, AdapterMethod};
 use crate::ops::random::DropoutStream;
 
@@ -15,6 +16,7 @@ pub struct AdapterStack {
     merged: Vec<String>,
     enabled: bool,
     training: bool,
+    calls: Calls,
 }
 
 /// One adapter's place on a layer.
@@ -83,7 +85,7 @@ impl Slot {
 impl AdapterStack {
     /// No adapters yet, but the model-wide state that new adapters come into.
     pub(crate) fn new(active: Vec<String>, enabled: bool, training: bool) -> Self {
-        Self { slots: Vec::new(), active, merged: Vec::new(), enabled, training }
+        Self { slots: Vec::new(), active, merged: Vec::new(), enabled, training, calls: Calls::none() }
     }
 
     /// The adapters in the order in which they came.
@@ -114,6 +116,16 @@ impl AdapterStack {
     /// Whether dropout acts.
     pub fn training(&self) -> bool {
         self.training
+    }
+
+    /// Notes that the layer runs, as part of a graph or not.
+    pub(super) fn note_call(&self, tracks: bool) {
+        self.calls.note(tracks);
+    }
+
+    /// How the layer has run so far.
+    pub(crate) fn called(&self) -> Called {
+        self.calls.highest()
     }
 
     /// The active adapters that this layer has, in their order; one named twice comes twice.

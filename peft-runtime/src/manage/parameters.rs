@@ -36,7 +36,7 @@ pub(crate) fn trainable_parameters<M: Injectable + ?Sized>(model: &M) -> Vec<(St
 }
 
 /// The bias of a base layer, if it is a variable and no copy stands in for the layer.
-fn bias_variable(path: &ModulePath, leaf: &Leaf<'_>) -> Option<(String, Var)> {
+pub(crate) fn bias_variable(path: &ModulePath, leaf: &Leaf<'_>) -> Option<(String, Var)> {
     if leaf.stack().is_some_and(|stack| stack.active_slots().any(|slot| slot.copy().is_some())) {
         return None;
     }
@@ -46,7 +46,8 @@ fn bias_variable(path: &ModulePath, leaf: &Leaf<'_>) -> Option<(String, Var)> {
     Some((path.parameter(name), var))
 }
 
-fn slot_variables(path: &ModulePath, slot: &Slot) -> Vec<(String, Var)> {
+/// What an adapter trains on one layer, each variable under its name in PEFT's memory.
+pub(crate) fn slot_variables(path: &ModulePath, slot: &Slot) -> Vec<(String, Var)> {
     match &slot.content {
         Content::Adapter(adapter) => {
             let tensors = adapter.tensors().into_iter().filter(|tensor| tensor.trainable);

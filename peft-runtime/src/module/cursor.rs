@@ -88,6 +88,14 @@ impl<'a> Item<'a> {
 }
 
 impl<'a> Leaf<'a> {
+    /// The name of its type.
+    pub fn type_name(&self) -> &'static str {
+        match self {
+            Self::Adapted(layer) => layer.kind().name,
+            Self::Plain(layer) => layer.type_name(),
+        }
+    }
+
     /// The layer's own parameters by name; a bare parameter has an empty name.
     pub fn parameters(&self) -> Vec<(&'static str, &'a Tensor)> {
         match self {

@@ -23,6 +23,7 @@
 //! # Ok::<(), peft_runtime::Error>(())
 //! ```
 
+mod checkpoint;
 mod transposed;
 
 use candle_core::Result;
@@ -38,6 +39,7 @@ pub use crate::ops::attention::{AttentionOptions, attention};
 pub use crate::ops::cross_entropy::{cross_entropy, linear_cross_entropy};
 pub use crate::ops::gated::{geglu, gelu, swiglu};
 pub use crate::ops::rotary::rotary;
+pub use checkpoint::checkpointed;
 pub use transposed::{transposed_linear, transposed_linear_no_bias};
 
 /// A linear layer with a bias: `weight` of shape `[out, in]`, `bias` of shape `[out]`.

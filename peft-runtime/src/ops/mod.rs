@@ -4,8 +4,10 @@
 //! or not. The ops here take the frozen operand as a captured constant: their backward passes form the gradients of the
 //! input and of the adapter's factors, and nothing else.
 
+pub(crate) mod adamw;
 pub(crate) mod attach;
 pub(crate) mod attention;
+pub(crate) mod checkpoint;
 pub(crate) mod constant;
 pub(crate) mod conv;
 #[expect(unsafe_code, reason = "kernels work on raw memory")]
@@ -25,6 +27,7 @@ pub(crate) mod principal;
 pub(crate) mod quantized_linear;
 mod quantized_matmul;
 pub(crate) mod random;
+mod replay;
 pub(crate) mod rotary;
 pub(crate) mod scale;
 pub(crate) mod task_vectors;

@@ -11,6 +11,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal, Uniform};
 
 use super::constant::mul_constant;
+use super::replay::next_draw;
 
 /// The generator of the stream `label`, at position `draw`.
 pub(crate) fn stream(seed: u64, label: &str, draw: u64) -> ChaCha8Rng {
@@ -91,7 +92,7 @@ impl DropoutStream {
 
     /// `x` with elements zeroed with the given probability and the others scaled by `1 / (1 - probability)`.
     pub(crate) fn apply(&self, x: &Tensor, probability: f64) -> Result<Tensor> {
-        let draw = self.draws.fetch_add(1, Ordering::Relaxed);
+        let draw = next_draw(|| self.draws.fetch_add(1, Ordering::Relaxed))?;
         let mut rng = stream(self.seed, &self.label, draw);
         let kept = (1.0 / (1.0 - probability)) as f32;
         let threshold = (probability * f64::from(u32::MAX)) as u32;

@@ -17,14 +17,14 @@ use crate::adapter::StoredTensor;
 use crate::error::{Error, Result};
 
 /// A file that lies complete beside its place, and takes it when it is asked to.
-pub(super) struct PendingFile {
+pub(crate) struct PendingFile {
     temporary: NamedTempFile,
     path: PathBuf,
 }
 
 impl PendingFile {
     /// Writes a temporary file in the folder of `path` and flushes it to the disk.
-    pub(super) fn write(path: PathBuf, bytes: &[u8]) -> Result<Self> {
+    pub(crate) fn write(path: PathBuf, bytes: &[u8]) -> Result<Self> {
         let folder = path.parent().unwrap_or(Path::new("."));
         let write = || {
             let mut builder = tempfile::Builder::new();
@@ -40,7 +40,7 @@ impl PendingFile {
     }
 
     /// Moves the file to its place, over what was there.
-    pub(super) fn persist(self) -> Result<()> {
+    pub(crate) fn persist(self) -> Result<()> {
         let Self { temporary, path } = self;
         temporary.persist(&path).map_err(|error| Error::io("replace", &path)(error.error))?;
         Ok(())
@@ -48,14 +48,14 @@ impl PendingFile {
 }
 
 /// Flushes a folder, so that renames in it survive a loss of power.
-pub(super) fn sync_folder(folder: &Path) -> Result<()> {
+pub(crate) fn sync_folder(folder: &Path) -> Result<()> {
     #[cfg(unix)]
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(Error::io("flush", folder))?;
     Ok(())
 }
 
 /// The bytes of a safetensors file with PEFT's metadata.
-pub(super) fn to_bytes(tensors: &BTreeMap<String, Tensor>) -> Result<Vec<u8>> {
+pub(crate) fn to_bytes(tensors: &BTreeMap<String, Tensor>) -> Result<Vec<u8>> {
     let metadata = [("format".to_owned(), "pt".to_owned())].into_iter().collect();
     let contiguous: Vec<(&String, Tensor)> =
         tensors.iter().map(|(key, tensor)| Ok((key, tensor.contiguous()?))).collect::<Result<_>>()?;

@@ -16,6 +16,7 @@ pub use checkpoint::Checkpoint;
 #[cfg(feature = "hub")]
 pub(crate) use checkpoint::shard_names;
 pub use embeddings::SaveEmbeddings;
+pub(crate) use file::{PendingFile, sync_folder, to_bytes};
 pub use load::{LoadOptions, LoadReport};
 pub(crate) use load::{hotswap_adapter, load_adapter};
 pub use save::SaveOptions;

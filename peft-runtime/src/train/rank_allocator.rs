@@ -48,29 +48,29 @@ use crate::module::{Injectable, leaves};
 pub struct RankAllocator {
     adapter: String,
     config: AdaLoraConfig,
-    layers: Vec<Layer>,
-    budget: usize,
-    threshold: Option<f64>,
+    pub(super) layers: Vec<Layer>,
+    pub(super) budget: usize,
+    pub(super) threshold: Option<f64>,
 }
 
 #[derive(Debug)]
-struct Layer {
-    path: ModulePath,
+pub(super) struct Layer {
+    pub(super) path: ModulePath,
     adapter: Arc<dyn Adapter>,
     /// Of E, A and B.
-    importance: [Importance; 3],
+    pub(super) importance: [Importance; 3],
 }
 
 /// The running means of one tensor's sensitivity |p·∂p| and of how much it varies.
 #[derive(Clone, Debug, Default)]
-struct Importance {
-    means: Option<Means>,
+pub(super) struct Importance {
+    pub(super) means: Option<Means>,
 }
 
 #[derive(Clone, Debug)]
-struct Means {
-    sensitivity: Tensor,
-    uncertainty: Tensor,
+pub(super) struct Means {
+    pub(super) sensitivity: Tensor,
+    pub(super) uncertainty: Tensor,
 }
 
 /// What one call of [`RankAllocator::update_and_allocate`] did.
@@ -300,7 +300,7 @@ fn check(config: &AdaLoraConfig) -> Result<()> {
 }
 
 impl Layer {
-    fn state(&self) -> Option<&AdaLora> {
+    pub(super) fn state(&self) -> Option<&AdaLora> {
         self.adapter.as_adalora()
     }
 

@@ -219,7 +219,11 @@ impl LlamaModel {
 
     /// One block of a forward pass that may be part of training.
     fn run_block(&self, block: &Block, hidden: &Tensor, context: &Context) -> Result<Tensor> {
-        block.forward(hidden, context, None)
+        if !self.gradient_checkpointing {
+            return block.forward(hidden, context, None);
+        }
+        let context = context.clone();
+        nn::checkpointed(block, hidden, move |block, hidden| block.forward(hidden, &context, None))
     }
 }
 

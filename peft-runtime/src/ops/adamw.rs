@@ -1,0 +1,281 @@
+//! One step of AdamW on one variable: on the CPU in a single pass, in the variable's own memory.
+
+use std::cell::RefCell;
+use std::ops::Range;
+
+use candle_core::backend::BackendStorage;
+use candle_core::{CpuStorage, DType, InplaceOp2, Layout, Result, Tensor, Var, bail};
+use half::{bf16, f16};
+use rayon::prelude::*;
+
+use super::cpu::real::Real;
+
+/// The numbers of one step that are the same for all elements.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Coefficients<S> {
+    /// What the values are multiplied by before the step.
+    pub(crate) decay_before: S,
+    /// What the values are multiplied by after it.
+    pub(crate) decay_after: S,
+    /// 1 − β₁.
+    pub(crate) towards_gradient: S,
+    /// β₂.
+    pub(crate) beta2: S,
+    /// 1 − β₂.
+    pub(crate) towards_square: S,
+    /// The learning rate with the correction of the first moment.
+    pub(crate) step_size: S,
+    /// What the root of the second moment is divided by.
+    pub(crate) correction: S,
+    /// What is added to it then.
+    pub(crate) eps: S,
+}
+
+/// The running means of one variable's gradient and of its square.
+pub(crate) struct Moments<'a, S> {
+    pub(crate) first: &'a mut [S],
+    pub(crate) second: &'a mut [S],
+}
+
+/// The length from which a variable is worth several threads.
+const PARALLEL_FROM: usize = 1 << 16;
+
+/// How many elements one thread takes at a time.
+const CHUNK: usize = 1 << 14;
+
+impl Coefficients<f64> {
+    fn cast<S: Real>(self) -> Coefficients<S> {
+        Coefficients {
+            decay_before: S::of(self.decay_before),
+            decay_after: S::of(self.decay_after),
+            towards_gradient: S::of(self.towards_gradient),
+            beta2: S::of(self.beta2),
+            towards_square: S::of(self.towards_square),
+            step_size: S::of(self.step_size),
+            correction: S::of(self.correction),
+            eps: S::of(self.eps),
+        }
+    }
+}
+
+impl<S: Real> Coefficients<S> {
+    /// The operations are those of PyTorch, in its order.
+    fn update<T: Copy>(
+        &self,
+        values: &mut [T],
+        grads: &[T],
+        moments: (&mut [S], &mut [S]),
+        widen: impl Fn(T) -> S,
+        round: impl Fn(S) -> T,
+    ) {
+        let c = *self;
+        let moments = moments.0.iter_mut().zip(moments.1);
+        for ((value, grad), (first, second)) in values.iter_mut().zip(grads).zip(moments) {
+            let grad = widen(*grad);
+            let m = *first + c.towards_gradient * (grad - *first);
+            let v = *second * c.beta2 + c.towards_square * grad * grad;
+            let step = c.step_size * m / (v.sqrt() / c.correction + c.eps);
+            *value = round((widen(*value) * c.decay_before - step) * c.decay_after);
+            (*first, *second) = (m, v);
+        }
+    }
+}
+
+/// The step as an op that candle runs on the variable's memory.
+pub(crate) struct Step<'a, S> {
+    moments: RefCell<Moments<'a, S>>,
+    coefficients: Coefficients<S>,
+}
+
+impl<S: Real> Step<'_, S> {
+    fn run<T: Copy + Send + Sync>(
+        &self,
+        values: &mut [T],
+        grads: &[T],
+        widen: impl Fn(T) -> S + Sync,
+        round: impl Fn(S) -> T + Sync,
+    ) -> Result<()> {
+        let Ok(mut moments) = self.moments.try_borrow_mut() else { bail!("a step is taken once") };
+        let moments = &mut *moments;
+        let (first, second) = (&mut *moments.first, &mut *moments.second);
+        let count = values.len();
+        if [grads.len(), first.len(), second.len()] != [count; 3] {
+            bail!("a gradient of {} elements does not fit a variable of {count}", grads.len())
+        }
+        let coefficients = self.coefficients;
+        if count < PARALLEL_FROM {
+            coefficients.update(values, grads, (first, second), widen, round);
+            return Ok(());
+        }
+        let moments = first.par_chunks_mut(CHUNK).zip(second.par_chunks_mut(CHUNK));
+        let chunks = values.par_chunks_mut(CHUNK).zip(grads.par_chunks(CHUNK)).zip(moments);
+        chunks.for_each(|((values, grads), moments)| {
+            coefficients.update(values, grads, moments, &widen, &round);
+        });
+        Ok(())
+    }
+}
+
+fn range(layout: &Layout) -> Result<Range<usize>> {
+    match layout.contiguous_offsets() {
+        Some((start, end)) => Ok(start..end),
+        None => bail!("a step needs a variable and a gradient that are contiguous"),
+    }
+}
+
+impl InplaceOp2 for Step<'_, f32> {
+    fn name(&self) -> &'static str {
+        "adamw-step"
+    }
+
+    fn cpu_fwd(
+        &self,
+        values: &mut CpuStorage,
+        layout: &Layout,
+        grads: &CpuStorage,
+        grads_layout: &Layout,
+    ) -> Result<()> {
+        let (to, from) = (range(layout)?, range(grads_layout)?);
+        match (values, grads) {
+            (CpuStorage::F32(values), CpuStorage::F32(grads)) => {
+                self.run(&mut values[to], &grads[from], |value| value, |value| value)
+            }
+            (CpuStorage::F16(values), CpuStorage::F16(grads)) => {
+                self.run(&mut values[to], &grads[from], f16::to_f32, f16::from_f32)
+            }
+            (CpuStorage::BF16(values), CpuStorage::BF16(grads)) => {
+                self.run(&mut values[to], &grads[from], bf16::to_f32, bf16::from_f32)
+            }
+            (values, grads) => {
+                bail!("cannot change {:?} by a gradient of {:?}", values.dtype(), grads.dtype())
+            }
+        }
+    }
+}
+
+impl InplaceOp2 for Step<'_, f64> {
+    fn name(&self) -> &'static str {
+        "adamw-step"
+    }
+
+    fn cpu_fwd(
+        &self,
+        values: &mut CpuStorage,
+        layout: &Layout,
+        grads: &CpuStorage,
+        grads_layout: &Layout,
+    ) -> Result<()> {
+        let (to, from) = (range(layout)?, range(grads_layout)?);
+        match (values, grads) {
+            (CpuStorage::F64(values), CpuStorage::F64(grads)) => {
+                self.run(&mut values[to], &grads[from], |value| value, |value| value)
+            }
+            (values, grads) => {
+                bail!("cannot change {:?} by a gradient of {:?}", values.dtype(), grads.dtype())
+            }
+        }
+    }
+}
+
+/// Takes one step of a variable in main memory; `grad` has its shape and dtype and is contiguous.
+pub(crate) fn step_in_place<'a, S: Real>(
+    var: &Var,
+    grad: &Tensor,
+    moments: Moments<'a, S>,
+    coefficients: Coefficients<f64>,
+) -> Result<()>
+where
+    Step<'a, S>: InplaceOp2,
+{
+    let step = Step { moments: RefCell::new(moments), coefficients: coefficients.cast() };
+    var.inplace_op2(grad, &step)
+}
+
+/// The same by candle's own ops, on any device; the answer is the new moments, in the dtype of the old ones.
+pub(crate) fn step_on_device(
+    var: &Var,
+    grad: &Tensor,
+    (first, second): (&Tensor, &Tensor),
+    c: Coefficients<f64>,
+) -> Result<(Tensor, Tensor)> {
+    let grad = grad.to_dtype(first.dtype())?;
+    let m = (first + ((&grad - first)? * c.towards_gradient)?)?;
+    let v = ((second * c.beta2)? + ((&grad * &grad)? * c.towards_square)?)?;
+    let divisor = ((v.sqrt()? / c.correction)? + c.eps)?;
+    let step = ((&m * c.step_size)? / divisor)?;
+    let value = (var.as_detached_tensor().to_dtype(first.dtype())? * c.decay_before)?;
+    let value = ((value - step)? * c.decay_after)?;
+    var.set(&value.to_dtype(var.dtype())?)?;
+    Ok((m, v))
+}
+
+/// The dtype of the moments of a variable.
+pub(crate) fn moments_dtype(var: DType) -> DType {
+    if var == DType::F64 { DType::F64 } else { DType::F32 }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{DType, Device, Tensor, Var};
+
+    use super::{CHUNK, Coefficients, Moments, PARALLEL_FROM, moments_dtype, step_in_place, step_on_device};
+
+    const COEFFICIENTS: Coefficients<f64> = Coefficients {
+        decay_before: 0.999,
+        decay_after: 0.995,
+        towards_gradient: 0.1,
+        beta2: 0.999,
+        towards_square: 0.001,
+        step_size: 0.02,
+        correction: 0.7,
+        eps: 1e-8,
+    };
+
+    fn values(tensor: &Tensor) -> Vec<f64> {
+        tensor.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    /// Two steps from the same start, in place and composed.
+    fn both(dtype: DType, length: usize) -> [Vec<f64>; 3] {
+        let draw = || Tensor::randn(0f32, 1., length, &Device::Cpu).unwrap().to_dtype(dtype).unwrap();
+        let (start, grad) = (draw(), draw());
+        let [ours, theirs] = [(); 2].map(|()| Var::from_tensor(&start).unwrap());
+        let zeros = Tensor::zeros(length, moments_dtype(dtype), &Device::Cpu).unwrap();
+        let [mut first, mut second] = [(); 2].map(|()| vec![0f32; length]);
+        let [mut wide_first, mut wide_second] = [(); 2].map(|()| vec![0f64; length]);
+        let mut moments = (zeros.clone(), zeros);
+        for _ in 0..2 {
+            if dtype == DType::F64 {
+                let moments = Moments { first: &mut wide_first, second: &mut wide_second };
+                step_in_place(&ours, &grad, moments, COEFFICIENTS).unwrap();
+            } else {
+                let moments = Moments { first: &mut first, second: &mut second };
+                step_in_place(&ours, &grad, moments, COEFFICIENTS).unwrap();
+            }
+            moments = step_on_device(&theirs, &grad, (&moments.0, &moments.1), COEFFICIENTS).unwrap();
+        }
+        [values(&ours), values(&theirs), values(&start)]
+    }
+
+    #[test]
+    fn the_pass_in_place_is_the_composed_step() {
+        let tolerances = [(DType::F32, 3e-6), (DType::F64, 1e-14), (DType::BF16, 0.07), (DType::F16, 8e-3)];
+        for (dtype, tolerance) in tolerances {
+            for length in [1, 7, PARALLEL_FROM + CHUNK / 2 + 3] {
+                let [ours, theirs, start] = both(dtype, length);
+                let distances = ours.iter().zip(&theirs).map(|(ours, theirs)| (ours - theirs).abs());
+                assert!(distances.fold(0.0, f64::max) <= tolerance, "{dtype:?} {length}");
+                assert_ne!(ours, start);
+            }
+        }
+    }
+
+    #[test]
+    fn a_gradient_of_another_size_is_refused() {
+        let var = Var::zeros(3, DType::F32, &Device::Cpu).unwrap();
+        let grad = Tensor::zeros(2, DType::F32, &Device::Cpu).unwrap();
+        let (mut first, mut second) = ([0f32; 3], [0f32; 3]);
+        let moments = Moments { first: &mut first, second: &mut second };
+        assert!(step_in_place(&var, &grad, moments, COEFFICIENTS).is_err());
+    }
+}
