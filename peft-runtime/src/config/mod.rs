@@ -33,6 +33,10 @@ use crate::error::{Error, Result};
 
 /// The config of any method, as `adapter_config.json` holds it.
 #[derive(Clone, Debug, PartialEq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there is one for each adapter, and it is matched on, not moved"
+)]
 #[non_exhaustive]
 pub enum PeftConfig {
     /// LoRA and its variants.

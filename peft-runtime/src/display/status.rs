@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::Device;
 
-use crate::layer::{Content, Slot};
+use crate::layer::{AdapterStack, Content, Slot};
 use crate::manage::{adapter_names, count_parameters};
 use crate::module::{Injectable, leaves};
 use crate::{ModulePath, error::Result};
@@ -125,7 +125,7 @@ pub(crate) fn model_status<M: Injectable + ?Sized>(model: &M) -> Result<ModelSta
     let active = layers.iter().map(|layer| layer.active_adapters.clone());
     let active_adapters = Uniform::of(active).ok_or_else(none)?;
     let all = leaves(model);
-    let slots = || all.iter().filter_map(|(_, leaf)| leaf.stack()).flat_map(|stack| stack.slots());
+    let slots = || all.iter().filter_map(|(_, leaf)| leaf.stack()).flat_map(AdapterStack::slots);
     let mut devices: BTreeMap<String, BTreeSet<&'static str>> = BTreeMap::new();
     for layer in &layers {
         for (adapter, names) in &layer.devices {

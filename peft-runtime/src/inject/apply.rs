@@ -200,33 +200,38 @@ pub(crate) fn commit<M: Injectable + ?Sized>(
         ..InjectionReport::default()
     };
     let state = state.unwrap_or_else(|| AdapterStack::new(vec![plan.adapter.clone()], true, false));
-    for ((path, leaf), made) in leaves_mut(model).into_iter().zip(made) {
+    for ((path, leaf), Made { content, bias, weight }) in leaves_mut(model).into_iter().zip(made) {
+        if let Some(bias) = &bias {
+            report.add_bias(&path, bias);
+        }
         match leaf {
             LeafMut::Adapted(layer) => {
-                if let Some(bias) = made.bias {
-                    layer.map_parameters(&mut |name, own| replaced(name, own, &bias))?;
-                    report.add_bias(&path, &bias);
-                }
-                if let Some(weight) = made.weight {
+                if bias.is_some() || weight.is_some() {
                     let own_name = layer.weight_name();
                     layer.map_parameters(&mut |name, own| {
-                        Ok(if name == own_name { weight.clone() } else { own.clone() })
+                        let weight = weight.as_ref().filter(|_| name == own_name);
+                        Ok(weight.cloned().unwrap_or_else(|| bias_or_own(name, own, bias.as_ref())))
                     })?;
                 }
-                if let Some(content) = made.content {
+                if let Some(content) = content {
                     report.add_content(&path, &content);
                     put(layer, &path, plan, content, &state, trainable);
                 }
             }
             LeafMut::Plain(layer) => {
-                if let Some(bias) = made.bias {
-                    layer.map_parameters(&mut |name, own| replaced(name, own, &bias))?;
-                    report.add_bias(&path, &bias);
+                if bias.is_some() {
+                    layer.map_parameters(&mut |name, own| Ok(bias_or_own(name, own, bias.as_ref())))?;
                 }
             }
         }
     }
     Ok(report)
+}
+
+/// The new bias where the parameter is one and there is one, otherwise the layer's own parameter.
+fn bias_or_own(name: &str, own: &Tensor, bias: Option<&Var>) -> Tensor {
+    let bias = bias.filter(|_| name == "bias").map(Var::as_tensor);
+    bias.unwrap_or(own).clone()
 }
 
 /// Puts on the model what [`make`] made, in the place of the adapter that has the name: what was active, trainable or
@@ -237,9 +242,9 @@ pub(crate) fn swap<M: Injectable + ?Sized>(
     made: Vec<Made>,
     trainable: bool,
 ) -> Result<InjectionReport> {
-    let active = leaves(model).iter().any(|(_, leaf)| {
-        leaf.stack().is_some_and(|stack| stack.active().iter().any(|name| *name == plan.adapter))
-    });
+    let active = leaves(model)
+        .iter()
+        .any(|(_, leaf)| leaf.stack().is_some_and(|stack| stack.active().contains(&plan.adapter)));
     // The one before may have trained biases of the base model.
     freeze(model)?;
     let places = leaves_mut(model).into_iter().map(|(_, leaf)| match leaf {
@@ -259,10 +264,6 @@ pub(crate) fn swap<M: Injectable + ?Sized>(
         }
     }
     Ok(InjectionReport { active, ..report })
-}
-
-fn replaced(name: &str, own: &Tensor, bias: &Var) -> Result<Tensor> {
-    Ok(if name == "bias" { bias.as_tensor().clone() } else { own.clone() })
 }
 
 fn put(

@@ -4,15 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::facts::ModelFacts;
-use super::planner::Planner;
+use super::planner::{Planner, is_parameter};
 use super::reach::{TokenPlan, stored_paths};
 use super::replication;
 use crate::ModulePath;
 use crate::adapter::{AdapterMethod, Selection};
 use crate::config::Bias;
 use crate::error::{Error, Fault, Result};
+use crate::layer::AdapterStack;
 use crate::module::{Injectable, Item, Leaf, replicated_tree, tree};
-use crate::schema::Family;
 use crate::select::{LayerFilter, Selector, TargetModules};
 
 /// Where a config comes from, which decides how strictly it is read.
@@ -93,21 +93,8 @@ impl Plan {
                 return refuse(faults);
             }
         };
-        let mut planner = Planner {
-            method,
-            origin,
-            items,
-            targets,
-            head: model.head(items, method.common().and_then(|common| common.task_type.as_deref())),
-            selector,
-            faults,
-            adapted: BTreeSet::new(),
-            copied: BTreeSet::new(),
-            tokens: BTreeMap::new(),
-            transposed: None,
-            excluded: 0,
-            unmatched: 0,
-        };
+        let head = model.head(items, method.common().and_then(|common| common.task_type.as_deref()));
+        let mut planner = Planner::new(method, origin, items, targets, selector, head, faults);
         planner.choose_layers();
         planner.choose_copies(selection.modules_to_save);
         if let Some(tokens) = selection.tokens {
@@ -123,13 +110,7 @@ impl Plan {
         let resolved = planner.resolved_targets();
         let method = method.resolved(resolved, planner.transposed.unwrap_or_default());
         let Planner { adapted, copied, tokens, .. } = planner;
-        let parameters = items.iter().filter_map(|item| match item {
-            Item::Leaf { path, leaf: Leaf::Adapted(layer) } if layer.kind().family == Family::Parameter => {
-                Some(path)
-            }
-            _ => None,
-        });
-        let stored_paths = stored_paths(parameters.filter(|path| adapted.contains(*path)));
+        let stored_paths = stored_paths(parameters(items).filter(|path| adapted.contains(*path)));
         let adapter = adapter.to_owned();
         let replication = None;
         Ok(Self {
@@ -164,6 +145,14 @@ impl Plan {
     }
 }
 
+/// The bare parameters that can carry adapters.
+fn parameters<'i>(items: &'i [Item<'_>]) -> impl Iterator<Item = &'i ModulePath> {
+    items.iter().filter_map(|item| match item {
+        Item::Leaf { path, leaf: Leaf::Adapted(layer) } if is_parameter(*layer) => Some(path),
+        _ => None,
+    })
+}
+
 fn selector(selection: &Selection<'_>, targets: &TargetModules) -> std::result::Result<Selector, Fault> {
     let layers = LayerFilter::new(selection.layers_to_transform, selection.layers_pattern)?;
     Selector::new(targets, selection.exclude, selection.modules_to_save, layers)
@@ -195,7 +184,7 @@ fn conflicts(
     replaced: Option<&str>,
 ) -> Vec<Fault> {
     let mut faults = BTreeMap::new();
-    let slots = items.iter().filter_map(Item::stack).flat_map(|stack| stack.slots());
+    let slots = items.iter().filter_map(Item::stack).flat_map(AdapterStack::slots);
     for slot in slots.filter(|slot| Some(slot.name.as_str()) != replaced) {
         if slot.name == adapter {
             faults.insert("", Fault::DuplicateName { name: adapter.to_owned() });

@@ -32,7 +32,33 @@ pub(super) struct Planner<'a> {
     pub(super) unmatched: usize,
 }
 
-impl Planner<'_> {
+impl<'a> Planner<'a> {
+    pub(super) fn new(
+        method: &'a dyn AdapterMethod,
+        origin: Origin,
+        items: &'a [Item<'a>],
+        targets: &'a TargetModules,
+        selector: Selector,
+        head: Option<ModulePath>,
+        faults: Vec<Fault>,
+    ) -> Self {
+        Self {
+            method,
+            origin,
+            items,
+            targets,
+            head,
+            selector,
+            faults,
+            adapted: BTreeSet::new(),
+            copied: BTreeSet::new(),
+            tokens: BTreeMap::new(),
+            transposed: None,
+            excluded: 0,
+            unmatched: 0,
+        }
+    }
+
     fn decide(&mut self, path: &ModulePath, family: Option<Family>) -> bool {
         if path.is_root() {
             return false;
@@ -47,7 +73,7 @@ impl Planner<'_> {
             Ok(Decision::Unmatched) => self.unmatched += 1,
             // The same pattern fails on many paths: one fault says it.
             Err(fault) if !self.faults.iter().any(|known| same_pattern(known, &fault)) => {
-                self.faults.push(fault)
+                self.faults.push(fault);
             }
             Err(_) => {}
         }
@@ -283,6 +309,6 @@ fn same_pattern(a: &Fault, b: &Fault) -> bool {
     }
 }
 
-fn is_parameter(layer: &dyn AdaptedLayer) -> bool {
+pub(super) fn is_parameter(layer: &dyn AdaptedLayer) -> bool {
     layer.kind().family == Family::Parameter
 }

@@ -44,7 +44,7 @@ impl<'a> Planner<'a> {
                 self.adapted_layers().filter(|(path, _)| path.as_str().ends_with(name)).collect();
             if found.is_empty() {
                 let names: Vec<&str> = self.adapted_layers().map(|(path, _)| path.last()).collect();
-                let nearest = nearest_names(name, names.into_iter());
+                let nearest = nearest_names(name, names);
                 self.faults.push(Fault::UnmatchedTarget { target: name.to_owned(), nearest });
             }
             for (path, layer) in found {

@@ -1,7 +1,7 @@
 //! `layer_replication`: a model's list of blocks built anew from ranges of it, before adapters come in.
 
 use crate::error::Fault;
-use crate::layer::Slot;
+use crate::layer::{AdapterStack, Slot};
 use crate::module::{Injectable, block_lists, leaves};
 
 /// The numbers of the blocks that `ranges` make up, each range without its end; `None` if the list stays as it is, because
@@ -16,7 +16,7 @@ pub(super) fn plan<M: Injectable + ?Sized>(
     let wrong = |reason: String| Fault::Config { field: "layer_replication", reason };
     let all = leaves(model);
     let slots: Vec<&Slot> =
-        all.iter().filter_map(|(_, leaf)| leaf.stack()).flat_map(|stack| stack.slots()).collect();
+        all.iter().filter_map(|(_, leaf)| leaf.stack()).flat_map(AdapterStack::slots).collect();
     if slots.iter().any(|slot| slot.method.selection().replication == ranges) {
         return Ok(None);
     }

@@ -7,7 +7,7 @@ use candle_core::{Tensor, Var};
 
 use crate::ModulePath;
 use crate::config::Bias;
-use crate::layer::{Content, Slot};
+use crate::layer::{AdapterStack, Content, Slot};
 use crate::module::{Injectable, Leaf, leaves};
 use crate::ops::place;
 
@@ -17,7 +17,7 @@ pub(crate) fn trainable_parameters<M: Injectable + ?Sized>(model: &M) -> Vec<(St
     let leaves = leaves(model);
     let mut parameters = Vec::new();
     let mut active_slots =
-        leaves.iter().filter_map(|(_, leaf)| leaf.stack()).flat_map(|stack| stack.active_slots());
+        leaves.iter().filter_map(|(_, leaf)| leaf.stack()).flat_map(AdapterStack::active_slots);
     let biases_train = active_slots.any(|slot| slot.method.bias() != Bias::None && slot.trainable);
     for (path, leaf) in &leaves {
         if biases_train {
@@ -92,7 +92,7 @@ pub(crate) fn count_parameters<M: Injectable + ?Sized>(model: &M) -> ParameterCo
     };
     for (_, leaf) in leaves(model) {
         leaf.parameters().iter().for_each(|(_, tensor)| count(tensor));
-        for slot in leaf.stack().into_iter().flat_map(|stack| stack.slots()) {
+        for slot in leaf.stack().into_iter().flat_map(AdapterStack::slots) {
             match &slot.content {
                 Content::Adapter(adapter) => adapter.tensors().iter().for_each(|tensor| count(tensor.var)),
                 Content::Copy(parameters) => parameters.iter().for_each(|copy| count(&copy.var)),

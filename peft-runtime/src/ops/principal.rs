@@ -117,8 +117,8 @@ mod tests {
         let s = svd.s.to_vec1::<f64>().unwrap();
         let total: f64 = s.iter().map(|s| s * s).sum();
         let directions = components.directions(4, false).unwrap();
-        for i in 0..4 {
-            assert!((components.explained[i] - s[i] * s[i] / total).abs() < 1e-9);
+        for (i, (explained, s)) in components.explained.iter().zip(&s).enumerate() {
+            assert!((explained - s * s / total).abs() < 1e-9);
             let (ours, theirs) = (directions.get(i).unwrap(), svd.vt.get(i).unwrap());
             let cosine = (ours * theirs).unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap();
             assert!((cosine.abs() - 1.0).abs() < 1e-9, "{i}: {cosine}");

@@ -13,7 +13,7 @@ use crate::ops::place;
 
 /// The base model's own parameters under the names they had before any injection.
 pub(crate) fn base_state_dict<M: Injectable + ?Sized>(model: &M) -> BTreeMap<String, Tensor> {
-    named_parameters(model, |leaf| leaf.parameters())
+    named_parameters(model, Leaf::parameters)
 }
 
 /// The base model's parameters as they act: with what is merged.

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::schedule::Schedule;
 use crate::error::{Error, Result};
+use crate::layer::AdapterStack;
 use crate::manage::active_adapters;
 use crate::module::{Injectable, leaves};
 
@@ -76,7 +77,7 @@ fn key(adapter: &str, path: &crate::ModulePath) -> String {
 pub(super) fn dropout_positions<M: Injectable + ?Sized>(model: &M) -> BTreeMap<String, u64> {
     let mut positions = BTreeMap::new();
     for (path, leaf) in leaves(model) {
-        for slot in leaf.stack().into_iter().flat_map(|stack| stack.slots()) {
+        for slot in leaf.stack().into_iter().flat_map(AdapterStack::slots) {
             positions.insert(key(&slot.name, &path), slot.dropout.position());
         }
     }
@@ -86,7 +87,7 @@ pub(super) fn dropout_positions<M: Injectable + ?Sized>(model: &M) -> BTreeMap<S
 /// Lets every stream go on at its position; one that is not listed stays where it is.
 pub(super) fn set_dropout_positions<M: Injectable + ?Sized>(model: &M, positions: &BTreeMap<String, u64>) {
     for (path, leaf) in leaves(model) {
-        for slot in leaf.stack().into_iter().flat_map(|stack| stack.slots()) {
+        for slot in leaf.stack().into_iter().flat_map(AdapterStack::slots) {
             if let Some(position) = positions.get(&key(&slot.name, &path)) {
                 slot.dropout.set_position(*position);
             }

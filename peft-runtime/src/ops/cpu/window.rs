@@ -49,10 +49,16 @@ impl Window {
         let channels = picture.par_chunks_mut(self.pixels().max(1));
         channels.zip(columns.par_chunks(self.size() * self.places())).for_each(|(channel, rows)| {
             for (element, row) in rows.chunks(self.places().max(1)).enumerate() {
-                self.for_each_place(element, |place, pixel| {
-                    let Some(pixel) = pixel else { return };
-                    channel[pixel] += row[place];
-                });
+                self.add_row(element, row, channel);
+            }
+        });
+    }
+
+    /// Adds one row of the columns to the pixels that it came from.
+    fn add_row<T: WithDType>(&self, element: usize, row: &[T], channel: &mut [T]) {
+        self.for_each_place(element, |place, pixel| {
+            if let Some(pixel) = pixel {
+                channel[pixel] += row[place];
             }
         });
     }

@@ -162,7 +162,7 @@ impl Candidate {
 fn candidates(leaves: &[(ModulePath, Leaf<'_>)]) -> Vec<Candidate> {
     let stacks = || leaves.iter().filter_map(|(_, leaf)| leaf.stack());
     let biases_train = stacks()
-        .flat_map(|stack| stack.active_slots())
+        .flat_map(AdapterStack::active_slots)
         .any(|slot| slot.method.bias() != Bias::None && slot.trainable);
     let mut candidates: Vec<Candidate> = Vec::new();
     let mut known: BTreeSet<String> = BTreeSet::new();
