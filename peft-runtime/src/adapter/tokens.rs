@@ -127,7 +127,10 @@ impl Adapter for TrainableTokens {
     }
 
     fn components(&self) -> Vec<Component> {
-        vec![Component::tensors("trainable_tokens_delta", Some(&self.rows))]
+        vec![
+            Component::tensors("trainable_tokens_delta", Some(&self.rows)),
+            Component::buffers("trainable_tokens_original", &self.rows),
+        ]
     }
 
     fn tree_type(&self) -> Option<&'static str> {

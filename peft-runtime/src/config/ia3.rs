@@ -132,7 +132,10 @@ impl ConfigFields for Ia3Config {
         if let (Some(TargetModules::Names(targets)), Some(TargetModules::Names(feedforward))) =
             (self.targets(), &self.feedforward)
         {
-            let strangers = feedforward.difference(targets);
+            let is_target = |name: &&String| {
+                targets.iter().any(|target| ModulePath::from(target.as_str()).ends_with(name))
+            };
+            let strangers = feedforward.iter().filter(|name| !is_target(name));
             faults.extend(
                 strangers.map(|name| ("feedforward_modules", format!("`{name}` is none of the targets"))),
             );

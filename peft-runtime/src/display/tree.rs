@@ -2,7 +2,7 @@
 
 use super::repr::Repr;
 use crate::ModulePath;
-use crate::adapter::Component;
+use crate::adapter::{Component, Holds};
 use crate::layer::{AdaptedLayer, AdapterStack};
 use crate::module::{Injectable, Item, Leaf, tree};
 use crate::schema::{Family, Node};
@@ -60,9 +60,9 @@ fn layer_repr(layer: &dyn AdaptedLayer) -> Repr {
     repr.push("base_layer", base);
     let mut containers: Vec<Container<'_>> = Vec::new();
     for (name, adapter) in &adapters {
-        for Component { name: container, holds_modules, entry } in adapter.components() {
+        for Component { name: container, holds, entry } in adapter.components() {
             if !containers.iter().any(|known| known.name == container) {
-                containers.push(Container { name: container, holds_modules, entries: Vec::new() });
+                containers.push(Container { name: container, holds, entries: Vec::new() });
             }
             let known = containers.iter_mut().find(|known| known.name == container);
             if let (Some(known), Some(entry)) = (known, entry) {
@@ -73,7 +73,13 @@ fn layer_repr(layer: &dyn AdaptedLayer) -> Repr {
     for container in containers {
         repr.push(container.name, container.repr());
     }
-    repr
+    if !adapters.iter().any(|(_, adapter)| adapter.as_trainable_tokens().is_some()) {
+        return repr;
+    }
+    let mut wrapper = Repr::module("TrainableTokensWrapper");
+    wrapper.push("original_module", Repr::leaf("None"));
+    wrapper.push("token_adapter", repr);
+    wrapper
 }
 
 /// The type of a layer as PEFT calls it, by its first adapter.
@@ -98,24 +104,29 @@ const COPIES: &str = "ModulesToSaveWrapper";
 /// A container of PEFT's, such as `lora_A`, with an entry for each adapter.
 struct Container<'a> {
     name: &'static str,
-    holds_modules: bool,
+    holds: Holds,
     entries: Vec<(&'a str, String)>,
 }
 
 impl Container<'_> {
     fn repr(&self) -> Repr {
-        if self.holds_modules {
+        let dict = match self.holds {
+            Holds::Modules => None,
+            Holds::Parameters => Some("ParameterDict"),
+            Holds::Buffers => Some("BufferDict"),
+        };
+        let Some(dict) = dict else {
             let mut repr = Repr::module("ModuleDict");
             for (name, entry) in &self.entries {
                 repr.push(*name, Repr::leaf(entry));
             }
             return if self.entries.is_empty() { Repr::leaf("ModuleDict()") } else { repr };
-        }
+        };
         let lines: Vec<String> =
             self.entries.iter().map(|(name, entry)| format!("  ({name}): {entry}")).collect();
         Repr::leaf(match lines.as_slice() {
-            [] | [_] => format!("ParameterDict({})", lines.concat()),
-            many => format!("ParameterDict(\n  {}\n)", many.join("\n  ")),
+            [] | [_] => format!("{dict}({})", lines.concat()),
+            many => format!("{dict}(\n  {}\n)", many.join("\n  ")),
         })
     }
 }

@@ -1,6 +1,7 @@
 //! Injection: a pure plan that finds every fault, then an application that cannot fail half-way.
 
 mod apply;
+mod exact;
 mod facts;
 mod plan;
 mod planner;
@@ -9,6 +10,7 @@ mod replication;
 mod report;
 
 pub(crate) use apply::{COPIED_BIAS, Made, Tensors, commit, make, make_from_memory, swap};
+pub(crate) use exact::exactly_targeted;
 pub(crate) use plan::{Origin, Plan, name_fault};
 pub(crate) use reach::{TokenPlan, stored_paths};
 pub use report::InjectionReport;

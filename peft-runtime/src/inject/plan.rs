@@ -86,6 +86,15 @@ impl Plan {
             faults.push(Fault::NoTargets);
             return refuse(faults);
         };
+        let mut selection = selection;
+        if selection.exclude == Some(&TargetModules::AllLinear) {
+            // PEFT reads it as a regular expression there, which matches nothing.
+            selection.exclude = None;
+            if origin == Origin::Caller {
+                let reason = "`all-linear` excludes nothing in PEFT; name the modules".to_owned();
+                faults.push(Fault::Config { field: "exclude_modules", reason });
+            }
+        }
         let selector = match selector(&selection, targets) {
             Ok(selector) => selector,
             Err(fault) => {

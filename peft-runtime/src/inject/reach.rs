@@ -42,6 +42,9 @@ impl<'a> Planner<'a> {
         for (name, tokens) in by_name {
             let found: Vec<_> =
                 self.adapted_layers().filter(|(path, _)| path.as_str().ends_with(name)).collect();
+            if found.is_empty() && self.refuse_plain_table(name) {
+                continue;
+            }
             if found.is_empty() {
                 let names: Vec<&str> = self.adapted_layers().map(|(path, _)| path.last()).collect();
                 let nearest = nearest_names(name, names);
@@ -51,6 +54,21 @@ impl<'a> Planner<'a> {
                 self.choose_token_layer(path, layer, tokens, output);
             }
         }
+    }
+
+    /// Refuses a plain layer of that name, if there is one.
+    fn refuse_plain_table(&mut self, name: &str) -> bool {
+        let items = self.items;
+        let plain = items.iter().find_map(|item| match item {
+            Item::Leaf { path, leaf: Leaf::Plain(layer) } if path.as_str().ends_with(name) => {
+                Some((path, layer))
+            }
+            _ => None,
+        });
+        let Some((path, layer)) = plain else { return false };
+        let (path, kind, can_be_adapted) = (path.clone(), layer.type_name(), layer.can_be_adapted());
+        self.faults.push(Fault::PlainLayer { path, kind, can_be_adapted });
+        true
     }
 
     fn choose_token_layer(

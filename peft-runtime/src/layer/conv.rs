@@ -6,6 +6,7 @@ use candle_nn::{Conv1d, Conv2d};
 use super::{BaseLayer, ParameterMap};
 use crate::adapter::{ConvSettings, Geometry, tuple};
 use crate::error::Result;
+use crate::ops::add_promoted;
 use crate::ops::conv::conv;
 use crate::schema::{Family, LayerKind};
 
@@ -29,7 +30,9 @@ fn forward(
 ) -> candle_core::Result<Tensor> {
     let y = conv(x, weight, settings)?;
     match bias {
-        Some(bias) => y.broadcast_add(&geometry(weight, settings).over_output(bias)?),
+        Some(bias) => {
+            add_promoted(&y, &geometry(weight, settings).over_output(bias)?.broadcast_as(y.shape())?)
+        }
         None => Ok(y),
     }
 }

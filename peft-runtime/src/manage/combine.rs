@@ -3,12 +3,13 @@
 use candle_core::{Device, Tensor};
 
 use super::{check_known, method_of};
-use crate::adapter::{Combination, Combined, CombinedLayer, Part, Site, TrainableTokens};
+use crate::adapter::{AdapterMethod, Combination, Combined, CombinedLayer, Part, Site, TrainableTokens};
 use crate::config::CombineOptions;
 use crate::error::{Error, Result};
 use crate::inject::{InjectionReport, Origin, Plan, TokenPlan, commit, make_from_memory};
 use crate::layer::Slot;
 use crate::module::{Injectable, Leaf, leaves};
+use crate::select::TargetModules;
 
 /// Adds the adapter `name`, the sum of `adapters` each times its weight.
 pub(crate) fn add_weighted_adapter<M: Injectable + ?Sized>(
@@ -20,7 +21,7 @@ pub(crate) fn add_weighted_adapter<M: Injectable + ?Sized>(
     options.check()?;
     check_parts(model, adapters)?;
     let Combined { method, mut tensors } = combine(model, adapters, options)?;
-    let plan = Plan::new(model, method.as_ref(), name, Origin::File)?;
+    let plan = plan_sum(model, adapters, method.as_ref(), name)?;
     // Modules that train in full start again from the base model's, as in PEFT.
     for (path, leaf) in leaves(model).iter().filter(|(path, _)| plan.copied.contains(path)) {
         for (parameter, own) in leaf.parameters() {
@@ -40,6 +41,27 @@ pub(crate) fn add_weighted_adapter<M: Injectable + ?Sized>(
     commit(model, &plan, made, false)
 }
 
+/// The plan for the layers of the adapters and no others: a name in one config may be the end of another's path.
+fn plan_sum<M: Injectable + ?Sized>(
+    model: &M,
+    adapters: &[(&str, f64)],
+    method: &dyn AdapterMethod,
+    name: &str,
+) -> Result<Plan> {
+    let plan = Plan::new(model, method, name, Origin::File)?;
+    let all = leaves(model);
+    let carries = |leaf: &Leaf<'_>| {
+        let slot = |name: &str| leaf.stack().and_then(|stack| stack.slot(name)?.adapter());
+        adapters.iter().any(|(name, _)| slot(name).is_some())
+    };
+    let adapted: Vec<&str> =
+        all.iter().filter(|(_, leaf)| carries(leaf)).map(|(path, _)| path.as_str()).collect();
+    if plan.adapted.iter().all(|path| adapted.contains(&path.as_str())) {
+        return Ok(plan);
+    }
+    Plan::new(model, method.resolved(TargetModules::exactly(adapted), false).as_ref(), name, Origin::File)
+}
+
 /// Refuses adapters that are unknown, weights that are no numbers, and copies of one module that exclude each other.
 fn check_parts<M: Injectable + ?Sized>(model: &M, adapters: &[(&str, f64)]) -> Result<()> {
     let all = leaves(model);
@@ -54,8 +76,8 @@ fn check_parts<M: Injectable + ?Sized>(model: &M, adapters: &[(&str, f64)]) -> R
     }
     for (path, leaf) in &all {
         let Some(stack) = leaf.stack() else { continue };
-        let replaces = |name: &&&str| stack.slot(name).is_some_and(Slot::replaces_values);
-        let owners: Vec<String> = names.iter().filter(replaces).map(|name| (*name).to_owned()).collect();
+        let owns_copy = |name: &&&str| stack.slot(name).is_some_and(|slot| slot.copy().is_some());
+        let owners: Vec<String> = names.iter().filter(owns_copy).map(|name| (*name).to_owned()).collect();
         if owners.len() > 1 {
             return Err(Error::CopiesCollide { path: path.clone(), adapters: owners });
         }

@@ -11,7 +11,7 @@ use crate::ModulePath;
 use crate::adapter::size_at;
 use crate::config::{EvaConfig, LoraConfig};
 use crate::error::{Error, Result};
-use crate::inject::{InjectionReport, Origin, Plan, make_from_memory, swap};
+use crate::inject::{InjectionReport, Origin, Plan, exactly_targeted, make_from_memory, swap};
 use crate::layer::{no_grad, record_inputs};
 use crate::module::{Injectable, leaves};
 use crate::ops::principal::{Components, Moments};
@@ -49,7 +49,7 @@ where
     let moments = watch(model, name, &mut layers, batches, forward)?;
     let components = principal_components(&layers, &moments, &eva)?;
     let ranks = share_out(&layers, &components, &eva);
-    let method = Arc::new(config_for(config, &eva, &layers, &ranks)?);
+    let method = exactly_targeted(model, Arc::new(config_for(config, &eva, &layers, &ranks)?));
     let tensors = tensors_for(model, name, &layers, &components, &ranks, &eva)?;
     let plan = Plan::new(model, method.as_ref(), name, Origin::Swap)?;
     let trainable = leaves(model)

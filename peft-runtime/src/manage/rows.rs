@@ -20,7 +20,8 @@ pub(crate) fn with_adapter_rows<M: Injectable + ?Sized, S: AsRef<str>, T>(
         return Err(Error::UnknownAdapter { name: name.clone(), known });
     }
     for (path, leaf) in &leaves {
-        let Some(stack) = leaf.stack() else { continue };
+        // Where adapters are off, all rows are the base model's.
+        let Some(stack) = leaf.stack().filter(|stack| stack.enabled()) else { continue };
         if stack.training() {
             return Err(Error::Routing {
                 reason: "the model is in training mode; call `eval()` first".to_owned(),

@@ -13,7 +13,10 @@ where
     if !x.track_op() {
         return Ok(y);
     }
-    x.apply_op2(&y.contiguous()?, Attached(gradient))
+    // The copy below starts where the storage does.
+    let at_start = y.is_contiguous() && y.layout().start_offset() == 0;
+    let y = if at_start { y } else { y.force_contiguous()? };
+    x.apply_op2(&y, Attached(gradient))
 }
 
 struct Attached<G>(G);

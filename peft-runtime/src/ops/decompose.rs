@@ -24,7 +24,7 @@ pub(crate) fn svd(matrix: &Tensor) -> Result<Svd> {
     let Ok(svd) = matrix.thin_svd() else { bail!("the singular value decomposition did not converge") };
     let s: Vec<f64> = svd.S().column_vector().iter().copied().collect();
     let s = Tensor::from_vec(s, svd.S().column_vector().nrows(), &Device::Cpu)?;
-    let wide = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
+    let wide = wide(dtype);
     Ok(Svd {
         u: from_faer(svd.U(), wide, &device)?,
         s: s.to_dtype(wide)?.to_device(&device)?,
@@ -40,10 +40,10 @@ pub(crate) fn randomised_svd(
     iterations: usize,
     rng: &mut ChaCha8Rng,
 ) -> Result<Svd> {
-    let matrix = matrix.to_dtype(DType::F32)?;
+    let matrix = matrix.to_dtype(wide(matrix.dtype()))?;
     let (rows, columns) = matrix.dims2()?;
     let rank = rank.min(rows).min(columns);
-    let probe = random::normal(rng, 1.0, &[columns, rank], DType::F32, matrix.device())?;
+    let probe = random::normal(rng, 1.0, &[columns, rank], matrix.dtype(), matrix.device())?;
     let mut basis = qr(&product(&matrix, &probe, 1.0)?)?.0;
     for _ in 0..iterations {
         let back = qr(&product(&matrix.t()?, &basis, 1.0)?)?.0;
@@ -56,9 +56,14 @@ pub(crate) fn randomised_svd(
 /// `matrix = q · r` with orthonormal columns in `q` (`[m, k]`) and an upper triangular `r` (`[k, n]`).
 pub(crate) fn qr(matrix: &Tensor) -> Result<(Tensor, Tensor)> {
     let (dtype, device) = (matrix.dtype(), matrix.device().clone());
-    let wide = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
+    let wide = wide(dtype);
     let qr = to_faer(matrix)?.qr();
     Ok((from_faer(qr.compute_thin_Q().as_ref(), wide, &device)?, from_faer(qr.thin_R(), wide, &device)?))
+}
+
+/// The dtype of factors: f32, or f64 for f64.
+fn wide(dtype: DType) -> DType {
+    if dtype == DType::F64 { DType::F64 } else { DType::F32 }
 }
 
 /// Decompositions are computed in f64: they are rare, and small singular values suffer first.

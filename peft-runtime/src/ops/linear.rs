@@ -3,6 +3,7 @@
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Storage, Tensor, WithDType, bail};
 use half::{bf16, f16};
 
+use super::add_promoted;
 use super::attach::with_gradient;
 use super::cpu::matmul::{Matrix, Write, matmul_into};
 use super::matmul::product;
@@ -37,7 +38,7 @@ fn frozen_linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<T
 
 pub(super) fn add_bias(y: Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     match bias {
-        Some(bias) => y.broadcast_add(bias),
+        Some(bias) => add_promoted(&y, &bias.broadcast_as(y.shape())?),
         None => Ok(y),
     }
 }

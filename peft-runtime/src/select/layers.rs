@@ -57,10 +57,14 @@ impl LayerFilter {
             containers.unwrap_or_default().iter().filter(|name| !name.is_empty()).collect();
         // Without a container name PEFT wants a component before the container: `layers.3.q` alone has no index.
         let patterns = if containers.is_empty() {
-            vec![Pattern::compile("layers_pattern", "", r"\A.*?\.[^.]*\.(\d+)\.")?]
+            vec![Pattern::compile("layers_pattern", "", r"\A.*?\.[^.]*\.(?<peft_block>\d+)\.")?]
         } else {
             let compile = |name: &String| {
-                Pattern::compile("layers_pattern", name, &format!(r"\A(?:.*?\.)?(?:{name})\.(\d+)\."))
+                Pattern::compile(
+                    "layers_pattern",
+                    name,
+                    &format!(r"\A(?:.*?\.)?(?:{name})\.(?<peft_block>\d+)\."),
+                )
             };
             containers.into_iter().map(compile).collect::<Result<_, _>>()?
         };
@@ -70,7 +74,7 @@ impl LayerFilter {
     /// Whether the path lies in one of the blocks.
     pub(crate) fn admits(&self, path: &str) -> Result<bool, Fault> {
         for pattern in &self.patterns {
-            if let Some(index) = pattern.capture(path)? {
+            if let Some(index) = pattern.capture(path, "peft_block")? {
                 return Ok(index.parse().is_ok_and(|index| self.indices.contains(index)));
             }
         }

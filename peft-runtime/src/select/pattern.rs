@@ -48,10 +48,10 @@ impl Pattern {
         self.regex.is_match(path).map_err(|error| self.hopeless(path, &error))
     }
 
-    /// The text of the first capture group, if the pattern matches.
-    pub(crate) fn capture(&self, path: &str) -> Result<Option<String>, Fault> {
+    /// The text of the capture group `name`, if the pattern matches.
+    pub(crate) fn capture(&self, path: &str, name: &str) -> Result<Option<String>, Fault> {
         let captures = self.regex.captures(path).map_err(|error| self.hopeless(path, &error))?;
-        Ok(captures.and_then(|captures| captures.get(1).map(|group| group.as_str().to_owned())))
+        Ok(captures.and_then(|captures| captures.name(name).map(|group| group.as_str().to_owned())))
     }
 
     fn hopeless(&self, path: &str, error: &fancy_regex::Error) -> Fault {

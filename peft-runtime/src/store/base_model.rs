@@ -103,7 +103,7 @@ pub(super) fn base_parameters<M: Injectable + ?Sized>(
     let leaves = leaves(model);
     let mut unexpected = Vec::new();
     for key in std::mem::take(&mut report.unexpected) {
-        let named = key.replace(".base_layer.", ".");
+        let named = key.replace(".token_adapter.base_layer.", ".").replace(".base_layer.", ".");
         let owner = leaves.iter().find_map(|(path, leaf)| Some((path, parameter(path, leaf, &named)?)));
         match (owner, tensors.get(&key)) {
             (Some((_, (_, own))), Some(stored)) if own.dims() != stored.shape => {

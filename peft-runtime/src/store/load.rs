@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::base_model::{BaseParameters, base_parameters, replace_base};
 use super::file::MappedFile;
-use super::keys::{CONFIG_FILE, WEIGHTS_FILE};
+use super::keys::{CONFIG_FILE, DEFAULT_ADAPTER, WEIGHTS_FILE};
 use super::save::adapter_folder;
 use crate::adapter::StoredTensors;
 use crate::config::PeftConfig;
@@ -125,10 +125,23 @@ fn find_folder(folder: &Path, name: &str) -> Result<PathBuf> {
         return Ok(own);
     }
     let here = folder.join(CONFIG_FILE);
-    match std::fs::metadata(&here) {
-        Ok(_) => Ok(folder.to_owned()),
-        Err(error) => Err(Error::io("open", here)(error)),
+    std::fs::metadata(&here).map_err(Error::io("open", &here))?;
+    // An adapter alone in its folder may be loaded under any name; among several, the names are theirs.
+    let others = named_adapters(folder);
+    if name != DEFAULT_ADAPTER && !others.is_empty() {
+        return Err(Error::UnknownAdapter { name: name.to_owned(), known: others }.in_file(folder));
     }
+    Ok(folder.to_owned())
+}
+
+/// The subfolders that hold adapters, by name.
+fn named_adapters(folder: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let adapters = entries.filter(|entry| entry.path().join(CONFIG_FILE).is_file());
+    let mut names: Vec<String> =
+        adapters.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
 }
 
 fn read_config(path: &Path) -> Result<PeftConfig> {

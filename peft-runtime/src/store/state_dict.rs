@@ -12,12 +12,13 @@ use crate::ModulePath;
 use crate::adapter::{Adapter, AdapterMethod, AdapterTensor, StoredTensor};
 use crate::config::Bias;
 use crate::error::{Error, Result, ShapeMismatch, TensorReport};
-use crate::inject::{COPIED_BIAS, InjectionReport, Origin, Plan, commit, make_from_memory, stored_paths};
+use crate::inject::{
+    COPIED_BIAS, InjectionReport, Origin, Plan, commit, exactly_targeted, make_from_memory, stored_paths,
+};
 use crate::layer::{Content, Slot};
 use crate::manage::{check_known, check_not_merged};
 use crate::module::{Injectable, Leaf, leaves};
 use crate::schema::Family;
-use crate::select::{TargetModules, proper_suffixes};
 
 /// A tensor that belongs to an adapter, where it lives.
 struct Entry {
@@ -152,22 +153,6 @@ pub(crate) fn inject_adapter_from_state_dict<M: Injectable + ?Sized>(
     let plan = Plan::new(model, method.as_ref(), name, Origin::File)?;
     let made = make_from_memory(model, &plan, &tensors)?;
     commit(model, &plan, made, true)
-}
-
-/// The method with targets that are whole paths, also where one of them is the end of another module's path.
-fn exactly_targeted<M: Injectable + ?Sized>(
-    model: &M,
-    method: Arc<dyn AdapterMethod>,
-) -> Arc<dyn AdapterMethod> {
-    let Some(TargetModules::Names(names)) = method.selection().targets else { return method };
-    let also_means = |path: &ModulePath| {
-        !names.contains(path.as_str()) && proper_suffixes(path.as_str()).any(|suffix| names.contains(suffix))
-    };
-    if !leaves(model).iter().any(|(path, _)| also_means(path)) {
-        return method;
-    }
-    let exact = TargetModules::exactly(names.iter().map(String::as_str));
-    method.resolved(exact, false)
 }
 
 /// Gives the adapter the values in `state`, which has to hold exactly its keys.

@@ -5,7 +5,7 @@
 use candle_core::{DType, Result, Tensor, Var};
 
 use super::Lora;
-use crate::adapter::{AdapterTensor, Call, Geometry, LowRank};
+use crate::adapter::{AdapterTensor, Call, Geometry, LinearParameters, LowRank, Site};
 use crate::ops::constant::div_constant;
 use crate::ops::matmul::product;
 use crate::ops::scale::scale_features;
@@ -101,13 +101,31 @@ impl Magnitude {
     }
 
     /// k ⊙ (`running` + s·B·A), with the norm of the layer's own weight.
-    pub(super) fn merge(&self, lora: &Lora, own: &Tensor, running: &Tensor) -> Result<Tensor> {
+    ///
+    /// What adapters before this one added to the bias is scaled as well: the forward pass takes off the layer's own alone.
+    pub(super) fn merge(
+        &self,
+        lora: &Lora,
+        site: &Site<'_>,
+        running: LinearParameters,
+    ) -> Result<LinearParameters> {
+        let LinearParameters { weight, bias } = running;
         let terms = lora.constant_terms();
-        let factor = self.factor(&self.var.as_detached_tensor(), &lora.geometry, own, &terms)?;
-        let dtype = promoted(running.dtype(), factor.dtype());
+        let own = site.dense_weight()?;
+        let factor = self.factor(&self.var.as_detached_tensor(), &lora.geometry, &own, &terms)?;
+        let dtype = promoted(weight.dtype(), factor.dtype());
+        let factor = factor.to_dtype(dtype)?;
         let delta = lora.geometry.low_rank_delta(&terms)?.to_dtype(dtype)?;
-        let matrix = lora.geometry.to_matrix(&(running.to_dtype(dtype)? + delta)?)?;
-        let scaled = matrix.broadcast_mul(&factor.to_dtype(dtype)?.unsqueeze(1)?)?;
-        lora.geometry.stored_from_matrix(&scaled)?.contiguous()?.to_dtype(running.dtype())
+        let matrix = lora.geometry.to_matrix(&(weight.to_dtype(dtype)? + delta)?)?;
+        let scaled = lora.geometry.stored_from_matrix(&matrix.broadcast_mul(&factor.unsqueeze(1)?)?)?;
+        let bias = match (bias, &site.bias) {
+            (Some(bias), Some(own)) => {
+                let own = own.to_dtype(dtype)?;
+                let added = ((bias.to_dtype(dtype)? - &own)? * factor)?;
+                Some((added + own)?.to_dtype(bias.dtype())?)
+            }
+            (bias, _) => bias,
+        };
+        Ok(LinearParameters { weight: scaled.contiguous()?.to_dtype(weight.dtype())?, bias })
     }
 }

@@ -145,10 +145,10 @@ impl Adapter for Lora {
             let reason = format!("no convolution with {} groups computes the same", settings.groups);
             return Err(MergeError::Impossible(reason));
         }
-        let mut weight = sum_in(&parameters.weight, &self.geometry.low_rank_delta(&self.constant_terms())?)?;
         if let Some(magnitude) = &self.magnitude {
-            weight = magnitude.merge(self, &site.dense_weight()?, &parameters.weight)?;
+            return Ok(magnitude.merge(self, site, parameters)?);
         }
+        let weight = sum_in(&parameters.weight, &self.geometry.low_rank_delta(&self.constant_terms())?)?;
         let bias = match (&self.b_bias, parameters.bias) {
             (None, bias) => bias,
             (Some(delta), Some(bias)) => Some(sum_in(&bias, &(delta.as_detached_tensor() * self.scaling)?)?),

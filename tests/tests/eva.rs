@@ -1,0 +1,335 @@
+//! EVA: A starts as the directions in which a layer's inputs vary most, and ranks go where they explain most.
+
+use std::collections::BTreeMap;
+
+use candle_core::{DType, Device, Result, Tensor};
+use candle_nn::{Embedding, Linear, Module};
+use peft_runtime::prelude::*;
+use peft_runtime::{InjectionReport, ModulePath};
+use peft_tests::specimen::{bits, distance, randomise};
+
+/// Two layers that read one input, one that reads another, and one that reads what they make of them.
+#[derive(Clone, Injectable)]
+struct Model {
+    q: Adapted<Linear>,
+    k: Adapted<Linear>,
+    other: Adapted<Linear>,
+    head: Adapted<Linear>,
+}
+
+const WIDTH: usize = 6;
+const NARROW: usize = 4;
+
+fn random(shape: &[usize]) -> Tensor {
+    Tensor::randn(0f32, 1., shape, &Device::Cpu).unwrap()
+}
+
+fn linear(inputs: usize, outputs: usize) -> Adapted<Linear> {
+    Linear::new(random(&[outputs, inputs]), Some(random(&[outputs]))).into()
+}
+
+fn model() -> Model {
+    Model { q: linear(WIDTH, 5), k: linear(WIDTH, 5), other: linear(NARROW, 5), head: linear(5, 3) }
+}
+
+impl Model {
+    fn forward(&self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+        let hidden = ((self.q.forward(a)?.tanh()? * self.k.forward(a)?)? + self.other.forward(b)?)?;
+        self.head.forward(&hidden)
+    }
+
+    fn initialise(&mut self, batches: &[(Tensor, Tensor)]) -> InjectionReport {
+        self.initialise_eva("default", batches, |model, (a, b)| model.forward(a, b)).unwrap()
+    }
+}
+
+/// Where the mean of all rows is.
+const MEAN: f32 = 3.0;
+
+/// Rows around a mean that vary along each axis by itself, as far as `spread` says: the axes are the principal
+/// directions, and the squares of the spreads say how much of the variance each explains. Rows at the mean, which
+/// change nothing of that, bring their number to twelve.
+fn rows<const N: usize>(spread: [f32; N]) -> Tensor {
+    let mut values = Vec::new();
+    for (axis, far) in spread.into_iter().enumerate() {
+        for step in [far, -far] {
+            let mut row = vec![MEAN; N];
+            row[axis] += step;
+            values.push(row);
+        }
+    }
+    values.resize(12, vec![MEAN; N]);
+    Tensor::new(values, &Device::Cpu).unwrap()
+}
+
+/// Inputs of `q` and `k` that vary along the axes 1 and 3 above all, and of `other` along 2 and 0.
+fn batch() -> (Tensor, Tensor) {
+    (rows([1.0, 5.0, 0.5, 3.0, 0.1, 0.2]), rows([3.0, 1.0, 4.0, 2.0]))
+}
+
+/// Inputs of `q` and `k` that vary along axis 4 alone, nearly, and of `other` along 2, 3, 0 and 1.
+fn lopsided() -> (Tensor, Tensor) {
+    (rows([0.01, 0.01, 0.01, 0.01, 9.0, 0.01]), rows([3.0, 2.0, 4.0, 3.5]))
+}
+
+fn eva(rank: usize, rho: f64) -> LoraConfig {
+    let settings = EvaConfig { rho, ..EvaConfig::default() };
+    LoraConfig::new(rank, 4.0).with_targets(["q", "k", "other"]).with_eva(settings)
+}
+
+fn injected(config: &LoraConfig) -> Model {
+    let mut model = model();
+    model.inject_adapter(config, "default").unwrap();
+    model
+}
+
+fn factor<M: Injectable>(model: &M, layer: &str, letter: &str) -> Tensor {
+    let key = format!("base_model.model.{layer}.lora_{letter}.weight");
+    model.adapter_state_dict("default").unwrap()[&key].clone()
+}
+
+fn ranks(model: &Model) -> BTreeMap<String, usize> {
+    let state = model.adapter_state_dict("default").unwrap().into_iter();
+    let rank = |(key, tensor): (String, Tensor)| {
+        let layer = key.strip_prefix("base_model.model.")?.strip_suffix(".lora_A.weight")?.to_owned();
+        Some((layer, tensor.dims()[0]))
+    };
+    state.filter_map(rank).collect()
+}
+
+fn unit_rows<const N: usize>(axes: &[usize]) -> Tensor {
+    let row = |axis: &usize| (0..N).map(|place| f32::from(u8::from(place == *axis))).collect::<Vec<_>>();
+    Tensor::new(axes.iter().map(row).collect::<Vec<_>>(), &Device::Cpu).unwrap()
+}
+
+fn same(a: &Tensor, b: &Tensor) -> bool {
+    bits(a).unwrap() == bits(b).unwrap()
+}
+
+fn near(a: &Tensor, b: &Tensor) -> bool {
+    distance(a, b).unwrap() < 1e-5
+}
+
+#[test]
+fn a_holds_the_axes_along_which_the_inputs_vary_most_and_b_is_zero() {
+    let mut model = injected(&eva(2, 1.0));
+    let (a, b) = batch();
+    let before = model.forward(&a, &b).unwrap();
+    let report = model.initialise(&[(a.clone(), b.clone())]);
+    assert_eq!(report.adapted.len(), 3);
+    for layer in ["q", "k"] {
+        assert!(near(&factor(&model, layer, "A"), &unit_rows::<WIDTH>(&[1, 3])), "{layer}");
+        assert!(near(&factor(&model, layer, "B"), &Tensor::zeros((5, 2), DType::F32, &Device::Cpu).unwrap()));
+    }
+    assert!(same(&model.forward(&a, &b).unwrap(), &before), "nothing changes yet");
+}
+
+#[test]
+fn batches_are_taken_together() {
+    let (a, b) = batch();
+    let mut whole = injected(&eva(2, 1.0));
+    whole.initialise(&[(a.clone(), b.clone())]);
+    // The first rows alone vary along other axes, and around another mean.
+    let cut = |x: &Tensor, start: usize, length: usize| x.narrow(0, start, length).unwrap();
+    let parts = [(cut(&a, 0, 3), cut(&b, 0, 3)), (cut(&a, 3, 9), cut(&b, 3, 9))];
+    let mut split = injected(&eva(2, 1.0));
+    split.initialise(&parts);
+    for layer in ["q", "k", "other"] {
+        assert!(near(&factor(&whole, layer, "A"), &factor(&split, layer, "A")), "{layer}");
+    }
+    // Dimensions before the last are rows as well.
+    let mut deep = injected(&eva(2, 1.0));
+    deep.initialise(&[(a.reshape((3, 4, WIDTH)).unwrap(), b.reshape((3, 4, NARROW)).unwrap())]);
+    assert!(near(&factor(&whole, "q", "A"), &factor(&deep, "q", "A")));
+}
+
+#[test]
+fn the_directions_are_orthonormal_uncorrelated_and_the_longest() {
+    let stretch = Tensor::new(&[[4f32, 3., 2., 1., 0.5, 0.2]], &Device::Cpu).unwrap();
+    let turn = random(&[WIDTH, WIDTH]);
+    let a = random(&[80, WIDTH]).broadcast_mul(&stretch).unwrap().matmul(&turn).unwrap();
+    let mut model = injected(&eva(3, 1.0).with_targets(["q"]));
+    model.initialise(&[(a.clone(), random(&[80, NARROW]))]);
+    let directions = factor(&model, "q", "A").to_dtype(DType::F64).unwrap();
+    let a = a.to_dtype(DType::F64).unwrap();
+    let centred = a.broadcast_sub(&a.mean_keepdim(0).unwrap()).unwrap();
+    let scatter = centred.t().unwrap().matmul(&centred).unwrap();
+    let gram = directions.matmul(&directions.t().unwrap()).unwrap();
+    assert!(near(&gram, &Tensor::eye(3, DType::F64, &Device::Cpu).unwrap()));
+    let seen = directions.matmul(&scatter).unwrap().matmul(&directions.t().unwrap()).unwrap();
+    let seen = seen.to_vec2::<f64>().unwrap();
+    assert!(seen[0][0] >= seen[1][1] && seen[1][1] >= seen[2][2]);
+    assert!((0..3).all(|i| (0..3).all(|j| i == j || seen[i][j].abs() < 1e-4 * seen[0][0])));
+    // The longest one, by multiplying with the scatter again and again.
+    let mut longest = Tensor::ones((WIDTH, 1), DType::F64, &Device::Cpu).unwrap();
+    for _ in 0..3000 {
+        longest = scatter.matmul(&longest).unwrap();
+        let length = longest.sqr().unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap().sqrt();
+        longest = (longest / length).unwrap();
+    }
+    let cosine = directions.narrow(0, 0, 1).unwrap().matmul(&longest).unwrap();
+    assert!((cosine.sum_all().unwrap().to_scalar::<f64>().unwrap().abs() - 1.0).abs() < 1e-4);
+}
+
+#[test]
+fn whitened_directions_are_divided_by_the_roots_of_the_singular_values() {
+    let settings = EvaConfig { rho: 1.0, whiten: true, ..EvaConfig::default() };
+    let mut model = injected(&eva(2, 1.0).with_eva(settings));
+    model.initialise(&[batch()]);
+    // Two rows lie 5 from the mean along the first axis: the singular value is √2 · 5.
+    let roots = [5f32, 3.].map(|spread| (2f32.sqrt() * spread).sqrt());
+    let roots = Tensor::new(&roots, &Device::Cpu).unwrap().reshape((2, 1)).unwrap();
+    let expected = unit_rows::<WIDTH>(&[1, 3]).broadcast_div(&roots).unwrap();
+    assert!(near(&factor(&model, "q", "A"), &expected));
+}
+
+#[test]
+fn ranks_go_where_they_explain_most_within_the_budget() {
+    let mut model = injected(&eva(2, 2.0));
+    model.initialise(&[lopsided()]);
+    // One direction is nearly all that q and k see; of the six ranks, four are of more use elsewhere, which is ρ·r.
+    let expected = [("q", 1), ("k", 1), ("other", 4)].map(|(name, rank)| (name.to_owned(), rank));
+    assert_eq!(ranks(&model), BTreeMap::from(expected));
+    assert!(near(&factor(&model, "other", "A"), &unit_rows::<NARROW>(&[2, 3, 0, 1])));
+    // A smaller ρ leaves the other layer less.
+    let mut model = injected(&eva(2, 1.5));
+    model.initialise(&[lopsided()]);
+    let ranks = ranks(&model);
+    assert_eq!(ranks["other"], 3);
+    assert!(ranks.values().all(|rank| *rank <= 3) && ranks.values().sum::<usize>() <= 6, "{ranks:?}");
+}
+
+/// The factor between what an adapter adds and B·A, by the output of one layer.
+fn scaling(model: &Model, layer: &Adapted<Linear>, name: &str, x: &Tensor) -> f64 {
+    let added = (layer.forward(x).unwrap() - layer.base().forward(x).unwrap()).unwrap();
+    let (a, b) = (factor(model, name, "A"), factor(model, name, "B"));
+    let product = x.matmul(&a.t().unwrap()).unwrap().matmul(&b.t().unwrap()).unwrap();
+    let sum = |tensor: Tensor| f64::from(tensor.sum_all().unwrap().to_scalar::<f32>().unwrap());
+    sum((&added * &product).unwrap()) / sum(product.sqr().unwrap())
+}
+
+#[test]
+fn the_scaling_stays_unless_alpha_is_to_stay() {
+    for (adjust, expected) in [(true, [2.0, 2.0]), (false, [4.0, 1.0])] {
+        let settings = EvaConfig { adjust_scaling_factors: adjust, ..EvaConfig::default() };
+        let mut model = injected(&eva(2, 2.0).with_eva(settings));
+        model.initialise(&[lopsided()]);
+        randomise(&mut model, "default", 0.5).unwrap();
+        let found = [
+            scaling(&model, &model.q, "q", &random(&[5, WIDTH])),
+            scaling(&model, &model.other, "other", &random(&[5, NARROW])),
+        ];
+        let near = found.iter().zip(expected).all(|(found, expected)| (found - expected).abs() < 1e-3);
+        assert!(near, "adjusted: {adjust}: {found:?}");
+    }
+}
+
+#[test]
+fn a_layer_that_gets_no_rank_loses_the_adapter_and_the_rest_can_be_saved() {
+    let mut model = injected(&eva(1, 2.0).with_targets(["q", "other"]));
+    // Along the first two axes each half of the variance, against a quarter along each of the others'.
+    let (a, b) = (rows([5.0, 5.0, 0.0, 0.0, 0.0, 0.0]), rows([2.0; NARROW]));
+    let report = model.initialise(&[(a.clone(), b.clone())]);
+    let adapted: Vec<&str> = report.adapted.iter().map(ModulePath::as_str).collect();
+    assert_eq!(adapted, ["q"]);
+    assert!(report.active);
+    assert_eq!(ranks(&model), BTreeMap::from([("q".to_owned(), 2)]));
+    assert!(model.module_tree().contains("(other): Linear(in_features=4, out_features=5, bias=True)"));
+    assert_eq!(model.trainable_parameters().len(), 2, "it trains as before");
+    randomise(&mut model, "default", 0.5).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    model.save_pretrained(folder.path(), "default").unwrap();
+    let mut other = model.clone();
+    other.delete_adapter("default").unwrap();
+    other.load_adapter(folder.path(), "default").unwrap();
+    assert!(same(&other.forward(&a, &b).unwrap(), &model.forward(&a, &b).unwrap()));
+}
+
+#[test]
+fn saved_ranks_and_alphas_are_loaded() {
+    let mut model = injected(&eva(2, 2.0));
+    let (a, b) = lopsided();
+    model.initialise(&[(a.clone(), b.clone())]);
+    randomise(&mut model, "default", 0.5).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    model.save_pretrained(folder.path(), "default").unwrap();
+    let mut other = model.clone();
+    other.delete_adapter("default").unwrap();
+    other.load_adapter(folder.path(), "default").unwrap();
+    assert_eq!(ranks(&other), ranks(&model));
+    assert!(same(&other.forward(&a, &b).unwrap(), &model.forward(&a, &b).unwrap()));
+}
+
+#[test]
+fn no_adapter_acts_while_inputs_are_watched() {
+    let base = model();
+    let on_head = eva(2, 1.0).with_targets(["head"]);
+    let directions = |others: bool| {
+        let mut model = base.clone();
+        if others {
+            model.inject_adapter(&LoraConfig::new(2, 8.0).with_targets(["q", "other"]), "acting").unwrap();
+            randomise(&mut model, "acting", 1.0).unwrap();
+        }
+        model.inject_adapter(&on_head, "default").unwrap();
+        model.initialise(&[batch()]);
+        factor(&model, "head", "A")
+    };
+    assert!(same(&directions(true), &directions(false)));
+}
+
+#[test]
+fn embeddings_keep_what_they_were_drawn() {
+    #[derive(Clone, Injectable)]
+    struct Words {
+        embed: Adapted<Embedding>,
+        lin: Adapted<Linear>,
+    }
+    let mut model = Words { embed: Embedding::new(random(&[9, 4]), 4).into(), lin: linear(4, 3) };
+    let config = eva(2, 1.0).with_targets(["embed", "lin"]);
+    model.inject_adapter(&config, "default").unwrap();
+    let before = model.adapter_state_dict("default").unwrap();
+    let ids = Tensor::arange(0u32, 9, &Device::Cpu).unwrap();
+    model
+        .initialise_eva("default", [&ids], |model, ids| model.lin.forward(&model.embed.forward(ids)?))
+        .unwrap();
+    let after = model.adapter_state_dict("default").unwrap();
+    assert!(before.keys().eq(after.keys()));
+    for (key, tensor) in before {
+        assert_eq!(same(&tensor, &after[&key]), !key.ends_with("lin.lora_A.weight"), "{key}");
+    }
+}
+
+#[test]
+fn a_layer_whose_name_ends_anothers_path_keeps_its_adapter_alone() {
+    #[derive(Clone, Injectable)]
+    struct Nested {
+        lin: Adapted<Linear>,
+        block: Block,
+    }
+    #[derive(Clone, Injectable)]
+    struct Block {
+        lin: Adapted<Linear>,
+    }
+    let mut model = Nested { lin: linear(2, 3), block: Block { lin: linear(NARROW, 3) } };
+    let config = eva(1, 2.0).with_targets(["lin"]);
+    model.inject_adapter(&config, "default").unwrap();
+    let batches = [(rows([5.0, 5.0]), rows([2.0; NARROW]))];
+    let report = model.initialise_eva("default", batches, |model, (a, b)| {
+        model.lin.forward(&a)?;
+        model.block.lin.forward(&b)
+    });
+    let adapted: Vec<String> = report.unwrap().adapted.iter().map(ToString::to_string).collect();
+    assert_eq!(adapted, ["lin"]);
+}
+
+#[test]
+fn too_few_rows_are_an_error_that_says_how_many_there_are() {
+    let mut model = injected(&eva(2, 2.0));
+    let few = (random(&[3, WIDTH]), random(&[3, NARROW]));
+    let error = model.initialise_eva("default", [few], |model, (a, b)| model.forward(&a, &b)).unwrap_err();
+    assert!(error.chain().contains("3 rows are too few to find 4 directions in"), "{}", error.chain());
+    let none: [(Tensor, Tensor); 0] = [];
+    let error = model.initialise_eva("default", none, |model, (a, b)| model.forward(&a, &b)).unwrap_err();
+    assert!(error.to_string().contains("no batch reached"), "{error}");
+    assert_eq!(ranks(&model).into_values().collect::<Vec<_>>(), [2, 2, 2], "it is as it was");
+}

@@ -1,0 +1,361 @@
+//! A call that fails leaves the model as it was, at whatever stage it fails: one table.
+
+use std::path::Path;
+
+use candle_core::{Device, Tensor};
+use candle_nn::{Conv2d, Conv2dConfig, LayerNorm, Linear, Module};
+use peft_runtime::config::EvaConfig;
+use peft_runtime::prelude::*;
+use peft_tests::fingerprint::Fingerprint;
+use peft_tests::specimen::randomise;
+
+/// Layers that can be merged come before those that cannot, so that a call which fails late has done something before.
+#[derive(Clone, Injectable)]
+struct Model {
+    first: Adapted<Linear>,
+    norm: Adapted<LayerNorm>,
+    bare: Adapted<Linear>,
+    grouped: Adapted<Conv2d>,
+    last: Adapted<Linear>,
+}
+
+fn random(shape: &[usize]) -> Tensor {
+    Tensor::randn(0f32, 1., shape, &Device::Cpu).unwrap()
+}
+
+fn lora(rank: usize) -> LoraConfig {
+    LoraConfig::new(rank, 4.0).with_targets(["first", "last"])
+}
+
+fn base() -> Model {
+    let groups = Conv2dConfig { groups: 2, ..Conv2dConfig::default() };
+    Model {
+        first: Linear::new(random(&[6, 5]), Some(random(&[6]))).into(),
+        norm: LayerNorm::new(random(&[6]), random(&[6]), 1e-5).into(),
+        bare: Linear::new(random(&[6, 6]), None).into(),
+        grouped: Conv2d::new(random(&[4, 2, 3, 3]), Some(random(&[4])), groups).into(),
+        last: Linear::new(random(&[3, 6]), Some(random(&[3]))).into(),
+    }
+}
+
+/// The base with adapters of many kinds, all acting; `a` is active.
+fn model() -> Model {
+    let mut model = base();
+    let ia3 = Ia3Config::new().with_targets(["first"]).with_feedforward(["first"]);
+    model.inject_adapter(&lora(2).with_bias(Bias::LoraOnly), "a").unwrap();
+    model.inject_adapter(&lora(3).with_modules_to_save(["norm"]), "b").unwrap();
+    model.inject_adapter(&lora(3).with_modules_to_save(["norm"]), "c").unwrap();
+    model.inject_adapter(&ia3, "ia3").unwrap();
+    model.inject_adapter(&lora(2).with_targets(["first", "grouped"]), "grouped").unwrap();
+    model
+        .inject_adapter(&lora(2).with_targets(["first", "bare", "last"]).with_lora_bias(true), "biased")
+        .unwrap();
+    model.inject_adapter(&lora(2).with_targets(["last"]).with_init(LoraInit::Pissa), "pissa").unwrap();
+    model.inject_adapter(&lora(2).with_eva(EvaConfig::default()), "eva").unwrap();
+    for name in model.adapter_names() {
+        randomise(&mut model, &name, 0.5).unwrap();
+    }
+    model
+}
+
+type Call = fn(&mut Model, &Path) -> peft_runtime::Result<()>;
+
+/// A call that fails with these words, after a preparation that does not.
+struct Case {
+    what: &'static str,
+    prepare: fn(&mut Model),
+    call: Call,
+    says: &'static str,
+}
+
+fn case(what: &'static str, says: &'static str, call: Call) -> Case {
+    Case { what, prepare: |_| {}, call, says }
+}
+
+fn merged(what: &'static str, says: &'static str, call: Call) -> Case {
+    let prepare: fn(&mut Model) = |model| model.merge_adapters(&MergeOptions::active()).unwrap();
+    Case { prepare, ..case(what, says, call) }
+}
+
+/// A folder for each kind of damage, each with the adapter under the names `a` and `new`.
+fn folders() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["a", "new"] {
+        let mut source = base();
+        source.inject_adapter(&lora(3), name).unwrap();
+        randomise(&mut source, name, 0.5).unwrap();
+        let good = source.adapter_state_dict(name).unwrap();
+        let write =
+            |damage: &str, weights: &dyn Fn(Vec<u8>) -> Vec<u8>, config: &dyn Fn(String) -> String| {
+                let own = source.save_pretrained(folder.path().join(damage), name).unwrap();
+                let (weights_path, config_path) =
+                    (own.join("adapter_model.safetensors"), own.join("adapter_config.json"));
+                std::fs::write(&weights_path, weights(std::fs::read(&weights_path).unwrap())).unwrap();
+                std::fs::write(&config_path, config(std::fs::read_to_string(&config_path).unwrap())).unwrap();
+            };
+        let with = |key: &str, tensor: Option<Tensor>| {
+            let mut tensors = good.clone();
+            tensors.remove(key);
+            tensors.extend(tensor.map(|tensor| (key.to_owned(), tensor)));
+            safetensors::serialize(tensors.iter(), None).unwrap()
+        };
+        let b = "base_model.model.last.lora_B.weight";
+        let same_text = |text: String| text;
+        write("good", &|bytes| bytes, &same_text);
+        write("truncated", &|bytes| bytes[..bytes.len() - 5].to_vec(), &same_text);
+        write("missing", &|_| with(b, None), &same_text);
+        write("shape", &|_| with(b, Some(random(&[3, 4]))), &same_text);
+        write("foreign", &|_| with("base_model.model.lost.lora_A.weight", Some(random(&[3, 6]))), &same_text);
+        write("base", &|_| with("base_model.model.norm.weight", Some(random(&[7]))), &same_text);
+        let edit = |from: &'static str, to: &'static str| move |text: String| text.replace(from, to);
+        write("rank", &|bytes| bytes, &edit("\"r\": 3", "\"r\": 0"));
+        write("json", &|bytes| bytes, &|_| "{".to_owned());
+        write("switch", &|bytes| bytes, &edit("\"use_qalora\": false", "\"use_qalora\": true"));
+        write("method", &|bytes| bytes, &edit("\"LORA\"", "\"LOHA\""));
+        write("targets", &|bytes| bytes, &edit("\"first\",\n    \"last\"", "\"frist\""));
+        write("layer", &|bytes| bytes, &edit("\"first\",", "\"norm\","));
+        write("biases", &|bytes| bytes, &edit("\"bias\": \"none\"", "\"bias\": \"all\""));
+    }
+    folder
+}
+
+fn hot_swaps() -> Vec<Case> {
+    vec![
+        case("an unknown adapter", "no adapter named `x`", |m, f| {
+            m.hotswap_adapter(f.join("good"), "x").map(drop)
+        }),
+        merged("a merged adapter", "while it is merged", |m, f| {
+            m.hotswap_adapter(f.join("good"), "a").map(drop)
+        }),
+        case("one that changed the base", "its init changed the base weights", |m, f| {
+            m.hotswap_adapter(f.join("good"), "pissa").map(drop)
+        }),
+        case("no folder", "adapter_config.json", |m, f| m.hotswap_adapter(f.join("none"), "a").map(drop)),
+        case("a rank of zero", "invalid `r`", |m, f| m.hotswap_adapter(f.join("rank"), "a").map(drop)),
+        case("no JSON", "not a valid adapter config", |m, f| {
+            m.hotswap_adapter(f.join("json"), "a").map(drop)
+        }),
+        case("a switch", "`use_qalora` = true", |m, f| m.hotswap_adapter(f.join("switch"), "a").map(drop)),
+        case("another method", "LOHA", |m, f| m.hotswap_adapter(f.join("method"), "a").map(drop)),
+        case("no targets", "`frist` matches no module", |m, f| {
+            m.hotswap_adapter(f.join("targets"), "a").map(drop)
+        }),
+        case("a layer that cannot", "cannot adapt `norm`", |m, f| {
+            m.hotswap_adapter(f.join("layer"), "a").map(drop)
+        }),
+        case("a cut file", "adapter_model.safetensors", |m, f| {
+            m.hotswap_adapter(f.join("truncated"), "a").map(drop)
+        }),
+        case("a missing tensor", "missing: `last.lora_B.weight`", |m, f| {
+            m.hotswap_adapter(f.join("missing"), "a").map(drop)
+        }),
+        case("a misshapen tensor", "has shape [3, 4], expected [3, 3]", |m, f| {
+            m.hotswap_adapter(f.join("shape"), "a").map(drop)
+        }),
+        case("a foreign tensor", "unexpected: `lost.lora_A.weight`", |m, f| {
+            m.hotswap_adapter(f.join("foreign"), "a").map(drop)
+        }),
+        case("a misshapen base weight", "`norm.weight` has shape [7], expected [6]", |m, f| {
+            m.hotswap_adapter(f.join("base"), "a").map(drop)
+        }),
+    ]
+}
+
+fn loads() -> Vec<Case> {
+    vec![
+        case("a name that is taken", "already has an adapter named `a`", |m, f| {
+            m.load_adapter(f.join("good"), "a").map(drop)
+        }),
+        case("no name", "is no adapter name", |m, f| m.load_adapter(f.join("good/new"), "x.y").map(drop)),
+        case("no folder", "adapter_config.json", |m, f| m.load_adapter(f.join("none"), "new").map(drop)),
+        case("no JSON", "not a valid adapter config", |m, f| m.load_adapter(f.join("json"), "new").map(drop)),
+        case("a rank of zero", "invalid `r`", |m, f| m.load_adapter(f.join("rank"), "new").map(drop)),
+        case("a switch", "`use_qalora` = true", |m, f| m.load_adapter(f.join("switch"), "new").map(drop)),
+        case("another method", "LOHA", |m, f| m.load_adapter(f.join("method"), "new").map(drop)),
+        case("no targets", "`frist` matches no module", |m, f| {
+            m.load_adapter(f.join("targets"), "new").map(drop)
+        }),
+        case("a layer that cannot", "cannot adapt `norm`", |m, f| {
+            m.load_adapter(f.join("layer"), "new").map(drop)
+        }),
+        case("a cut file", "adapter_model.safetensors", |m, f| {
+            m.load_adapter(f.join("truncated"), "new").map(drop)
+        }),
+        case("a missing tensor", "missing: `last.lora_B.weight`", |m, f| {
+            m.load_adapter(f.join("missing"), "new").map(drop)
+        }),
+        case("a misshapen tensor", "has shape [3, 4], expected [3, 3]", |m, f| {
+            m.load_adapter(f.join("shape"), "new").map(drop)
+        }),
+        case("a foreign tensor", "unexpected: `lost.lora_A.weight`", |m, f| {
+            m.load_adapter(f.join("foreign"), "new").map(drop)
+        }),
+        case("a misshapen base weight", "`norm.weight` has shape [7], expected [6]", |m, f| {
+            m.load_adapter(f.join("base"), "new").map(drop)
+        }),
+        case("a second one with biases", "adapter `a` rules this out", |m, f| {
+            m.load_adapter(f.join("biases"), "new").map(drop)
+        }),
+    ]
+}
+
+/// Adds a sum of adapters called `sum`.
+fn sum(
+    model: &mut Model,
+    parts: &[(&str, f64)],
+    kind: CombinationType,
+    name: &str,
+) -> peft_runtime::Result<()> {
+    model.add_weighted_adapter(parts, name, &CombineOptions::new(kind)).map(drop)
+}
+
+fn combinations() -> Vec<Case> {
+    use CombinationType::{Cat, Linear, Svd, Ties};
+    vec![
+        case("an unknown part", "no adapter named `x`", |m, _| sum(m, &[("b", 1.), ("x", 1.)], Cat, "sum")),
+        case("no part", "there is none to combine", |m, _| sum(m, &[], Cat, "sum")),
+        case("a weight that is no number", "not a finite number", |m, _| {
+            sum(m, &[("b", f64::NAN), ("grouped", 1.)], Cat, "sum")
+        }),
+        case("ranks that differ", "needs equal ranks", |m, _| {
+            sum(m, &[("b", 1.), ("grouped", 1.)], Linear, "sum")
+        }),
+        case("a rank over all", "the rank is 4", |m, _| {
+            let options = CombineOptions::new(Svd).with_svd_rank(4);
+            m.add_weighted_adapter(&[("b", 1.), ("biased", 1.)], "sum", &options).map(drop)
+        }),
+        case("a layer that fails after others", "the update of `grouped` is no matrix", |m, _| {
+            sum(m, &[("biased", 1.), ("grouped", 1.)], Svd, "sum")
+        }),
+        case("no density", "invalid `density`", |m, _| {
+            sum(m, &[("biased", 1.), ("grouped", 1.)], Ties, "sum")
+        }),
+        case("a name that is taken", "already has an adapter named `b`", |m, _| {
+            sum(m, &[("biased", 1.), ("grouped", 1.)], Cat, "b")
+        }),
+        case("no name", "is no adapter name", |m, _| {
+            sum(m, &[("biased", 1.), ("grouped", 1.)], Cat, "../sum")
+        }),
+        case("two methods", "it is an adapter of IA3, and the first one is one of LORA", |m, _| {
+            sum(m, &[("biased", 1.), ("ia3", 1.)], Cat, "sum")
+        }),
+        case("the other way round", "it is an adapter of LORA, and the first one is one of IA3", |m, _| {
+            sum(m, &[("ia3", 1.), ("biased", 1.)], Linear, "sum")
+        }),
+        case("two copies of one module", "adapters `b` and `c`", |m, _| {
+            sum(m, &[("b", 1.), ("c", 1.)], Cat, "sum")
+        }),
+        case("a second one with biases", "adapter `a` rules this out", |m, _| {
+            sum(m, &[("a", 1.), ("grouped", 1.)], Cat, "sum")
+        }),
+        case("one that changed the base", "save it as plain LoRA first", |m, _| {
+            sum(m, &[("grouped", 1.), ("pissa", 1.)], Cat, "sum")
+        }),
+    ]
+}
+
+fn infinite(model: &mut Model) {
+    let mut state = model.adapter_state_dict("b").unwrap();
+    let key = "base_model.model.last.lora_A.weight";
+    state.insert(key.to_owned(), (&state[key] * f64::INFINITY).unwrap());
+    model.load_adapter_state_dict(&state, "b").unwrap();
+}
+
+fn merges() -> Vec<Case> {
+    let infinity = "merging adapter `b` into `last` gives NaN or infinite values";
+    vec![
+        case("an unknown adapter", "no adapter named `x`", |m, _| {
+            m.merge_adapters(&MergeOptions::adapters(["a", "x"]))
+        }),
+        Case {
+            prepare: infinite,
+            ..case("infinity in the last layer", infinity, |m, _| {
+                m.merge_adapters(&MergeOptions::adapters(["b"]).check_finite(true))
+            })
+        },
+        Case {
+            prepare: infinite,
+            ..case("infinity in the last layer, for good", infinity, |m, _| {
+                m.merge_and_unload(&MergeOptions::adapters(["b"]).check_finite(true))
+            })
+        },
+        case("groups", "no convolution with 2 groups", |m, _| {
+            m.merge_adapters(&MergeOptions::adapters(["a", "grouped"]))
+        }),
+        case("groups, for good", "no convolution with 2 groups", |m, _| {
+            m.merge_and_unload(&MergeOptions::adapters(["a", "grouped"]))
+        }),
+        case("a bias without a place", "the layer has no bias that could take up", |m, _| {
+            m.merge_adapters(&MergeOptions::adapters(["biased"]))
+        }),
+        merged("a bias without a place, beside what is merged", "the layer has no bias", |m, _| {
+            m.merge_adapters(&MergeOptions::adapters(["biased"]))
+        }),
+    ]
+}
+
+fn others() -> Vec<Case> {
+    vec![
+        case("renaming none", "no adapter named `x`", |m, _| m.rename_adapter("x", "y")),
+        case("renaming to a taken name", "already has an adapter named `b`", |m, _| {
+            m.rename_adapter("a", "b")
+        }),
+        case("renaming to no name", "is no adapter name", |m, _| m.rename_adapter("a", "x.y")),
+        case("deleting none", "no adapter named `x`", |m, _| m.delete_adapter("x")),
+        merged("deleting a merged one", "while it is merged", |m, _| m.delete_adapter("a")),
+        case("activating none", "no adapter named `x`", |m, _| m.set_adapters(&["b", "x"])),
+        merged("activating none while one is merged", "no adapter named `x`", |m, _| m.set_adapter("x")),
+        merged("activating two copies of one module", "all replace `norm`", |m, _| {
+            m.set_adapters(&["b", "c"])
+        }),
+        case("scaling none", "no adapter named `x`", |m, _| m.scale_adapter("x", 2.0)),
+        case("scaling what has no scaling", "IA3 has no scaling", |m, _| m.scale_adapter("ia3", 2.0)),
+        case("scaling by infinity", "not a finite number", |m, _| m.scale_adapter("a", f64::INFINITY)),
+        merged("scaling a merged one", "while it is merged", |m, _| m.scale_adapter("a", 2.0)),
+        case("training none", "no adapter named `x`", |m, _| m.set_trainable("x", false)),
+        case("a state that lacks a tensor", "missing: `last.lora_B.weight`", |m, _| {
+            let mut state = m.adapter_state_dict("a")?;
+            state.retain(|key, _| key != "base_model.model.last.lora_B.weight");
+            state.values_mut().try_for_each(|tensor| tensor.zeros_like().map(|zeros| *tensor = zeros))?;
+            m.load_adapter_state_dict(&state, "a")
+        }),
+        merged("a state for a merged one", "while it is merged", |m, _| {
+            let state = m.adapter_state_dict("a")?;
+            m.load_adapter_state_dict(&state, "a")
+        }),
+        merged("base weights under a merged one", "while it is merged", |m, _| {
+            let state = m.base_state_dict();
+            m.load_base_state_dict(&state)
+        }),
+        case("a layer beyond the adapters", "cannot adapt `norm`", |m, _| {
+            m.inject_adapter(&lora(2).with_targets(["first", "norm"]), "new").map(drop)
+        }),
+        case("EVA for what does not start so", "none of LoRA's `with_eva", |m, _| {
+            m.initialise_eva("a", [random(&[9, 5])], |m, x| m.first.forward(&x)).map(drop)
+        }),
+        case("EVA without a layer", "no batch reached `last`", |m, _| {
+            m.initialise_eva("eva", [random(&[9, 5])], |m, x| m.first.forward(&x)).map(drop)
+        }),
+        case("EVA with a forward that fails", "cannot take an input", |m, _| {
+            m.initialise_eva("eva", [random(&[9, 4])], |m, x| m.first.forward(&x)).map(drop)
+        }),
+    ]
+}
+
+#[test]
+fn a_call_that_fails_leaves_the_model_as_it_was() {
+    let folders = folders();
+    let mut control = model();
+    control.hotswap_adapter(folders.path().join("good"), "a").unwrap();
+    control.load_adapter(folders.path().join("good"), "new").unwrap();
+    let groups = [hot_swaps(), loads(), combinations(), merges(), others()];
+    for Case { what, prepare, call, says } in groups.into_iter().flatten() {
+        let mut model = model();
+        prepare(&mut model);
+        let before = Fingerprint::of(&model).unwrap();
+        let error = call(&mut model, folders.path()).expect_err(what).chain();
+        assert!(error.contains(says), "{what}: `{says}` is not in: {error}");
+        let changes = before.changes(&Fingerprint::of(&model).unwrap());
+        assert_eq!(changes, Vec::<String>::new(), "{what} ({says}) changed the model");
+    }
+}

@@ -1,0 +1,159 @@
+//! LoRA and IA3 together on one model, by hand; and rows with an adapter each.
+
+use candle_core::{Device, Tensor};
+use candle_nn::{Linear, Module};
+use peft_runtime::prelude::*;
+use peft_tests::specimen::{distance, randomise};
+
+use crate::{Model, lora, same};
+
+/// One layer in double precision, so that formulas can be compared closely.
+#[derive(Clone, Injectable)]
+struct One {
+    lin: Adapted<Linear>,
+}
+
+fn wide(shape: &[usize]) -> Tensor {
+    Tensor::randn(0f64, 1., shape, &Device::Cpu).unwrap()
+}
+
+/// A layer with LoRA called `lora` and IA3 called `ia3`, on its output or its input, both acting.
+fn both(feedforward: bool) -> One {
+    let mut model = One { lin: Linear::new(wide(&[6, 5]), Some(wide(&[6]))).into() };
+    model.inject_adapter(&LoraConfig::new(2, 4.0).with_targets(["lin"]), "lora").unwrap();
+    let named = if feedforward { vec!["lin"] } else { Vec::new() };
+    model.inject_adapter(&Ia3Config::new().with_targets(["lin"]).with_feedforward(named), "ia3").unwrap();
+    for name in ["lora", "ia3"] {
+        randomise(&mut model, name, 0.5).unwrap();
+    }
+    model
+}
+
+/// W, b, ΔW = 2·B·A and the vector of IA3, read off the state dicts.
+fn parts(model: &One) -> [Tensor; 4] {
+    let (base, lora, ia3) = (
+        model.base_state_dict(),
+        model.adapter_state_dict("lora").unwrap(),
+        model.adapter_state_dict("ia3").unwrap(),
+    );
+    let factor = |name: &str| lora[&format!("base_model.model.lin.lora_{name}.weight")].clone();
+    let delta = (factor("B").matmul(&factor("A")).unwrap() * 2.0).unwrap();
+    let vector = ia3["base_model.model.lin.ia3_l"].flatten_all().unwrap();
+    [base["lin.weight"].clone(), base["lin.bias"].clone(), delta, vector]
+}
+
+fn times(x: &Tensor, weight: &Tensor) -> Tensor {
+    x.matmul(&weight.t().unwrap()).unwrap()
+}
+
+#[test]
+fn lora_and_ia3_act_one_after_the_other_in_either_order() {
+    for feedforward in [false, true] {
+        let mut model = both(feedforward);
+        let [weight, bias, delta, vector] = parts(&model);
+        let x = wide(&[3, 5]);
+        let plus = |a: &Tensor, b: &Tensor| a.broadcast_add(b).unwrap();
+        let scaled = |y: &Tensor| y.broadcast_mul(&vector).unwrap();
+        let expected = |lora_first: bool| match (feedforward, lora_first) {
+            // The whole output with its bias times the vector, or what IA3 makes of it plus LoRA's part.
+            (false, true) => scaled(&plus(&times(&x, &(&weight + &delta).unwrap()), &bias)),
+            (false, false) => plus(&scaled(&plus(&times(&x, &weight), &bias)), &times(&x, &delta)),
+            // IA3 scales the input of the layer as LoRA left it; LoRA after it has an input of its own.
+            (true, true) => plus(&times(&scaled(&x), &(&weight + &delta).unwrap()), &bias),
+            (true, false) => plus(&plus(&times(&scaled(&x), &weight), &bias), &times(&x, &delta)),
+        };
+        for (order, lora_first) in [(["lora", "ia3"], true), (["ia3", "lora"], false)] {
+            model.set_adapters(&order).unwrap();
+            let output = model.lin.forward(&x).unwrap();
+            let far = distance(&output, &expected(lora_first)).unwrap();
+            assert!(far < 1e-6, "input scaled: {feedforward}, {order:?}: {far}");
+            model.merge_adapters(&MergeOptions::active()).unwrap();
+            let far = distance(&output, &model.lin.forward(&x).unwrap()).unwrap();
+            assert!(far < 1e-6, "merged, input scaled: {feedforward}, {order:?}: {far}");
+            model.unmerge_adapters().unwrap();
+            assert!(same(&model.lin.forward(&x).unwrap(), &output));
+        }
+    }
+}
+
+#[test]
+fn each_is_saved_and_loaded_alone() {
+    let x = wide(&[3, 5]);
+    let mut model = both(true);
+    let folder = tempfile::tempdir().unwrap();
+    let mut other = model.clone();
+    for name in ["lora", "ia3"] {
+        model.save_pretrained(folder.path(), name).unwrap();
+        other.delete_adapter(name).unwrap();
+    }
+    assert!(other.adapter_names().is_empty());
+    for name in ["ia3", "lora"] {
+        other.load_adapter(folder.path(), name).unwrap();
+    }
+    for order in [["lora", "ia3"], ["ia3", "lora"]] {
+        model.set_adapters(&order).unwrap();
+        other.set_adapters(&order).unwrap();
+        assert!(same(&model.lin.forward(&x).unwrap(), &other.lin.forward(&x).unwrap()), "{order:?}");
+    }
+    let types = model.model_status().unwrap().peft_types;
+    assert_eq!((types["lora"], types["ia3"]), ("LORA", "IA3"));
+}
+
+#[test]
+fn deleting_one_leaves_the_other() {
+    let x = wide(&[3, 5]);
+    for (gone, left) in [("lora", "ia3"), ("ia3", "lora")] {
+        let mut model = both(false);
+        model.set_adapter(left).unwrap();
+        let alone = model.lin.forward(&x).unwrap();
+        model.set_adapters(&["lora", "ia3"]).unwrap();
+        model.delete_adapter(gone).unwrap();
+        assert_eq!((model.adapter_names(), model.active_adapters()), (vec![left.into()], vec![left.into()]));
+        assert!(same(&model.lin.forward(&x).unwrap(), &alone), "{left}");
+    }
+}
+
+#[test]
+fn rows_of_a_batch_may_have_different_methods() {
+    for feedforward in [false, true] {
+        let mut model = both(feedforward);
+        let x = wide(&[5, 5]);
+        let rows = ["ia3", "lora", "__base__", "ia3", "lora"];
+        let mixed = model.with_adapter_rows(&rows, |model| model.lin.forward(&x)).unwrap().unwrap();
+        for (index, name) in rows.into_iter().enumerate() {
+            let active: &[&str] = if name == "__base__" { &[] } else { &[name] };
+            model.set_adapters(active).unwrap();
+            let alone = model.lin.forward(&x).unwrap();
+            let far = distance(&mixed.get(index).unwrap(), &alone.get(index).unwrap()).unwrap();
+            assert!(far < 1e-9, "input scaled: {feedforward}, row {index}: {far}");
+        }
+    }
+}
+
+#[test]
+fn gradients_reach_both() {
+    let mut model = both(true);
+    model.set_adapters(&["lora", "ia3"]).unwrap();
+    let loss = model.lin.forward(&wide(&[3, 5])).unwrap().sqr().unwrap().sum_all().unwrap();
+    let grads = loss.backward().unwrap();
+    let parameters = model.trainable_parameters();
+    let names: Vec<&str> = parameters.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["lin.lora_A.lora.weight", "lin.lora_B.lora.weight", "lin.ia3_l.ia3"]);
+    assert!(parameters.iter().all(|(_, var)| grads.get(var).is_some()));
+}
+
+#[test]
+fn while_adapters_are_disabled_rows_are_all_the_bases_also_where_something_is_merged() {
+    let (base, x) = (Model::new(), Model::input());
+    let mut model = base.with(&lora(), "a");
+    for merge in [false, true] {
+        if merge {
+            model.merge_adapters(&MergeOptions::active()).unwrap();
+        }
+        model.disable_adapters();
+        let output =
+            model.with_adapter_rows(&["a", "__base__", "a", "a"], |model| model.forward(&x)).unwrap();
+        assert!(same(&output, &base.forward(&x)), "merged: {merge}");
+        model.enable_adapters();
+    }
+}

@@ -1,0 +1,320 @@
+//! Tokens, bare parameters, repeated blocks and EVA, against what PEFT computed: `tests/python/peft_values.py` wrote the
+//! fixture.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use candle_core::{DType, Device, Result, Tensor};
+use candle_nn::{Embedding, Linear, Module};
+use peft_runtime::nn::Weight;
+use peft_runtime::prelude::*;
+use peft_runtime::{Checkpoint, PeftConfig};
+use peft_tests::specimen::{bits, distance};
+use serde_json::Value;
+
+/// One case of the fixture.
+struct Case {
+    name: &'static str,
+    tensors: BTreeMap<String, Tensor>,
+    /// The text of the adapter's config.
+    config: String,
+}
+
+impl Case {
+    fn read(name: &'static str) -> Self {
+        let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fixtures/peft_values.safetensors");
+        let bytes = std::fs::read(&path).unwrap();
+        let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
+        let texts: Value = serde_json::from_str(&header.metadata().as_ref().unwrap()["json"]).unwrap();
+        let file = Checkpoint::open(&path).unwrap();
+        let own = |key: &str| Some((key.strip_prefix(name)?.strip_prefix('/')?.to_owned(), key.to_owned()));
+        let keys: Vec<(String, String)> = file.names().filter_map(own).collect();
+        let read = |(key, full): (String, String)| (key, file.tensor(&full, &Device::Cpu).unwrap());
+        let tensors = keys.into_iter().map(read).collect();
+        Self { name, tensors, config: texts[name].as_str().unwrap().to_owned() }
+    }
+
+    fn tensor(&self, key: &str) -> Tensor {
+        self.tensors[key].clone()
+    }
+
+    fn base(&self, key: &str) -> Tensor {
+        self.tensor(&format!("base/{key}"))
+    }
+
+    fn linear(&self, path: &str) -> Adapted<Linear> {
+        Linear::new(self.base(&format!("{path}.weight")), Some(self.base(&format!("{path}.bias")))).into()
+    }
+
+    fn embedding(&self, path: &str) -> Adapted<Embedding> {
+        let table = self.base(&format!("{path}.weight"));
+        let features = table.dims()[1];
+        Embedding::new(table, features).into()
+    }
+
+    /// PEFT's tokens are of 64 bits.
+    fn input(&self) -> Tensor {
+        let x = self.tensor("x");
+        if x.dtype() == DType::I64 { x.to_dtype(DType::U32).unwrap() } else { x }
+    }
+
+    fn adapter(&self) -> BTreeMap<String, Tensor> {
+        let own = |(key, tensor): (&String, &Tensor)| {
+            Some((key.strip_prefix("adapter/")?.to_owned(), tensor.clone()))
+        };
+        self.tensors.iter().filter_map(own).collect()
+    }
+
+    /// The adapter's folder, as PEFT wrote it.
+    fn folder(&self) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("adapter_config.json"), &self.config).unwrap();
+        let weights = safetensors::serialize(self.adapter().iter(), None).unwrap();
+        std::fs::write(folder.path().join("adapter_model.safetensors"), weights).unwrap();
+        folder
+    }
+
+    fn expect(&self, key: &str, found: &Tensor) {
+        let far = distance(found, &self.tensor(&format!("expected/{key}"))).unwrap();
+        assert!(far < 2e-5, "{}: {key} is off by {far}", self.name);
+    }
+
+    /// Injects, loads, merges and saves on `model`, and compares at each step with what PEFT has.
+    fn replay<M: Injectable + Clone>(&self, base: &M, forward: impl Fn(&M, &Tensor) -> Result<Tensor>) {
+        let x = self.input();
+        let output = |model: &M| forward(model, &x).unwrap();
+        self.expect("base", &output(base));
+        let mut fresh = base.clone();
+        fresh.inject_adapter(&self.method(), "default").unwrap();
+        self.expect("fresh", &output(&fresh));
+        assert!(fresh.adapter_state_dict("default").unwrap().keys().eq(self.adapter().keys()));
+        let mut model = base.clone();
+        model.load_adapter(self.folder().path(), "default").unwrap();
+        self.expect("output", &output(&model));
+        model.disable_adapters();
+        self.expect("disabled", &output(&model));
+        model.enable_adapters();
+        if self.tensors.contains_key("expected/merged") {
+            model.merge_adapters(&MergeOptions::active()).unwrap();
+            self.expect("merged", &output(&model));
+            model.unmerge_adapters().unwrap();
+        }
+        self.same_files(&model);
+    }
+
+    /// The config of the file.
+    fn method(&self) -> LoraConfig {
+        match PeftConfig::from_json(&self.config).unwrap() {
+            PeftConfig::Lora(config) => config,
+            other => panic!("{}: {other:?}", self.name),
+        }
+    }
+
+    /// What is saved is what PEFT wrote, bit for bit and field for field.
+    fn same_files<M: Injectable>(&self, model: &M) {
+        let folder = tempfile::tempdir().unwrap();
+        model.save_pretrained(folder.path(), "default").unwrap();
+        let saved = Checkpoint::open(folder.path().join("adapter_model.safetensors")).unwrap();
+        let adapter = self.adapter();
+        assert!(saved.names().eq(adapter.keys().map(String::as_str)), "{}: keys", self.name);
+        for (key, tensor) in &adapter {
+            let ours = saved.tensor(key, &Device::Cpu).unwrap();
+            assert_eq!(bits(&ours).unwrap(), bits(tensor).unwrap(), "{}: {key}", self.name);
+        }
+        let text = std::fs::read_to_string(folder.path().join("adapter_config.json")).unwrap();
+        let [mut ours, mut theirs] =
+            [&text, &self.config].map(|text| serde_json::from_str::<Value>(text).unwrap());
+        for config in [&mut ours, &mut theirs] {
+            // Parameters alone are written as an empty list of modules here, and as none there.
+            let targets = config["target_modules"].as_array().cloned().unwrap_or_default();
+            config["target_modules"] = Value::Array(targets);
+        }
+        assert_eq!(ours, theirs, "{}", self.name);
+    }
+}
+
+#[derive(Clone, Injectable)]
+struct Words {
+    embed_tokens: Adapted<Embedding>,
+    lin: Adapted<Linear>,
+}
+
+#[test]
+fn a_list_of_tokens_computes_what_peft_computes() {
+    let case = Case::read("tokens_list");
+    let base = Words { embed_tokens: case.embedding("embed_tokens"), lin: case.linear("lin") };
+    case.replay(&base, |model, x| model.lin.forward(&model.embed_tokens.forward(x)?));
+}
+
+#[derive(Clone, Injectable)]
+struct TwoTables {
+    word: Adapted<Embedding>,
+    position: Adapted<Embedding>,
+    lin: Adapted<Linear>,
+}
+
+#[test]
+fn a_dictionary_of_tokens_computes_what_peft_computes() {
+    let case = Case::read("tokens_dict");
+    let base = TwoTables {
+        word: case.embedding("word"),
+        position: case.embedding("position"),
+        lin: case.linear("lin"),
+    };
+    case.replay(&base, |model, x| {
+        let places =
+            Tensor::arange(0u32, x.dim(1)? as u32, x.device())?.broadcast_as(x.shape())?.contiguous()?;
+        model.lin.forward(&(model.word.forward(x)? + model.position.forward(&places)?)?)
+    });
+}
+
+#[derive(Clone, Injectable)]
+#[peft(input_embedding = "embed_tokens", output_embedding = "lm_head")]
+struct Tied {
+    embed_tokens: Adapted<Embedding>,
+    lin: Adapted<Linear>,
+    lm_head: Adapted<Linear>,
+}
+
+#[test]
+fn tokens_of_a_tied_head_compute_what_peft_computes() {
+    let case = Case::read("tokens_tied");
+    let base = Tied {
+        embed_tokens: case.embedding("embed_tokens"),
+        lin: case.linear("lin"),
+        lm_head: Linear::new(case.base("embed_tokens.weight"), None).into(),
+    };
+    case.replay(&base, |model, x| {
+        model.lm_head.forward(&model.lin.forward(&model.embed_tokens.forward(x)?)?.tanh()?)
+    });
+}
+
+#[derive(Clone, Injectable)]
+struct Mixture {
+    down: Adapted<Linear>,
+    experts: Experts,
+}
+
+#[derive(Clone, Injectable)]
+struct Experts {
+    up: Adapted<Weight>,
+    down: Adapted<Weight>,
+    #[peft(skip)]
+    transposed: bool,
+}
+
+impl Mixture {
+    fn read(case: &Case, transposed: bool) -> Self {
+        let new = if transposed { Weight::transposed } else { Weight::new };
+        let weight = |path: &str| Adapted::new(new(case.base(path)));
+        let experts = Experts { up: weight("experts.up"), down: weight("experts.down"), transposed };
+        Self { down: case.linear("down"), experts }
+    }
+
+    /// Every expert sees every row; their outputs are added.
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let Experts { up, down, transposed } = &self.experts;
+        let inputs_first = |weight: Tensor| if *transposed { Ok(weight) } else { weight.transpose(1, 2) };
+        let (up, down) = (inputs_first(up.weight()?)?, inputs_first(down.weight()?)?);
+        let hidden = self.down.forward(x)?.unsqueeze(0)?.broadcast_matmul(&up)?.tanh()?;
+        hidden.broadcast_matmul(&down)?.sum(0)
+    }
+}
+
+#[test]
+fn target_parameters_of_experts_compute_what_peft_computes() {
+    for (name, transposed) in [("experts", false), ("experts_transposed", true), ("experts_and_layer", false)]
+    {
+        let case = Case::read(name);
+        case.replay(&Mixture::read(&case, transposed), Mixture::forward);
+    }
+}
+
+#[derive(Clone, Injectable)]
+struct Gated {
+    gate: Gate,
+}
+
+#[derive(Clone, Injectable)]
+struct Gate {
+    proj: Adapted<Weight>,
+}
+
+#[test]
+fn a_matrix_as_target_parameter_computes_what_peft_computes() {
+    let case = Case::read("matrix");
+    let base = Gated { gate: Gate { proj: Weight::new(case.base("gate.proj")).into() } };
+    case.replay(&base, |model, x| x.matmul(&model.gate.proj.weight()?.t()?)?.tanh());
+}
+
+#[derive(Clone, Injectable)]
+struct Stack {
+    #[peft(blocks)]
+    layers: Vec<Block>,
+}
+
+#[derive(Clone, Injectable)]
+struct Block {
+    lin: Adapted<Linear>,
+}
+
+#[test]
+fn replicated_layers_compute_what_peft_computes() {
+    let case = Case::read("replication");
+    let block = |index| Block { lin: case.linear(&format!("layers.{index}.lin")) };
+    let base = Stack { layers: (0..3).map(block).collect() };
+    case.replay(&base, |model, x| {
+        model.layers.iter().try_fold(x.clone(), |x, block| &x + block.lin.forward(&x)?.tanh()?)
+    });
+}
+
+#[derive(Clone, Injectable)]
+struct Towers {
+    q: Adapted<Linear>,
+    k: Adapted<Linear>,
+    o: Adapted<Linear>,
+}
+
+impl Towers {
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.o.forward(&((self.q.forward(x)? + self.k.forward(x)?)? * 3.0)?.sin()?)
+    }
+}
+
+#[test]
+fn eva_finds_the_ranks_and_directions_that_peft_finds() {
+    let case = Case::read("eva");
+    let mut model = Towers { q: case.linear("q"), k: case.linear("k"), o: case.linear("o") };
+    case.expect("base", &model.forward(&case.input()).unwrap());
+    let EvaConfig { rho, .. } = case.method().eva().unwrap();
+    let config = LoraConfig::new(2, 4.0)
+        .with_targets(["q", "k", "o"])
+        .with_eva(EvaConfig { rho, ..EvaConfig::default() });
+    model.inject_adapter(&config, "default").unwrap();
+    model.initialise_eva("default", [case.input()], |model, x| model.forward(&x)).unwrap();
+    let found = model.adapter_state_dict("default").unwrap();
+    let expected = case.adapter();
+    assert!(found.keys().eq(expected.keys()));
+    for (key, theirs) in &expected {
+        let ours = &found[key];
+        assert_eq!(ours.dims(), theirs.dims(), "{key}");
+        // A direction and its opposite are one. PEFT stops when two passes agree, which they do on the same rows.
+        for row in 0..ours.dims()[0] {
+            let (ours, theirs) = (ours.get(row).unwrap(), theirs.get(row).unwrap());
+            let far = [theirs.clone(), theirs.neg().unwrap()].map(|theirs| distance(&ours, &theirs).unwrap());
+            assert!(far[0].min(far[1]) < 1e-3, "row {row} of {key} is off by {far:?}");
+        }
+    }
+    // The scaling of each layer is the one PEFT has: alpha by rank.
+    let ours = model.adapter_config("default").unwrap();
+    let (ours, theirs) = (ours.as_lora().unwrap(), case.method());
+    let alphas =
+        |config: &LoraConfig| config.alpha_pattern().iter().map(|(_, alpha)| *alpha).collect::<Vec<_>>();
+    let mut both = [alphas(ours), alphas(&theirs)];
+    both.iter_mut().for_each(|alphas| alphas.sort_by(f64::total_cmp));
+    assert_eq!(both[0], both[1]);
+    // And PEFT's own file loads.
+    let mut other = Towers { q: case.linear("q"), k: case.linear("k"), o: case.linear("o") };
+    other.load_adapter(case.folder().path(), "default").unwrap();
+    assert_eq!(other.adapter_state_dict("default").unwrap().len(), 6);
+}

@@ -1,0 +1,39 @@
+//! What a LoRA config reaches beside whole layers: rows of embeddings, bare parameters, repeated blocks.
+
+mod parameters;
+mod replication;
+mod tokens;
+
+use candle_core::{Device, Tensor};
+use peft_runtime::adapter::AdapterMethod;
+use peft_runtime::prelude::*;
+use peft_runtime::{Error, ModulePath};
+use peft_tests::fingerprint::Fingerprint;
+use peft_tests::specimen::bits;
+
+fn random(shape: &[usize]) -> Tensor {
+    Tensor::randn(0f32, 1., shape, &Device::Cpu).unwrap()
+}
+
+fn same(a: &Tensor, b: &Tensor) -> bool {
+    bits(a).unwrap() == bits(b).unwrap()
+}
+
+/// The keys of an adapter's state dict without the prefix.
+fn keys<M: Injectable>(model: &M, name: &str) -> Vec<String> {
+    let state = model.adapter_state_dict(name).unwrap().into_keys();
+    state.map(|key| key.strip_prefix("base_model.model.").unwrap().to_owned()).collect()
+}
+
+/// The text of a refused injection, which leaves the model as it was.
+fn refusal<M: Injectable>(model: &mut M, config: &dyn AdapterMethod) -> String {
+    let before = Fingerprint::of(model).unwrap();
+    let error = model.inject_adapter(config, "refused").unwrap_err();
+    assert!(matches!(error, Error::Plan { .. }), "{error}");
+    assert_eq!(before.changes(&Fingerprint::of(model).unwrap()), Vec::<String>::new());
+    error.to_string()
+}
+
+fn texts(paths: &[ModulePath]) -> Vec<&str> {
+    paths.iter().map(ModulePath::as_str).collect()
+}
