@@ -14,11 +14,12 @@ use peft_examples::memory::peak_resident_mib;
 use peft_examples::progress::{result, say};
 use peft_runtime::adapter::AdapterMethod;
 use peft_runtime::prelude::*;
+use peft_runtime::train::{AdamW, RankAllocator, Schedule, Trainer};
 use serde_json::json;
 
 use data::Reviews;
 use model::SentimentModel;
-use training::{Curves, Trainer};
+use training::{Batches, Curves};
 
 /// Trains a sentiment classifier on a sentence encoder with an adapter, and says how good it is.
 ///
@@ -40,9 +41,12 @@ pub struct Arguments {
     /// The adapter's alpha.
     #[arg(long, default_value_t = 16.0)]
     alpha: f64,
-    /// The learning rate.
-    #[arg(long, default_value_t = 1e-3)]
-    lr: f64,
+    /// The learning rate; 1e-3 if it is not given, 5e-3 for IA3.
+    #[arg(long)]
+    lr: Option<f64>,
+    /// Whether the learning rate falls to zero after a short warm-up.
+    #[arg(long, value_enum, default_value_t = Decay::Linear)]
+    schedule: Decay,
     /// Passes over the data.
     #[arg(long, default_value_t = 1)]
     epochs: usize,
@@ -71,11 +75,24 @@ pub struct Arguments {
 enum Method {
     /// Low-rank factors on query and value.
     Lora,
+    /// The same with singular values, of which training drops some: `--rank` on average in the end, half as much more at first.
+    Adalora,
+    /// Scales on keys, values and the output layers, on the input of the latter.
+    Ia3,
+}
+
+/// How the learning rate goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Decay {
+    /// It stays.
+    Constant,
+    /// It rises over the first 6% of the steps and then falls to zero.
+    Linear,
 }
 
 impl Arguments {
-    /// The config of the adapter; the head trains in full with every method.
-    fn config(&self) -> Box<dyn AdapterMethod> {
+    /// The config of the adapter for a run of so many steps; the head trains in full with every method.
+    fn config(&self, steps: usize) -> Box<dyn AdapterMethod> {
         let targets = targets!(SentimentModel; "query", "value");
         match self.method {
             Method::Lora => Box::new(
@@ -85,6 +102,34 @@ impl Arguments {
                     .with_task_type("SEQ_CLS")
                     .with_seed(self.seed),
             ),
+            Method::Adalora => Box::new(
+                AdaLoraConfig::new(self.rank + self.rank / 2, self.rank, steps)
+                    .with_alpha(self.alpha)
+                    .with_schedule(steps / 10, steps / 3, 5)
+                    .with_targets(targets)
+                    .with_modules_to_save(["classifier"])
+                    .with_task_type("SEQ_CLS")
+                    .with_seed(self.seed),
+            ),
+            Method::Ia3 => Box::new(
+                Ia3Config::new()
+                    .with_targets(targets!(SentimentModel; "key", "value", "output.dense"))
+                    .with_feedforward(targets!(SentimentModel; "output.dense"))
+                    .with_modules_to_save(["classifier"])
+                    .with_task_type("SEQ_CLS")
+                    .with_seed(self.seed),
+            ),
+        }
+    }
+
+    fn learning_rate(&self) -> f64 {
+        self.lr.unwrap_or(if self.method == Method::Ia3 { 5e-3 } else { 1e-3 })
+    }
+
+    fn schedule(&self, steps: u64) -> Schedule {
+        match self.schedule {
+            Decay::Constant => Schedule::constant(),
+            Decay::Linear => Schedule::linear(steps).with_warm_up(steps * 6 / 100),
         }
     }
 }
@@ -97,21 +142,32 @@ fn main() -> Result<()> {
     say(format!("{} snippets to train on, {} held out", training.len(), held_out.len()));
 
     let mut model = SentimentModel::from_folder(&folder, arguments.seed, &Device::Cpu)?;
-    say(model.inject_adapter(&*arguments.config(), "default")?.to_string());
+    let steps = arguments.epochs * training.len().div_ceil(arguments.batch);
+    say(model.inject_adapter(&*arguments.config(steps), "default")?.to_string());
     say(model.trainable_summary());
+    model.train();
 
-    let trainer = Trainer { reviews: &reviews, batch: arguments.batch, device: Device::Cpu };
-    let before = trainer.accuracy(&model, &held_out)?;
+    let data = Batches { reviews: &reviews, batch: arguments.batch, device: Device::Cpu };
+    let before = data.accuracy(&model, &held_out)?;
     say(format!("accuracy before training: {:.2}%", 100.0 * before));
+    let optimizer = AdamW::for_model(&model, arguments.learning_rate())?;
+    let mut trainer = Trainer::new(&model, optimizer, arguments.schedule(steps as u64))?;
+    if arguments.method == Method::Adalora {
+        trainer = trainer.with_rank_allocator(RankAllocator::new(&model, "default")?);
+    }
     let start = Instant::now();
     let mut curves = Curves::new(before);
     for epoch in 0..arguments.epochs {
-        trainer.epoch(&model, &training, &mut curves, arguments.lr, arguments.seed + epoch as u64)?;
-        let accuracy = trainer.accuracy(&model, &held_out)?;
+        let seed = arguments.seed + epoch as u64;
+        data.epoch(&model, &mut trainer, &training, &mut curves, seed)?;
+        let accuracy = data.accuracy(&model, &held_out)?;
         curves.end_epoch(accuracy);
         say(format!("accuracy after epoch {}: {:.2}%", epoch + 1, 100.0 * accuracy));
     }
     let seconds = start.elapsed().as_secs_f64();
+    if let Some(allocator) = trainer.rank_allocator() {
+        say(rank_table(allocator));
+    }
 
     if let Some(folder) = &arguments.save {
         let saved = model.save_pretrained(folder, "default")?;
@@ -130,6 +186,15 @@ fn main() -> Result<()> {
     });
     result(summary.to_string());
     Ok(())
+}
+
+/// The rank that each layer has kept.
+fn rank_table(allocator: &RankAllocator) -> String {
+    let mut table = format!("ranks of {} in all:", allocator.budget());
+    for (path, rank) in allocator.ranks() {
+        table.push_str(&format!("\n  {path:<45} {rank:>3} {}", "#".repeat(rank)));
+    }
+    table
 }
 
 /// The folder itself, or the one that the hub's files were downloaded to.

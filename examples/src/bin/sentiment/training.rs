@@ -4,58 +4,58 @@ use std::path::Path;
 
 use anyhow::Result;
 use candle_core::{DType, Device};
-use candle_nn::{AdamW, Optimizer, ParamsAdamW, loss};
+use candle_nn::loss;
 use peft_examples::batches::shuffled_batches;
 use peft_examples::plot::{Curve, Panel, draw, smoothed};
 use peft_examples::progress::bar;
 use peft_runtime::prelude::*;
+use peft_runtime::train::{RankAllocator, Trainer};
 
 use super::data::Reviews;
 use super::model::SentimentModel;
 
-/// What training and evaluation need to know.
-pub struct Trainer<'a> {
+/// The snippets in batches, for training and evaluation.
+pub struct Batches<'a> {
     pub reviews: &'a Reviews,
     pub batch: usize,
     pub device: Device,
 }
 
-/// The losses of all batches, and the accuracies between epochs.
+/// The losses of all batches, the accuracies between epochs, and what AdaLoRA's ranks came to.
 pub struct Curves {
     losses: Vec<f64>,
     /// The number of batches seen, and the accuracy then.
     accuracies: Vec<(usize, f64)>,
+    /// The number of batches seen, and the kept rank of each layer.
+    ranks: Vec<(usize, Vec<(String, usize)>)>,
 }
 
-impl Trainer<'_> {
+impl Batches<'_> {
     /// One pass over the training snippets.
     pub fn epoch(
         &self,
         model: &SentimentModel,
+        trainer: &mut Trainer,
         training: &[usize],
         curves: &mut Curves,
-        lr: f64,
         seed: u64,
     ) -> Result<()> {
-        let vars = model.trainable_parameters().into_iter().map(|(_, var)| var).collect();
-        let mut optimizer = AdamW::new(vars, ParamsAdamW { lr, ..ParamsAdamW::default() })?;
         let batches = shuffled_batches(training, self.batch, seed);
         let progress = bar(batches.len(), "training");
-        let total = batches.len() as f64;
-        for (step, batch) in batches.into_iter().enumerate() {
-            let warm = 0.06 * total;
-            let t = step as f64;
-            optimizer.set_learning_rate(if t < warm {
-                lr * (t + 1.0) / warm
-            } else {
-                lr * (total - t) / (total - warm)
-            });
+        for batch in batches {
             let (ids, mask, labels) = self.reviews.batch(&batch, &self.device)?;
             let loss = loss::cross_entropy(&model.forward(&ids, &mask)?, &labels)?;
-            optimizer.backward_step(&loss)?;
-            curves.losses.push(f64::from(loss.to_scalar::<f32>()?));
+            let report = trainer.step(model, &loss)?;
+            curves.losses.push(report.loss);
             let recent = smoothed(&curves.losses, 50).last().copied().unwrap_or_default();
-            progress.set_message(format!("loss {recent:.4}"));
+            progress.set_message(match trainer.rank_allocator() {
+                Some(allocator) => {
+                    curves.add_ranks(allocator);
+                    let threshold = allocator.threshold().unwrap_or_default();
+                    format!("loss {recent:.4}, {} ranks, threshold {threshold:.1e}", allocator.budget())
+                }
+                None => format!("loss {recent:.4}"),
+            });
             progress.inc(1);
         }
         progress.finish();
@@ -79,7 +79,31 @@ impl Trainer<'_> {
 
 impl Curves {
     pub fn new(accuracy: f64) -> Self {
-        Self { losses: Vec::new(), accuracies: vec![(0, accuracy)] }
+        Self { losses: Vec::new(), accuracies: vec![(0, accuracy)], ranks: Vec::new() }
+    }
+
+    /// Notes the ranks every tenth batch.
+    fn add_ranks(&mut self, allocator: &RankAllocator) {
+        if self.losses.len().is_multiple_of(10) {
+            let ranks = allocator.ranks().into_iter().map(|(path, rank)| (path.to_string(), rank));
+            self.ranks.push((self.losses.len(), ranks.collect()));
+        }
+    }
+
+    /// A curve for each layer that AdaLoRA shares out ranks between.
+    fn rank_curves(&self) -> Vec<Curve> {
+        let Some((_, layers)) = self.ranks.first() else { return Vec::new() };
+        let points = |layer: usize| {
+            let rank = |(batch, ranks): &(usize, Vec<(String, usize)>)| {
+                Some((*batch as f64, ranks.get(layer)?.1 as f64))
+            };
+            self.ranks.iter().filter_map(rank).collect()
+        };
+        let curve = |(layer, (name, _)): (usize, &(String, usize))| Curve {
+            name: name.trim_start_matches("bert.encoder.").to_owned(),
+            points: points(layer),
+        };
+        layers.iter().enumerate().map(curve).collect()
     }
 
     pub fn end_epoch(&mut self, accuracy: f64) {
@@ -99,16 +123,18 @@ impl Curves {
         ];
         let accuracies =
             self.accuracies.iter().map(|(step, accuracy)| (*step as f64, 100.0 * accuracy)).collect();
-        draw(
-            path,
-            &[
-                Panel { title: "Training loss".into(), x: "batch".into(), curves: losses },
-                Panel {
-                    title: "Accuracy on held-out snippets (%)".into(),
-                    x: "batch".into(),
-                    curves: vec![curve("accuracy", accuracies)],
-                },
-            ],
-        )
+        let mut panels = vec![
+            Panel { title: "Training loss".into(), x: "batch".into(), curves: losses },
+            Panel {
+                title: "Accuracy on held-out snippets (%)".into(),
+                x: "batch".into(),
+                curves: vec![curve("accuracy", accuracies)],
+            },
+        ];
+        let ranks = self.rank_curves();
+        if !ranks.is_empty() {
+            panels.push(Panel { title: "Ranks kept".into(), x: "batch".into(), curves: ranks });
+        }
+        draw(path, &panels)
     }
 }
