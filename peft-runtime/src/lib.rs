@@ -104,3 +104,20 @@ pub mod __private {
         TargetModules::from_globs(names)
     }
 }
+
+/// The code in `docs/`, compiled with the doctests; `README.md` is the crate's own page.
+#[cfg(doctest)]
+mod documents {
+    #[doc = include_str!("../../docs/ARCHITECTURE.md")]
+    struct Architecture;
+    #[doc = include_str!("../../docs/from-python.md")]
+    struct FromPython;
+    #[doc = include_str!("../../docs/methods.md")]
+    struct Methods;
+    #[doc = include_str!("../../docs/migrating-a-candle-model.md")]
+    struct MigratingACandleModel;
+    #[doc = include_str!("../../docs/troubleshooting.md")]
+    struct Troubleshooting;
+    #[doc = include_str!("../../docs/tutorial.md")]
+    struct Tutorial;
+}

@@ -23,7 +23,7 @@ impl HiddenAct {
     /// The activation of each element.
     pub(super) fn forward(self, x: &Tensor) -> Result<Tensor> {
         match self {
-            Self::Gelu => x.gelu_erf(),
+            Self::Gelu => nn::gelu_erf(x),
             Self::GeluNew => nn::gelu(x),
             Self::Relu => x.relu(),
         }

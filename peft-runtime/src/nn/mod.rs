@@ -37,7 +37,7 @@ use crate::layer::Adapted;
 pub use crate::layer::{AnyLinear, PaddedEmbedding, QuantizedLinear, TransposedLinear, Weight};
 pub use crate::ops::attention::{AttentionOptions, attention};
 pub use crate::ops::cross_entropy::{cross_entropy, linear_cross_entropy};
-pub use crate::ops::gated::{geglu, gelu, swiglu};
+pub use crate::ops::gated::{geglu, gelu, gelu_erf, swiglu};
 pub use crate::ops::rotary::rotary;
 pub use checkpoint::checkpointed;
 pub use transposed::{transposed_linear, transposed_linear_no_bias};

@@ -47,10 +47,23 @@ pub fn geglu(gate: &Tensor, up: &Tensor, approximate: bool) -> Result<Tensor> {
 /// # Errors
 /// If `x` does not hold floats.
 pub fn gelu(x: &Tensor) -> Result<Tensor> {
+    activated::<GeluTanh>(x, Tensor::gelu)
+}
+
+/// GELU itself, `x · Φ(x)`, the activation of BERT, for `x` of any shape. <https://arxiv.org/abs/1606.08415>
+///
+/// # Errors
+/// If `x` does not hold floats.
+pub fn gelu_erf(x: &Tensor) -> Result<Tensor> {
+    activated::<GeluErf>(x, Tensor::gelu_erf)
+}
+
+/// The op on the CPU; elsewhere `activation`, which is candle's own.
+fn activated<A: Activation>(x: &Tensor, activation: fn(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
     if is_half_on_cpu(x) {
-        return gelu(&x.to_dtype(DType::F32)?)?.to_dtype(x.dtype());
+        return activated::<A>(&x.to_dtype(DType::F32)?, activation)?.to_dtype(x.dtype());
     }
-    if x.device().is_cpu() { x.contiguous()?.apply_op1(Activate::<GeluTanh>(PhantomData)) } else { x.gelu() }
+    if x.device().is_cpu() { x.contiguous()?.apply_op1(Activate::<A>(PhantomData)) } else { activation(x) }
 }
 
 /// The op on the CPU; elsewhere `activation`, which is candle's own, times `up`.

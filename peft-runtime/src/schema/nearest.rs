@@ -57,11 +57,13 @@ pub(super) struct Nearest {
     names: [Text<96>; OFFERED],
     distances: [usize; OFFERED],
     count: usize,
+    /// Whether a name found no place any more.
+    more: bool,
 }
 
 impl Nearest {
     pub(super) const fn new() -> Self {
-        Self { names: [Text::new(); OFFERED], distances: [usize::MAX; OFFERED], count: 0 }
+        Self { names: [Text::new(); OFFERED], distances: [usize::MAX; OFFERED], count: 0, more: false }
     }
 
     /// Considers `name`; keeps the first of equally near ones.
@@ -73,6 +75,7 @@ impl Nearest {
             }
             i += 1;
         }
+        self.more |= self.count == OFFERED;
         let distance = distance(word, name.as_bytes());
         let mut place = self.count;
         while place > 0 && self.distances[place - 1] > distance {
@@ -91,7 +94,7 @@ impl Nearest {
         }
     }
 
-    /// Appends `; did you mean …?` for near names, otherwise a few names that exist.
+    /// Appends `; did you mean …?` for near names, otherwise a few names that exist: never more than [`OFFERED`].
     pub(super) const fn describe(&self, word: &[u8], message: &mut Text<1024>) {
         let mut close = 0;
         while close < self.count && is_close(word, self.distances[close]) {
@@ -104,7 +107,8 @@ impl Nearest {
             self.list(close, b" or ", message);
             message.push(b"?");
         } else {
-            message.push(b"; its layers are ");
+            let start: &[u8] = if self.more { b"; some of its layers are " } else { b"; its layers are " };
+            message.push(start);
             self.list(self.count, b" and ", message);
         }
     }

@@ -330,6 +330,19 @@ mod tests {
         ],
     );
 
+    /// More layers than a message names.
+    const WIDE: Schema = Schema::module(
+        "Wide",
+        &[
+            Field::new("a_proj", &LINEAR),
+            Field::new("b_proj", &LINEAR),
+            Field::new("c_proj", &LINEAR),
+            Field::new("d_proj", &LINEAR),
+            Field::new("e_proj", &LINEAR),
+            Field::new("f_proj", &LINEAR),
+        ],
+    );
+
     fn adaptable(target: &str) -> usize {
         MODEL.resolve(target).adaptable
     }
@@ -371,6 +384,18 @@ mod tests {
     #[should_panic(expected = "no module named `attn.qproj` in `Model`; did you mean `attn.q_proj`?")]
     fn a_dotted_name_is_answered_with_a_name_of_the_same_depth() {
         super::check_target(&MODEL, "attn.qproj");
+    }
+
+    #[test]
+    #[should_panic(expected = "did you mean `a_proj`, `b_proj`, `c_proj`, `d_proj` or `e_proj`?")]
+    fn of_many_near_names_five_are_offered() {
+        super::check_target(&WIDE, "x_proj");
+    }
+
+    #[test]
+    #[should_panic(expected = "no module named `convolution` in `Wide`; some of its layers are `")]
+    fn of_many_names_that_are_not_near_five_are_listed_and_said_to_be_some() {
+        super::check_target(&WIDE, "convolution");
     }
 
     #[test]

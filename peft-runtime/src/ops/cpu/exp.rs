@@ -35,6 +35,49 @@ pub(super) fn exp_f32(x: f32) -> f32 {
     if x < LOWEST { 0.0 } else { result }
 }
 
+/// The error function within 3e-7, without branches, so that loops over it vectorise: its series up to 1, and beyond that the
+/// rational Chebyshev fit of `erfc(x) = t · exp(−x² + p(t))` with `t = 1 / (1 + |x| / 2)`.
+#[inline(always)]
+pub(super) fn erf_f32(x: f32) -> f32 {
+    const COEFFICIENTS: [f32; 10] = [
+        0.170_872_77,
+        -0.822_152_2,
+        1.488_515_9,
+        -1.135_204,
+        0.278_868_07,
+        -0.186_288_06,
+        0.096_784_18,
+        0.374_091_96,
+        1.000_023_7,
+        -1.265_512_2,
+    ];
+    /// 2/√π · (−1)ⁿ / (n! (2n + 1)), last term first.
+    const SERIES: [f32; 10] = [
+        -1.63658441e-07,
+        1.64621144e-06,
+        -1.49256502e-05,
+        0.000120553326,
+        -0.000854832702,
+        0.00522397785,
+        -0.0268661715,
+        0.112837918,
+        -0.376126379,
+        1.12837923,
+    ];
+    let distance = x.abs();
+    let mut near = 0.0;
+    for coefficient in SERIES {
+        near = near * (x * x) + coefficient;
+    }
+    let t = 1.0 / (1.0 + 0.5 * distance);
+    let mut polynomial = 0.0;
+    for coefficient in COEFFICIENTS {
+        polynomial = polynomial * t + coefficient;
+    }
+    let beyond = t * exp_f32(polynomial - distance * distance);
+    if distance < 1.0 { near * x } else { (1.0 - beyond).copysign(x) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::{LOWEST, exp_f32};
@@ -58,5 +101,16 @@ mod tests {
         assert_eq!(exp_f32(88.73), f32::INFINITY);
         assert_eq!(exp_f32(f32::INFINITY), f32::INFINITY);
         assert!(exp_f32(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn the_error_function_is_near_candles() {
+        for step in -60_000..60_000 {
+            let x = step as f32 * 1e-4;
+            let (ours, theirs) = (super::erf_f32(x), candle_core::cpu::erf::erf_f64(f64::from(x)));
+            assert!((f64::from(ours) - theirs).abs() < 3e-7, "{x}: {ours} {theirs}");
+        }
+        assert_eq!([f32::INFINITY, f32::NEG_INFINITY].map(super::erf_f32), [1.0, -1.0]);
+        assert!(super::erf_f32(f32::NAN).is_nan());
     }
 }

@@ -3,9 +3,9 @@
 use std::ops::Neg;
 
 use candle_core::WithDType;
-use candle_core::cpu::erf::{erf_f32, erf_f64};
+use candle_core::cpu::erf::erf_f64;
 
-use super::exp::exp_f32;
+use super::exp::{erf_f32, exp_f32};
 
 /// f32 or f64, with the functions that kernels need; those of f32 vectorise where they can.
 pub(crate) trait Real: WithDType + Neg<Output = Self> {

@@ -1,0 +1,341 @@
+//! One base, many adapters: what rows of mixed adapters cost from several threads, beside one adapter and beside none.
+
+use std::path::PathBuf;
+use std::thread::{self, ScopedJoinHandle};
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail, ensure};
+use candle_core::{DType, Device, Shape, Tensor};
+use candle_nn::var_builder::SimpleBackend;
+use candle_nn::{Init, VarBuilder};
+use clap::Parser;
+use peft_examples::memory::peak_resident_mib;
+use peft_examples::progress::{bar, result, say};
+use peft_runtime::models::generate::CausalModel;
+use peft_runtime::models::llama::{LlamaConfig, LlamaModel};
+use peft_runtime::prelude::*;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use serde_json::json;
+
+/// Serves prompts of many adapters in mixed batches, from several threads, and prints latency and throughput.
+///
+/// A request is one forward pass over a batch of prompts that gives the logits of each next token.
+#[derive(Parser)]
+struct Arguments {
+    /// The folder of a model of the Llama family; without it, a small one with random weights is made.
+    #[arg(long)]
+    model: Option<PathBuf>,
+    /// The size of the hidden states of the random model; a multiple of 16.
+    #[arg(long, default_value_t = 256)]
+    size: usize,
+    /// The number of blocks of the random model.
+    #[arg(long, default_value_t = 4)]
+    blocks: usize,
+    /// The number of adapters.
+    #[arg(long, default_value_t = 64)]
+    adapters: usize,
+    /// The rank of each adapter.
+    #[arg(long, default_value_t = 8)]
+    rank: usize,
+    /// The threads that send requests.
+    #[arg(long, default_value_t = 4)]
+    threads: usize,
+    /// The prompts of a batch, each with an adapter of its own choice.
+    #[arg(long, default_value_t = 16)]
+    rows: usize,
+    /// The tokens of a prompt.
+    #[arg(long, default_value_t = 32)]
+    length: usize,
+    /// The requests of a thread in each round.
+    #[arg(long, default_value_t = 20)]
+    requests: usize,
+    /// How often all three ways are measured in turn, after a round that does not count.
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+    /// The seed of the adapters, the prompts and the choice of adapters.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+}
+
+impl Arguments {
+    fn check(&self) -> Result<()> {
+        let numbers = [self.adapters, self.threads, self.rows, self.length, self.requests, self.rounds];
+        ensure!(numbers.iter().all(|number| *number > 0), "every number has to be at least 1");
+        ensure!(
+            self.size > 0 && self.size.is_multiple_of(16),
+            "`--size` is {}; it has to be a multiple of 16",
+            self.size
+        );
+        Ok(())
+    }
+
+    /// The base model.
+    fn base(&self) -> Result<LlamaModel> {
+        if let Some(folder) = &self.model {
+            return Ok(LlamaModel::from_folder(folder, DType::F32, &Device::Cpu)?);
+        }
+        let config: LlamaConfig = serde_json::from_value(json!({
+            "model_type": "llama",
+            "vocab_size": 4096,
+            "hidden_size": self.size,
+            "intermediate_size": 4 * self.size,
+            "num_hidden_layers": self.blocks,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 4,
+            "tie_word_embeddings": true,
+        }))?;
+        Ok(LlamaModel::new(
+            &config,
+            VarBuilder::from_backend(Box::new(RandomWeights), DType::F32, Device::Cpu),
+        )?)
+    }
+}
+
+/// Random weights, in the place of a file with trained ones.
+struct RandomWeights;
+
+impl SimpleBackend for RandomWeights {
+    fn get(
+        &self,
+        shape: Shape,
+        name: &str,
+        _: Init,
+        dtype: DType,
+        device: &Device,
+    ) -> candle_core::Result<Tensor> {
+        match name.contains("norm") {
+            true => Tensor::ones(shape, dtype, device),
+            false => Tensor::randn(0f32, 0.05f32, shape, device)?.to_dtype(dtype),
+        }
+    }
+
+    fn get_unchecked(&self, name: &str, _: DType, _: &Device) -> candle_core::Result<Tensor> {
+        candle_core::bail!("the shape of `{name}` is not known")
+    }
+
+    fn contains_tensor(&self, _: &str) -> bool {
+        true
+    }
+}
+
+fn name_of(adapter: usize) -> String {
+    format!("adapter-{adapter:02}")
+}
+
+/// Injects the adapters. Their factors are random, as if they were trained: a fresh adapter changes nothing.
+fn add_adapters(model: &mut LlamaModel, arguments: &Arguments) -> Result<()> {
+    let start = Instant::now();
+    let mut elements = 0;
+    for adapter in 0..arguments.adapters {
+        let config = LoraConfig::new(arguments.rank, arguments.rank as f64)
+            .with_targets(targets!(LlamaModel; "q_proj", "v_proj"))
+            .with_init(LoraInit::Random)
+            .with_seed(arguments.seed + adapter as u64);
+        elements += model.inject_adapter(&config, &name_of(adapter))?.elements;
+    }
+    say(format!(
+        "{} adapters of rank {} with {elements} numbers in all, injected in {:.2} s",
+        arguments.adapters,
+        arguments.rank,
+        start.elapsed().as_secs_f64()
+    ));
+    Ok(())
+}
+
+/// Prompts, and the adapter of each.
+struct Batch {
+    /// `[rows, length]`.
+    ids: Tensor,
+    adapters: Vec<String>,
+}
+
+impl Batch {
+    fn draw(random: &mut ChaCha8Rng, vocabulary: usize, arguments: &Arguments) -> Result<Self> {
+        let (rows, length) = (arguments.rows, arguments.length);
+        let ids: Vec<u32> = (0..rows * length).map(|_| random.random_range(0..vocabulary) as u32).collect();
+        let adapters = (0..rows).map(|_| name_of(random.random_range(0..arguments.adapters))).collect();
+        Ok(Self { ids: Tensor::from_vec(ids, (rows, length), &Device::Cpu)?, adapters })
+    }
+}
+
+/// The logits of each next token, `[rows, vocabulary]`, by the adapters that are active or routed.
+fn next_logits(model: &LlamaModel, ids: &Tensor) -> candle_core::Result<Tensor> {
+    no_grad(|| model.next_logits(ids, &mut model.new_cache()))
+}
+
+/// What computes the rows of a batch.
+#[derive(Clone, Copy)]
+enum Way {
+    /// The base alone.
+    Base,
+    /// One adapter, the same for all rows.
+    One,
+    /// For each row the adapter that it names.
+    Mixed,
+}
+
+impl Way {
+    const ALL: [Self; 3] = [Self::Base, Self::One, Self::Mixed];
+
+    fn label(self, arguments: &Arguments) -> String {
+        match self {
+            Self::Base => "no adapter".to_owned(),
+            Self::One => "one adapter".to_owned(),
+            Self::Mixed => format!("{} adapters, mixed rows", arguments.adapters),
+        }
+    }
+
+    fn prepare(self, model: &mut LlamaModel) -> Result<()> {
+        match self {
+            Self::Base => model.disable_adapters(),
+            Self::One => {
+                model.enable_adapters();
+                model.set_adapter(&name_of(0))?;
+            }
+            Self::Mixed => model.enable_adapters(),
+        }
+        Ok(())
+    }
+
+    fn compute(self, model: &LlamaModel, batch: &Batch) -> Result<Tensor> {
+        Ok(match self {
+            Self::Base | Self::One => next_logits(model, &batch.ids)?,
+            Self::Mixed => {
+                model.with_adapter_rows(&batch.adapters, |model| next_logits(model, &batch.ids))??
+            }
+        })
+    }
+}
+
+fn largest(tensor: &Tensor) -> candle_core::Result<f32> {
+    tensor.abs()?.max_all()?.to_scalar::<f32>()
+}
+
+/// Fails unless each row of a mixed batch is what its adapter alone computes, and something else than the base's.
+fn check_rows(model: &mut LlamaModel, arguments: &Arguments) -> Result<()> {
+    let mut random = ChaCha8Rng::seed_from_u64(arguments.seed);
+    let batch = Batch::draw(&mut random, model.config().vocab_size, arguments)?;
+    Way::Base.prepare(model)?;
+    let base = Way::Base.compute(model, &batch)?;
+    Way::Mixed.prepare(model)?;
+    let mixed = Way::Mixed.compute(model, &batch)?;
+    let tolerance = 1e-4 * largest(&mixed)?;
+    for (row, adapter) in batch.adapters.iter().enumerate() {
+        model.set_adapter(adapter)?;
+        let alone = next_logits(model, &batch.ids.narrow(0, row, 1)?)?;
+        let mixed = mixed.narrow(0, row, 1)?;
+        let off = largest(&(&mixed - &alone)?)?;
+        ensure!(off <= tolerance, "row {row} is off by {off} from what `{adapter}` alone computes");
+        let moved = largest(&(&mixed - base.narrow(0, row, 1)?)?)?;
+        ensure!(moved > tolerance, "row {row} is the base's, and `{adapter}` does not act");
+    }
+    say("each row of a mixed batch is what its adapter alone computes");
+    Ok(())
+}
+
+/// What the requests of one way took.
+#[derive(Default)]
+struct Timings {
+    latencies: Vec<Duration>,
+    /// The time in which all of them were served, side by side.
+    wall: Duration,
+}
+
+impl Timings {
+    /// The latency that this share of the requests stays within, in milliseconds.
+    fn percentile(&self, share: f64) -> f64 {
+        let mut sorted = self.latencies.clone();
+        sorted.sort_unstable();
+        let place = (share * sorted.len() as f64).ceil() as usize;
+        sorted.get(place.saturating_sub(1)).map_or(0.0, |latency| 1e3 * latency.as_secs_f64())
+    }
+
+    fn rows_per_second(&self, rows: usize) -> f64 {
+        (self.latencies.len() * rows) as f64 / self.wall.as_secs_f64()
+    }
+}
+
+/// The requests of one thread, one after the other.
+fn client(model: &LlamaModel, way: Way, arguments: &Arguments, stream: u64) -> Result<Vec<Duration>> {
+    let mut random = ChaCha8Rng::seed_from_u64(arguments.seed);
+    random.set_stream(stream);
+    let mut latencies = Vec::with_capacity(arguments.requests);
+    for _ in 0..arguments.requests {
+        let batch = Batch::draw(&mut random, model.config().vocab_size, arguments)?;
+        let start = Instant::now();
+        way.compute(model, &batch)?;
+        latencies.push(start.elapsed());
+    }
+    Ok(latencies)
+}
+
+fn joined(client: ScopedJoinHandle<'_, Result<Vec<Duration>>>) -> Result<Vec<Duration>> {
+    match client.join() {
+        Ok(latencies) => latencies,
+        Err(_) => bail!("a thread panicked"),
+    }
+}
+
+/// One round of requests from all threads at once: the model is shared, and each thread routes its own batches.
+fn measure(model: &LlamaModel, way: Way, arguments: &Arguments) -> Result<Timings> {
+    let start = Instant::now();
+    let latencies = thread::scope(|scope| {
+        let streams = 1..=arguments.threads as u64;
+        let clients: Vec<_> =
+            streams.map(|stream| scope.spawn(move || client(model, way, arguments, stream))).collect();
+        clients.into_iter().map(joined).collect::<Result<Vec<_>>>()
+    })?;
+    Ok(Timings { latencies: latencies.concat(), wall: start.elapsed() })
+}
+
+/// All rounds; the ways take turns, so that a machine that slows down slows down all of them.
+fn measure_all(model: &mut LlamaModel, arguments: &Arguments) -> Result<Vec<(Way, Timings)>> {
+    let mut all: Vec<(Way, Timings)> = Way::ALL.map(|way| (way, Timings::default())).into();
+    let progress = bar((arguments.rounds + 1) * all.len(), "measuring");
+    for round in 0..=arguments.rounds {
+        for (way, timings) in &mut all {
+            way.prepare(model)?;
+            let measured = measure(model, *way, arguments)?;
+            // The first round warms caches and memory.
+            if round > 0 {
+                timings.latencies.extend(measured.latencies);
+                timings.wall += measured.wall;
+            }
+            progress.inc(1);
+        }
+    }
+    progress.finish_and_clear();
+    Ok(all)
+}
+
+fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    arguments.check()?;
+    let mut model = arguments.base()?;
+    add_adapters(&mut model, &arguments)?;
+    check_rows(&mut model, &arguments)?;
+    let all = measure_all(&mut model, &arguments)?;
+
+    let Arguments { threads, rows, length, .. } = &arguments;
+    result(format!("{threads} threads, batches of {rows} prompts of {length} tokens"));
+    result(format!(
+        "{:<26}{:>10}{:>10}{:>10}{:>10}",
+        "rows computed by", "p50 ms", "p95 ms", "rows/s", "of none"
+    ));
+    let none = all.first().map_or(0.0, |(_, timings)| timings.rows_per_second(*rows));
+    for (way, timings) in &all {
+        let rate = timings.rows_per_second(*rows);
+        result(format!(
+            "{:<26}{:>10.1}{:>10.1}{rate:>10.1}{:>9.0}%",
+            way.label(&arguments),
+            timings.percentile(0.5),
+            timings.percentile(0.95),
+            100.0 * rate / none
+        ));
+    }
+    if let Some(peak) = peak_resident_mib() {
+        say(format!("{peak} MiB at most"));
+    }
+    Ok(())
+}

@@ -1,0 +1,147 @@
+//! What the documents say of the repository: the tests that the README names, links, and that their code is compiled.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+}
+
+/// The text of a file of the repository.
+fn read(path: impl AsRef<Path>) -> String {
+    let path = root().join(path);
+    std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// The names in a folder of the repository.
+fn names(folder: &str) -> Vec<String> {
+    let entries = std::fs::read_dir(root().join(folder)).unwrap();
+    let mut names: Vec<String> =
+        entries.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
+}
+
+/// The documents, by their paths in the repository.
+fn documents() -> Vec<String> {
+    let mut documents: Vec<String> =
+        ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "examples/README.md", "tests/parity/README.md"]
+            .map(str::to_owned)
+            .into();
+    let in_docs = names("docs").into_iter().filter(|name| name.ends_with(".md"));
+    documents.extend(in_docs.map(|name| format!("docs/{name}")));
+    documents
+}
+
+/// What stands between back-ticks.
+fn code(text: &str) -> Vec<&str> {
+    text.split('`').skip(1).step_by(2).collect()
+}
+
+/// The text of a file of tests: in `tests/tests`, or beside the code of the runtime.
+fn test_file(name: &str) -> Option<String> {
+    let places = [format!("tests/tests/{name}"), format!("peft-runtime/src/{name}")];
+    places.iter().find_map(|place| std::fs::read_to_string(root().join(place)).ok())
+}
+
+/// What one part of a row's last column names and is not there: `FILE: TEST, TEST` or `parity CASES`.
+fn absent(part: &str, cases: &[String]) -> Vec<String> {
+    let part = part.trim();
+    if part.starts_with("round trip") {
+        return Vec::new();
+    }
+    if let Some(groups) = part.strip_prefix("parity ") {
+        let is_there = |group: &str| match group.strip_suffix('*') {
+            Some(prefix) => cases.iter().any(|case| case.starts_with(prefix)),
+            None => cases.iter().any(|case| case == group),
+        };
+        return code(groups).into_iter().filter(|group| !is_there(group)).map(str::to_owned).collect();
+    }
+    let Some((files, tests)) = part.split_once(": ") else { return vec![part.to_owned()] };
+    let tests = tests.split(" (").next().unwrap_or(tests);
+    let mut absent = Vec::new();
+    for file in code(files) {
+        let text = test_file(file).unwrap_or_default();
+        let tests = code(tests).into_iter().filter(|test| !text.contains(&format!("fn {test}(")));
+        absent.extend(tests.map(|test| format!("{file}: {test}")));
+    }
+    absent
+}
+
+#[test]
+fn every_row_of_the_readme_names_tests_that_exist() {
+    let readme = read("README.md");
+    let features = readme.split("\n## What works").nth(1).unwrap().split("\n## ").next().unwrap();
+    let cases = names("tests/parity/cases");
+    let rows = features.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| ---"));
+    let rows: Vec<&str> = rows.filter(|line| !line.starts_with("| feature |")).collect();
+    assert!(rows.len() > 40, "the table was not found: {} rows", rows.len());
+    let mut wrong = Vec::new();
+    for row in rows {
+        let last = row.trim_end_matches([' ', '|']).rsplit(" | ").next().unwrap_or_default();
+        wrong.extend(last.split(';').flat_map(|part| absent(part, &cases)));
+    }
+    assert!(wrong.is_empty(), "the README names what is not there:\n{}", wrong.join("\n"));
+}
+
+/// The lines of a document that are not code.
+fn prose(text: &str) -> Vec<&str> {
+    let mut inside = false;
+    let outside = |line: &&str| {
+        let fence = line.starts_with("```");
+        inside ^= fence;
+        !fence && !inside
+    };
+    text.lines().filter(outside).collect()
+}
+
+/// The names that headings have in links, as GitHub makes them.
+fn anchors(text: &str) -> BTreeSet<String> {
+    let mut anchors = BTreeSet::new();
+    for heading in prose(text).into_iter().filter(|line| line.starts_with('#')) {
+        let heading = heading.trim_start_matches('#').trim().to_lowercase();
+        let kept = heading.chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
+        let name: String = kept.map(|c| if c == ' ' { '-' } else { c }).collect();
+        let numbered = (1..).map(|number| format!("{name}-{number}"));
+        let free = std::iter::once(name.clone()).chain(numbered).find(|name| !anchors.contains(name));
+        anchors.extend(free);
+    }
+    anchors
+}
+
+/// Where the links of a document lead, but for those out of the repository.
+fn links(text: &str) -> Vec<&str> {
+    let lines = prose(text).into_iter();
+    let targets = lines.flat_map(|line| line.split("](").skip(1)).filter_map(|rest| rest.split(')').next());
+    targets.filter(|target| !target.contains("://")).collect()
+}
+
+#[test]
+fn links_between_documents_lead_somewhere() {
+    let mut wrong = Vec::new();
+    for document in documents() {
+        let text = read(&document);
+        let folder = root().join(&document).parent().unwrap().to_owned();
+        for target in links(&text) {
+            let (path, anchor) = target.split_once('#').unwrap_or((target, ""));
+            let place = if path.is_empty() { root().join(&document) } else { folder.join(path) };
+            let leads = match anchor {
+                "" => place.exists(),
+                anchor => std::fs::read_to_string(&place).is_ok_and(|text| anchors(&text).contains(anchor)),
+            };
+            if !leads {
+                wrong.push(format!("{document}: {target}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "links that lead nowhere:\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn the_code_of_every_document_is_compiled() {
+    let library = read("peft-runtime/src/lib.rs");
+    for document in documents().into_iter().filter(|document| document.starts_with("docs/")) {
+        let has_code = read(&document).lines().any(|line| line.starts_with("```rust"));
+        assert!(!has_code || library.contains(&document), "`lib.rs` does not include `{document}`");
+    }
+}
