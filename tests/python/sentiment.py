@@ -46,6 +46,16 @@ def read(path: str):
     return texts, labels
 
 
+def orthogonality(model):
+    """AdaLoRA's term of the loss, which PEFT adds itself only where a model's output has a loss."""
+    distances = []
+    for name, parameter in model.named_parameters():
+        if "lora_A" in name or "lora_B" in name:
+            gram = parameter @ parameter.T if "lora_A" in name else parameter.T @ parameter
+            distances.append(torch.norm(gram - torch.eye(gram.shape[0])))
+    return model.peft_config["default"].orth_reg_weight * sum(distances) / len(distances)
+
+
 def config(method: str, steps: int):
     common = {"modules_to_save": ["classifier"]}
     if method == "lora":
@@ -118,6 +128,8 @@ def main() -> None:
         for indices in batches(training):
             ids, mask, target = batch(indices)
             loss = torch.nn.functional.cross_entropy(model(ids, mask), target)
+            if arguments.method == "adalora":
+                loss = loss + orthogonality(model)
             loss.backward()
             optimizer.step()
             if arguments.method == "adalora":

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use candle_core::quantized::GgmlDType;
 use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::VarBuilder;
 use peft_runtime::Checkpoint;
@@ -199,6 +200,20 @@ fn folders_may_have_several_weight_files() {
     let folder = tempfile::tempdir().unwrap();
     write_folder("gpt2", folder.path());
     check_logits("gpt2", &Gpt2Model::from_folder(folder.path(), DType::F32, &Device::Cpu).unwrap());
+}
+
+#[test]
+fn the_linear_layers_of_a_folder_are_quantized_and_nothing_else() {
+    let folder = tempfile::tempdir().unwrap();
+    write_folder("llama", folder.path());
+    let quantized = |dtype| LlamaModel::from_folder_quantized(folder.path(), dtype, &Device::Cpu);
+    // Blocks of one float: the values are the dense ones.
+    let model = quantized(GgmlDType::F32).unwrap();
+    check_logits("llama", &model);
+    check_loss("llama", &model);
+    assert!(model.base_state_dict().keys().all(|name| !name.ends_with("_proj.weight")));
+    // No layer of the tiny model has a multiple of 256 inputs.
+    assert!(quantized(GgmlDType::Q4K).is_err());
 }
 
 #[test]

@@ -10,6 +10,7 @@ mod gradients;
 mod group;
 mod lora_fa;
 mod lora_plus;
+mod matmul_clock;
 mod optimizer;
 mod orthogonality;
 mod rank_allocator;
@@ -26,6 +27,7 @@ pub use gradients::{GradientAccumulator, clip_by_global_norm, first_non_finite, 
 pub use group::ParameterGroup;
 pub use lora_fa::LoraFa;
 pub use lora_plus::{LoraPlus, lora_plus_groups};
+pub use matmul_clock::MatmulClock;
 pub use optimizer::Optimizer;
 pub use rank_allocator::{Allocation, RankAllocator};
 pub use schedule::Schedule;

@@ -7,11 +7,12 @@ mod training;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use candle_core::Device;
 use clap::{Parser, ValueEnum};
 use peft_examples::memory::peak_resident_mib;
 use peft_examples::progress::{result, say};
+use peft_examples::source::model_path;
 use peft_runtime::adapter::AdapterMethod;
 use peft_runtime::prelude::*;
 use peft_runtime::train::{AdamW, RankAllocator, Schedule, Trainer};
@@ -136,7 +137,7 @@ impl Arguments {
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
-    let folder = model_folder(&arguments.model)?;
+    let folder = model_path(&arguments.model)?;
     let reviews = Reviews::load(&arguments.data, &folder, arguments.max_len)?;
     let (training, held_out) = reviews.split(arguments.seed, arguments.limit);
     say(format!("{} snippets to train on, {} held out", training.len(), held_out.len()));
@@ -195,22 +196,4 @@ fn rank_table(allocator: &RankAllocator) -> String {
         table.push_str(&format!("\n  {path:<45} {rank:>3} {}", "#".repeat(rank)));
     }
     table
-}
-
-/// The folder itself, or the one that the hub's files were downloaded to.
-fn model_folder(model: &str) -> Result<PathBuf> {
-    let folder = PathBuf::from(model);
-    if folder.is_dir() {
-        return Ok(folder);
-    }
-    #[cfg(feature = "hub")]
-    {
-        let hub = peft_runtime::hub::Hub::from_env()?;
-        return hub
-            .model(model, None)
-            .with_context(|| format!("`{model}` is no folder, nor a model on the hub"));
-    }
-    #[cfg(not(feature = "hub"))]
-    Err(anyhow::anyhow!("`{model}` is no folder; ids on the hub need `--features hub`"))
-        .with_context(|| "looking for the model")
 }

@@ -10,13 +10,14 @@ mod weights;
 
 use std::path::Path;
 
+use candle_core::quantized::GgmlDType;
 use candle_core::{DType, Device, Result, Tensor, bail};
 use candle_nn::{Embedding, Linear, Module, RmsNorm, VarBuilder};
 
 use block::{Block, Context};
 use gguf::GgufFile;
 use rope::Rotary;
-use weights::Weights;
+use weights::{Quantizing, Weights};
 
 use super::causal::next_token_loss;
 use super::folder;
@@ -77,6 +78,24 @@ impl LlamaModel {
         Self::new(&config, vb).map_err(|error| crate::Error::from(error).in_file(folder))
     }
 
+    /// Reads a HuggingFace folder and quantizes the weights of linear layers, one after the other.
+    ///
+    /// The token embedding and the norms are dense, in single precision; so is the layer that writes the logits where it has
+    /// the embedding's weight.
+    ///
+    /// # Errors
+    /// As [`from_folder`](Self::from_folder), and if a layer's number of inputs is no multiple of the type's block size.
+    pub fn from_folder_quantized(
+        folder: impl AsRef<Path>,
+        dtype: GgmlDType,
+        device: &Device,
+    ) -> crate::Result<Self> {
+        let folder = folder.as_ref();
+        let config: LlamaConfig = folder::read_config(folder)?;
+        let vb = Checkpoint::open(folder)?.var_builder(DType::F32, device);
+        Self::new_quantized(&config, vb, dtype).map_err(|error| crate::Error::from(error).in_file(folder))
+    }
+
     /// Reads a GGUF file and makes all weights dense, in single precision.
     ///
     /// # Errors
@@ -108,6 +127,15 @@ impl LlamaModel {
     /// If a tensor is missing or has another shape.
     pub fn new(config: &LlamaConfig, mut vb: VarBuilder<'_>) -> Result<Self> {
         Self::build(config.clone(), &mut vb)
+    }
+
+    /// Builds the model from the tensors of a builder, with the weights of linear layers quantized as
+    /// [`from_folder_quantized`](Self::from_folder_quantized) does.
+    ///
+    /// # Errors
+    /// If a tensor is missing or has another shape, or a layer's number of inputs is no multiple of the type's block size.
+    pub fn new_quantized(config: &LlamaConfig, vb: VarBuilder<'_>, dtype: GgmlDType) -> Result<Self> {
+        Self::build(config.clone(), &mut Quantizing { vb, dtype })
     }
 
     fn build(config: LlamaConfig, weights: &mut impl Weights) -> Result<Self> {

@@ -1,9 +1,10 @@
 //! Where a model's layers come from: tensors of a builder, or a GGUF file.
 
+use candle_core::quantized::GgmlDType;
 use candle_core::{Result, Tensor};
 use candle_nn::{Embedding, Linear, RmsNorm, VarBuilder};
 
-use crate::layer::{Adapted, AnyLinear};
+use crate::layer::{Adapted, AnyLinear, QuantizedLinear};
 
 /// Makes layers out of weights, by their names in transformers.
 pub(super) trait Weights {
@@ -59,5 +60,29 @@ pub(super) trait Weights {
 impl Weights for VarBuilder<'_> {
     fn tensor(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
         self.get(shape, name)
+    }
+}
+
+/// A builder's weights, of which those of linear layers are quantized as they come: no two of them are dense at once.
+pub(super) struct Quantizing<'a> {
+    pub(super) vb: VarBuilder<'a>,
+    pub(super) dtype: GgmlDType,
+}
+
+impl Weights for Quantizing<'_> {
+    fn tensor(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        self.vb.get(shape, name)
+    }
+
+    fn linear(
+        &mut self,
+        name: &str,
+        in_features: usize,
+        out_features: usize,
+        bias: bool,
+    ) -> Result<Adapted<AnyLinear>> {
+        let weight = self.tensor(&format!("{name}.weight"), &[out_features, in_features])?;
+        let dense = Linear::new(weight, self.bias(name, out_features, bias)?);
+        Ok(Adapted::new(AnyLinear::from(QuantizedLinear::from_linear(&dense, self.dtype)?)))
     }
 }

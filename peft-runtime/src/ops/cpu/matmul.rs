@@ -5,6 +5,8 @@ use std::ops::Range;
 use candle_core::{Layout, Result, WithDType, bail};
 use gemm::Parallelism;
 
+use super::clock::timed;
+
 /// A matrix of any strides over a slice.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Matrix<'a, T> {
@@ -150,31 +152,37 @@ pub(super) unsafe fn multiply<T: WithDType>(
     rhs: Matrix<'_, T>,
     parallelism: Parallelism,
 ) {
-    // SAFETY: `Matrix::new` checked that every element of `lhs` and `rhs` lies in its slice, and the caller vouches for
-    // the destination, which for that reason overlaps neither.
-    unsafe {
-        gemm::gemm(
-            lhs.rows,
-            rhs.columns,
-            lhs.columns.min(rhs.rows),
-            destination,
-            1,
-            row_stride as isize,
-            write == Write::Add,
-            lhs.data.as_ptr(),
-            lhs.column_stride as isize,
-            lhs.row_stride as isize,
-            rhs.data.as_ptr(),
-            rhs.column_stride as isize,
-            rhs.row_stride as isize,
-            T::from_f64(1.0),
-            T::from_f64(scale),
-            false,
-            false,
-            false,
-            parallelism,
-        );
-    }
+    let threads = match parallelism {
+        Parallelism::None => 1,
+        Parallelism::Rayon(threads) => threads,
+    };
+    timed(threads, || {
+        // SAFETY: `Matrix::new` checked that every element of `lhs` and `rhs` lies in its slice, and the caller vouches
+        // for the destination, which for that reason overlaps neither.
+        unsafe {
+            gemm::gemm(
+                lhs.rows,
+                rhs.columns,
+                lhs.columns.min(rhs.rows),
+                destination,
+                1,
+                row_stride as isize,
+                write == Write::Add,
+                lhs.data.as_ptr(),
+                lhs.column_stride as isize,
+                lhs.row_stride as isize,
+                rhs.data.as_ptr(),
+                rhs.column_stride as isize,
+                rhs.row_stride as isize,
+                T::from_f64(1.0),
+                T::from_f64(scale),
+                false,
+                false,
+                false,
+                parallelism,
+            );
+        }
+    });
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! What runs on the processor directly: the only `unsafe` code of the crate.
 
 pub(crate) mod attention;
+pub(crate) mod clock;
 pub(crate) mod dequantize;
 mod dispatch;
 mod exp;

@@ -1,0 +1,101 @@
+//! Fine-tunes a language model on a text: LoRA, QLoRA, DoRA, AdaLoRA or IA3 on Llama, Mistral, Qwen or SmolLM2.
+
+mod arguments;
+mod data;
+mod language;
+mod training;
+mod vocabulary;
+
+use std::path::Path;
+
+use anyhow::Result;
+use candle_core::{DType, Device};
+use clap::Parser;
+use peft_examples::memory::peak_resident_mib;
+use peft_examples::progress::{result, say};
+use peft_examples::source::model_path;
+use peft_examples::threads::use_threads;
+use peft_runtime::models::generate::{GenerateOptions, generate};
+use peft_runtime::models::llama::LlamaModel;
+use peft_runtime::prelude::*;
+use serde_json::json;
+
+use arguments::{Arguments, Method};
+use data::Data;
+use language::Language;
+use training::Run;
+
+fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    use_threads(arguments.threads)?;
+    let path = model_path(&arguments.model)?;
+    let language = Language::open(&path, arguments.tokenizer.as_deref())?;
+    let data = Data::load(arguments.data.as_deref(), &language, arguments.seq)?;
+    let (training, held_out) = data.sizes();
+    say(format!("{training} tokens to train on, {held_out} held out"));
+
+    let mut model = load(&arguments, &path)?;
+    say(model.inject_adapter(&*arguments.config(), "default")?.to_string());
+    say(model.trainable_summary());
+    model.set_gradient_checkpointing(arguments.checkpointing);
+
+    let prompt = match &arguments.prompt {
+        Some(prompt) => language.encode_prompt(prompt)?,
+        None => data.prompt().to_vec(),
+    };
+    let write = |model: &LlamaModel| -> Result<String> {
+        let options = GenerateOptions::new(arguments.new_tokens)
+            .with_temperature(arguments.temperature)
+            .with_top_p(0.95)
+            .with_seed(arguments.seed)
+            .with_stop_tokens(language.last.iter().copied());
+        let tokens = generate(model, &prompt, &options, |_| ())?;
+        Ok(format!("{}|{}", language.decode(&prompt)?, language.decode(&tokens)?))
+    };
+    // Before the first checkpoint is read, the adapter changes nothing.
+    result(format!("before training:\n{}\n", write(&model)?));
+    let mut run = Run::new(&arguments, &data, &model)?;
+    let before = run.evaluate(&mut model)?;
+    result(format!("held-out loss at the beginning: {before:.4}"));
+    run.train(&mut model)?;
+    let after = run.evaluate(&mut model)?;
+    model.eval();
+    result(format!("held-out loss in the end: {after:.4}\n"));
+    result(format!("after training:\n{}\n", write(&model)?));
+    if let Some(table) = run.ranks() {
+        say(table);
+    }
+
+    if let Some(folder) = &arguments.save {
+        let saved = model.save_pretrained(folder, "default")?;
+        say(format!("saved the adapter in {}", saved.display()));
+    }
+    if let Some(path) = &arguments.plot {
+        run.draw(path)?;
+        say(format!("drew the losses in {}", path.display()));
+    }
+    let trainable: usize = model.trainable_parameters().iter().map(|(_, var)| var.elem_count()).sum();
+    let summary = json!({
+        "held_out_before": before,
+        "held_out_after": after,
+        "steps": arguments.steps,
+        "seconds": run.seconds(),
+        "tokens_per_second": run.tokens_per_second(),
+        "peak_rss_mb": peak_resident_mib(),
+        "trainable": trainable,
+    });
+    result(summary.to_string());
+    Ok(())
+}
+
+/// The model of a folder or a GGUF file; with QLoRA its linear layers are quantized.
+fn load(arguments: &Arguments, path: &Path) -> Result<LlamaModel> {
+    let device = &Device::Cpu;
+    let quantized = arguments.method == Method::Qlora;
+    Ok(match (path.is_dir(), quantized) {
+        (true, false) => LlamaModel::from_folder(path, DType::F32, device)?,
+        (true, true) => LlamaModel::from_folder_quantized(path, arguments.quantized, device)?,
+        (false, false) => LlamaModel::from_gguf(path, device)?,
+        (false, true) => LlamaModel::from_gguf_quantized(path, device)?,
+    })
+}

@@ -1,0 +1,55 @@
+//! The same training step as in `train_bench`, of candle's own differentiable ops: what it costs without this library.
+
+mod model;
+
+use std::time::Instant;
+
+use anyhow::Result;
+use candle_core::Device;
+use candle_nn::{AdamW, Optimizer, ParamsAdamW};
+use clap::Parser;
+use peft_examples::bench::{StepOptions, StepTime, report};
+use peft_examples::progress::say;
+use peft_examples::shapes::{RandomWeights, random_tokens};
+use peft_examples::threads::use_threads;
+
+use model::Llama;
+
+/// Measures training steps of LoRA on all seven projections, built of candle and candle-nn alone.
+///
+/// Progress goes to standard error; with `--json` the last line of standard output is one JSON object, in which the share of
+/// matrix products is null: candle does not tell.
+#[derive(Parser)]
+struct Arguments {
+    #[command(flatten)]
+    step: StepOptions,
+}
+
+fn main() -> Result<()> {
+    let Arguments { step: options } = Arguments::parse();
+    use_threads(options.threads)?;
+    options.check()?;
+    let config = options.shape.config()?;
+    let weights = RandomWeights::builder(options.seed, &Device::Cpu);
+    let model = Llama::new(&config, options.rank, &weights)?;
+    let variables = model.variables();
+    let trainable: usize = variables.iter().map(|variable| variable.elem_count()).sum();
+    say(format!("{} variables, {trainable} elements", variables.len()));
+    let mut optimizer = AdamW::new(variables, ParamsAdamW { lr: options.lr, ..ParamsAdamW::default() })?;
+
+    let mut steps = Vec::new();
+    for number in 0..options.steps {
+        let seed = options.seed + number as u64;
+        let tokens = random_tokens(config.vocab_size, (options.batch, options.seq), seed, &Device::Cpu)?;
+        let start = Instant::now();
+        let loss = model.loss(&tokens)?;
+        optimizer.backward_step(&loss)?;
+        let value = loss.to_scalar::<f32>()?;
+        drop(loss);
+        let time = StepTime { seconds: start.elapsed().as_secs_f64(), products: None };
+        say(format!("step {}: loss {value:.4}, {:.3} s", number + 1, time.seconds));
+        steps.push(time);
+    }
+    report(&options, &steps);
+    Ok(())
+}

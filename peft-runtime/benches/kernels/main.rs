@@ -1,0 +1,43 @@
+//! Each kernel beside candle's own op, where there is one.
+//!
+//! `forward` is the forward pass alone, without a graph; `step` is forward and backward, with candle's differentiable ops in the
+//! place of its fast ones that have no gradient. Sizes are those of SmolLM2-135M at 256 tokens. A name on the command line
+//! runs the benchmarks that have it in theirs: `cargo bench -p peft-runtime --bench kernels -- attention`.
+
+mod attention;
+mod gated;
+mod linear;
+mod loss;
+mod norms;
+mod quantized;
+mod rotary;
+
+use candle_core::backprop::GradStore;
+use candle_core::{Device, Result, Tensor, Var};
+
+fn main() {
+    divan::main();
+}
+
+/// Tokens at a time.
+const ROWS: usize = 256;
+/// The sizes of a token's vector, of the feed-forward layer, and of a head.
+const SIZE: usize = 576;
+const WIDE: usize = 1536;
+const HEAD: usize = 64;
+/// Heads of queries, and heads of keys and values.
+const HEADS: usize = 9;
+const SHARED: usize = 3;
+
+fn random(shape: &[usize]) -> Tensor {
+    Tensor::randn(0f32, 1.0, shape, &Device::Cpu).unwrap()
+}
+
+fn variable(shape: &[usize]) -> Var {
+    Var::from_tensor(&random(shape)).unwrap()
+}
+
+/// The backward pass of the sum.
+fn backward(y: Result<Tensor>) -> GradStore {
+    y.and_then(|y| y.sum_all()).and_then(|sum| sum.backward()).unwrap()
+}

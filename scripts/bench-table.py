@@ -1,0 +1,162 @@
+"""Writes what `bench-vs-pytorch.sh` measured as Markdown tables, between two marks of a file."""
+
+import argparse
+import datetime
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import re
+import statistics
+import subprocess
+
+BEGIN, END = "<!-- bench-vs-pytorch: begin -->", "<!-- bench-vs-pytorch: end -->"
+
+PROGRAMS = {"pytorch": "PyTorch + PEFT", "candle": "candle alone", "ours": "this library"}
+
+# What the ratios of a configuration without a PyTorch run are to.
+REFERENCES = {"QLoRA Q4_1, 1 × 256": ("LoRA, 1 × 256", "ours", "our f32 step")}
+
+
+def medians(path: pathlib.Path) -> dict:
+    """The medians over all rounds, by configuration and program."""
+    runs = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        run = json.loads(line)
+        values = runs.setdefault(run["configuration"], {}).setdefault(run["program"], {})
+        for key, value in run["result"].items():
+            if value is not None:
+                values.setdefault(key, []).append(value)
+    return {
+        configuration: {
+            program: {key: statistics.median(values) for key, values in results.items()}
+            for program, results in programs.items()
+        }
+        for configuration, programs in runs.items()
+    }
+
+
+def seconds(result: dict) -> float:
+    return result.get("seconds_per_step", result.get("seconds"))
+
+
+def steps_table(found: dict) -> list[str]:
+    lines = [
+        "| | program | seconds | peak memory | in matrix products |",
+        "| --- | --- | ---: | ---: | ---: |",
+    ]
+    for configuration, programs in found.items():
+        for program, result in programs.items():
+            share = result.get("matmul_share")
+            share = f"{share:.0%}" if share is not None else "–"
+            lines.append(
+                f"| {configuration} | {PROGRAMS[program]} | {seconds(result):.2f} | {result['peak_rss_mb']:,.0f} MiB | {share} |"
+            )
+    return lines
+
+
+def ratios_table(found: dict) -> list[str]:
+    lines = ["| this library, in relation to | | time | memory |", "| --- | --- | ---: | ---: |"]
+    for configuration, programs in found.items():
+        references = [(PROGRAMS[name], programs[name]) for name in ("pytorch", "candle") if name in programs]
+        if configuration in REFERENCES:
+            other, program, name = REFERENCES[configuration]
+            references.append((name, found[other][program]))
+        for name, reference in references:
+            time = seconds(programs["ours"]) / seconds(reference)
+            memory = programs["ours"]["peak_rss_mb"] / reference["peak_rss_mb"]
+            lines.append(f"| {name} | {configuration} | {time:.2f} | {memory:.2f} |")
+    return lines
+
+
+def adapters_table(work: pathlib.Path) -> list[str]:
+    paths = {program: work / f"adapters.{program}" for program in ("pytorch", "ours")}
+    if not all(path.exists() for path in paths.values()):
+        return []
+    measured = {
+        program: {value["measured"]: value for value in map(json.loads, path.read_text().splitlines())}
+        for program, path in paths.items()
+    }
+    python, ours = measured["pytorch"], measured["ours"]
+
+    def row(what: str, value, unit: str) -> str:
+        theirs, mine = value(python), value(ours)
+        return f"| {what} | {theirs:,.2f}{unit} | {mine:,.2f}{unit} | {mine / theirs:.3f} |"
+
+    layers = ours["injection"]["layers"]
+    return [
+        "",
+        "| | PyTorch + PEFT | this library | ratio |",
+        "| --- | ---: | ---: | ---: |",
+        row(f"LoRA into {layers} layers", lambda all: all["injection"]["milliseconds"], " ms"),
+        row("loading one of the first adapters", lambda all: all["loading"]["first_milliseconds"], " ms"),
+        row("loading one of the last adapters", lambda all: all["loading"]["last_milliseconds"], " ms"),
+        row("mixed batch of 8 adapters, to a batch with one", lambda all: all["mixed_batch"]["ratio"], ""),
+        row("unmerged adapter, to the base, 256 rows", lambda all: all["overhead"]["ratio"], ""),
+    ]
+
+
+def first_line(*command: str) -> str:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[0]
+    except (OSError, subprocess.CalledProcessError, IndexError):
+        return "unknown"
+
+
+def processor() -> str:
+    try:
+        text = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return platform.processor() or platform.machine()
+    name = re.search(r"model name\s*: (.*)", text)
+    return name.group(1) if name else platform.machine()
+
+
+def candle_version() -> str:
+    lock = pathlib.Path("Cargo.lock").read_text(encoding="utf-8")
+    found = re.search(r'name = "candle-core"\nversion = "(.*)"', lock)
+    return found.group(1) if found else "unknown"
+
+
+def circumstances(arguments, found: dict) -> list[str]:
+    results = [result for programs in found.values() for result in programs.values()]
+    imported = [result["imports_rss_mb"] for result in results if "imports_rss_mb" in result]
+    imports = f" Of PyTorch's, {imported[0]:,.0f} MiB are there once the modules are imported." if imported else ""
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "transformers", "peft"))
+    commit = first_line("git", "rev-parse", "--short", "HEAD")
+    return [
+        f"{processor()}, {os.cpu_count()} cores, {arguments.threads} threads for every program. {versions}; candle "
+        f"{candle_version()}; {first_line('rustc', '--version')}; commit {commit}, {datetime.date.today()}.",
+        "",
+        f"Programs take turns, {arguments.rounds} rounds in one go; a value is the median of the rounds. A step's seconds "
+        f"are the median of {arguments.steps - 2} steps after two that do not count. Memory is the largest resident size of "
+        f"the process.{imports} "
+        "SmolLM2-135M's sizes with random weights, f32, LoRA of rank 8 on all seven projections, AdamW. candle alone is "
+        "`examples/src/bin/stock_candle`, of candle's own differentiable ops.",
+        "",
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("work", type=pathlib.Path)
+    parser.add_argument("out", type=pathlib.Path)
+    parser.add_argument("--rounds", type=int, required=True)
+    parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--threads", type=int, required=True)
+    arguments = parser.parse_args()
+    found = medians(arguments.work / "results")
+    lines = [BEGIN, "", *circumstances(arguments, found), *ratios_table(found), "", *steps_table(found)]
+    lines += [*adapters_table(arguments.work), "", END]
+    section = "\n".join(lines)
+    text = arguments.out.read_text(encoding="utf-8") if arguments.out.exists() else f"# Performance\n\n{BEGIN}\n{END}\n"
+    if BEGIN not in text or END not in text:
+        text = f"{text.rstrip()}\n\n{BEGIN}\n{END}\n"
+    before, rest = text.split(BEGIN, 1)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(before + section + rest.split(END, 1)[1], encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

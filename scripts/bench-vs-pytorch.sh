@@ -1,0 +1,93 @@
+#!/bin/sh
+# Measures training steps of PyTorch + PEFT, of candle alone, and of this library in turn, and writes a table of medians and
+# ratios into a Markdown file, between two marks.
+#
+#   scripts/bench-vs-pytorch.sh [--venv DIR] [--rounds 3] [--steps 8] [--threads 2] [--out docs/performance.md]
+#                               [--sentiment MODEL DATA] [--adapters]
+#
+# --venv DIR     builds a virtual environment with PyTorch and PEFT there, or uses the one that is there
+# --sentiment    measures an epoch of the `sentiment` example as well (scripts/fetch-assets.sh brings model and data)
+# --adapters     measures injection, loading, mixed batches and inference as well
+# Without --venv the Python in $PYTHON, or python3, has to have what tests/python/requirements.txt names.
+set -eu
+cd "$(dirname "$0")/.."
+
+python=${PYTHON:-python3} rounds=3 steps=8 threads=2 out=docs/performance.md venv= model= data= adapters=
+usage() {
+    sed -n '2,12s/^# \{0,1\}//p' "$0" >&2
+    exit 2
+}
+while [ $# -gt 0 ]; do
+    case $1 in
+    --venv | --rounds | --steps | --threads | --out)
+        [ $# -ge 2 ] || usage
+        eval "${1#--}=\$2"
+        shift 2
+        ;;
+    --sentiment)
+        [ $# -ge 3 ] || usage
+        model=$2 data=$3
+        shift 3
+        ;;
+    --adapters)
+        adapters=yes
+        shift
+        ;;
+    *) usage ;;
+    esac
+done
+
+if [ -n "$venv" ]; then
+    [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+    python=$venv/bin/python
+    "$python" -c "import peft, torch, transformers" 2>/dev/null ||
+        "$python" -m pip install --quiet -r tests/python/requirements.txt
+fi
+if ! "$python" -c "import peft, torch, transformers" 2>/dev/null; then
+    echo "bench-vs-pytorch: $python has no peft, torch and transformers; try --venv DIR" >&2
+    exit 1
+fi
+
+cargo build --release -p peft-examples --bin train_bench --bin stock_candle --bin sentiment --bin adapter_bench
+target=${CARGO_TARGET_DIR:-target}/release
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+export OMP_NUM_THREADS="$threads" RAYON_NUM_THREADS="$threads" TOKENIZERS_PARALLELISM=false
+
+# measure CONFIGURATION PROGRAM COMMAND...: keeps the last line of the command's output.
+measure() {
+    configuration=$1 program=$2
+    shift 2
+    echo "round $round: $configuration, $program" >&2
+    "$@" >"$work/output" 2>"$work/errors" || {
+        cat "$work/errors" >&2
+        exit 1
+    }
+    printf '{"configuration": "%s", "program": "%s", "result": %s}\n' "$configuration" "$program" \
+        "$(tail -n 1 "$work/output")" >>"$work/results"
+}
+
+round=1
+while [ "$round" -le "$rounds" ]; do
+    for batch in 1 4; do
+        shape="--batch $batch --seq 256 --steps $steps --threads $threads --json"
+        measure "LoRA, $batch × 256" pytorch "$python" tests/python/train_bench.py $shape
+        measure "LoRA, $batch × 256" candle "$target/stock_candle" $shape
+        measure "LoRA, $batch × 256" ours "$target/train_bench" $shape
+    done
+    shape="--batch 1 --seq 256 --steps $steps --threads $threads --json"
+    measure "QLoRA Q4_1, 1 × 256" ours "$target/train_bench" --method qlora --quantized Q4_1 $shape
+    if [ -n "$model" ]; then
+        measure "sentiment, one epoch" pytorch "$python" tests/python/sentiment.py --model "$model" --data "$data" \
+            --threads "$threads"
+        measure "sentiment, one epoch" ours "$target/sentiment" --model "$model" --data "$data"
+    fi
+    round=$((round + 1))
+done
+if [ -n "$adapters" ]; then
+    "$python" tests/python/adapter_bench.py --threads "$threads" >"$work/adapters.pytorch"
+    "$target/adapter_bench" --threads "$threads" >"$work/adapters.ours"
+fi
+
+"$python" scripts/bench-table.py "$work" "$out" --rounds "$rounds" --steps "$steps" --threads "$threads"
+echo "$out"
