@@ -46,7 +46,10 @@ pub use path::ModulePath;
 #[cfg(feature = "macros")]
 pub use peft_macros::Injectable;
 pub use select::TargetModules;
-pub use store::{Checkpoint, LoadOptions, LoadReport, SaveEmbeddings, SaveOptions};
+pub use store::{
+    BaseWeights, Checkpoint, LoadOptions, LoadReport, MergedWeights, NameMap, SaveEmbeddings, SaveOptions,
+    StoredAdapter, StoredKind, StoredLayer, StoredShape, Unadapted, WriteProgress, WriteReport,
+};
 
 /// Target modules whose names are checked against the model at compile time.
 ///

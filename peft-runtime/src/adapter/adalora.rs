@@ -6,6 +6,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use candle_core::{Device, Tensor, Var};
 
 use super::keys::KeyedShapes;
+use super::lora::{LAYER_KEYS, PlainFactors};
 use super::{
     Adapter, AdapterMethod, AdapterTensor, Built, Call, Component, Geometry, Init, LinearParameters, LowRank,
     MergeError, Selection, Site, TensorSource,
@@ -34,8 +35,8 @@ pub struct AdaLora {
     kept: Arc<RwLock<Option<Vec<bool>>>>,
 }
 
-const A: &str = "lora_A";
-const B: &str = "lora_B";
+pub(super) const A: &str = "lora_A";
+pub(super) const B: &str = "lora_B";
 const E: &str = "lora_E";
 const RANK_NUMBER: &str = "ranknum";
 /// What PEFT adds to the rank before dividing by it.
@@ -101,6 +102,25 @@ impl AdaLora {
     fn terms(&self, tensor: impl Fn(&Var) -> Tensor) -> candle_core::Result<LowRank> {
         let a = tensor(&self.a).broadcast_mul(&tensor(&self.e))?;
         Ok(LowRank { a, b: tensor(&self.b), scaling: self.factor()? })
+    }
+
+    /// The factors of LoRA that compute the same: A with the singular values in it. Without a rank, one of zeros.
+    pub(crate) fn plain_factors(&self) -> candle_core::Result<PlainFactors> {
+        let geometry = &self.geometry;
+        let factors =
+            |a, b, scaling| PlainFactors { a: (LAYER_KEYS.a, a), b: (LAYER_KEYS.b, b), bias: None, scaling };
+        let rank = self.rows();
+        if rank == 0 {
+            let zeros = |shape: Vec<usize>| Tensor::zeros(shape, self.a.dtype(), self.a.device());
+            return Ok(factors(zeros(geometry.down_shape(1))?, zeros(geometry.up_shape(1))?, 0.0));
+        }
+        let LowRank { a, b, scaling } = self.terms(Var::as_detached_tensor)?;
+        Ok(factors(a.reshape(geometry.down_shape(rank))?, b.reshape(geometry.up_shape(rank))?, scaling))
+    }
+
+    /// The factors, A with the singular values in it; `None` where no rank is left.
+    pub(crate) fn matrices(&self) -> candle_core::Result<Option<LowRank>> {
+        if self.rows() == 0 { Ok(None) } else { self.terms(Var::as_detached_tensor).map(Some) }
     }
 
     fn residual(&self, x: &Tensor, terms: &LowRank) -> candle_core::Result<Tensor> {
@@ -329,6 +349,10 @@ impl AdapterMethod for AdaLoraConfig {
 
     fn bias(&self) -> Bias {
         self.bias()
+    }
+
+    fn changes_bias(&self, _: &ModulePath) -> bool {
+        false
     }
 
     fn seed(&self) -> u64 {

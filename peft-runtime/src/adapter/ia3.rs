@@ -20,7 +20,7 @@ use crate::ops::task_vectors::weighted_sum;
 use crate::schema::LayerKind;
 use crate::select::{Pattern, TargetModules};
 
-const KEY: &str = "ia3_l";
+pub(super) const KEY: &str = "ia3_l";
 
 /// The IA3 state of one layer: a vector over its output features or, on feed-forward layers, over its input features.
 #[derive(Clone, Debug)]
@@ -196,6 +196,10 @@ impl AdapterMethod for Ia3Config {
         }
         let paths = request.layers.iter().map(|layer| layer.site.path);
         Ok(Combined { method: Arc::new(Self::combined(&configs, paths)), tensors })
+    }
+
+    fn changes_bias(&self, path: &ModulePath) -> bool {
+        !self.is_feedforward(path).unwrap_or_default()
     }
 
     fn seed(&self) -> u64 {

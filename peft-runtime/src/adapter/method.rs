@@ -78,6 +78,12 @@ pub trait AdapterMethod: Debug + Send + Sync + 'static {
         Bias::None
     }
 
+    /// Whether merging the adapter of the layer at `path` may change the layer's bias.
+    fn changes_bias(&self, path: &ModulePath) -> bool {
+        let _ = path;
+        true
+    }
+
     /// The seed of fresh tensors and dropout.
     fn seed(&self) -> u64 {
         0

@@ -8,6 +8,7 @@ mod init;
 mod keys;
 mod lora;
 mod method;
+mod shapes;
 mod source;
 mod tokens;
 
@@ -30,8 +31,9 @@ pub(crate) use geometry::without_padding_gradient;
 pub use ia3::Ia3;
 pub use init::Init;
 pub use lora::Lora;
-pub(crate) use lora::{size_at, tuple};
+pub(crate) use lora::{PlainFactors, size_at, tuple};
 pub use method::{AdapterMethod, Built, Selection};
+pub(crate) use shapes::{LayerShapes, split_layer_key};
 pub use source::TensorSource;
 pub(crate) use source::{FreshTensors, StoredTensor, StoredTensors};
 pub use tokens::TrainableTokens;

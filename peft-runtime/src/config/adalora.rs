@@ -259,6 +259,11 @@ impl AdaLoraConfig {
         self.bias
     }
 
+    /// Whether the adapted linear layers store their weights as `[in, out]`.
+    pub fn fan_in_fan_out(&self) -> bool {
+        self.fan_in_fan_out
+    }
+
     /// Which ranks of the layer at `path` are kept, if any were cut.
     pub(crate) fn kept_ranks(&self, path: &str) -> Option<&[bool]> {
         Some(self.rank_pattern.as_ref()?.get(&format!("{path}{E_NAME}"))?.as_slice())

@@ -85,6 +85,11 @@ impl Ia3Config {
         self.init
     }
 
+    /// Whether the adapted linear layers store their weights as `[in, out]`.
+    pub fn fan_in_fan_out(&self) -> bool {
+        self.fan_in_fan_out
+    }
+
     /// The config with the targets and feed-forward layers that the model declares, or that its type is known for.
     pub(crate) fn completed(
         &self,

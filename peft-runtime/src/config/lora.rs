@@ -301,6 +301,11 @@ impl LoraConfig {
         self.init
     }
 
+    /// Whether the adapted linear layers store their weights as `[in, out]`.
+    pub fn fan_in_fan_out(&self) -> bool {
+        self.fan_in_fan_out
+    }
+
     /// The scaling of a layer with this rank and alpha.
     pub fn scaling(&self, rank: usize, alpha: f64) -> f64 {
         #[expect(clippy::cast_precision_loss, reason = "a rank is far below 2^53")]
@@ -352,6 +357,23 @@ impl LoraConfig {
         let others = ranks.iter().filter(|(_, rank)| **rank != self.rank);
         self.rank_pattern = others.map(|(path, rank)| (anchored(path), *rank)).collect();
         self
+    }
+
+    /// The config with these ranks, with the most frequent one as alpha and no other settings that scale or that change
+    /// the base model.
+    pub(crate) fn plain(&self, ranks: &BTreeMap<&str, usize>) -> Self {
+        let ranked = self.clone().with_ranks(ranks);
+        #[expect(clippy::cast_precision_loss, reason = "a rank is far below 2^53")]
+        let alpha = ranked.rank as f64;
+        Self {
+            alpha,
+            alpha_pattern: PatternMap::default(),
+            use_rslora: false,
+            loftq_config: None,
+            eva_config: None,
+            init: LoraInit::Default,
+            ..ranked
+        }
     }
 
     /// The config for exactly these layers, each with its rank and alpha.

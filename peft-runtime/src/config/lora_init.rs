@@ -59,6 +59,11 @@ impl LoraInit {
         matches!(self, Self::Default | Self::Gaussian | Self::Random)
     }
 
+    /// Whether making the adapter changes the base model's weights.
+    pub(crate) fn changes_base(self) -> bool {
+        matches!(self, Self::Pissa | Self::PissaIterations(_) | Self::Olora | Self::Loftq)
+    }
+
     /// The value in `adapter_config.json`.
     pub(crate) fn describe(self) -> String {
         match self {

@@ -138,7 +138,8 @@ fn make_adapter(
     Ok(built)
 }
 
-fn build(plan: &Plan, site: &Site<'_>, source: &mut dyn TensorSource) -> Result<Built> {
+/// The adapter that `plan` has for one layer.
+pub(crate) fn build(plan: &Plan, site: &Site<'_>, source: &mut dyn TensorSource) -> Result<Built> {
     match plan.tokens.get(site.path) {
         Some(TokenPlan::Own(tokens)) => TrainableTokens::build(site, tokens, source),
         _ => plan.method.build(site, source),

@@ -162,7 +162,11 @@ fn parameters<'i>(items: &'i [Item<'_>]) -> impl Iterator<Item = &'i ModulePath>
     })
 }
 
-fn selector(selection: &Selection<'_>, targets: &TargetModules) -> std::result::Result<Selector, Fault> {
+/// What decides whether a module is a target.
+pub(crate) fn selector(
+    selection: &Selection<'_>,
+    targets: &TargetModules,
+) -> std::result::Result<Selector, Fault> {
     let layers = LayerFilter::new(selection.layers_to_transform, selection.layers_pattern)?;
     Selector::new(targets, selection.exclude, selection.modules_to_save, layers)
 }

@@ -173,7 +173,8 @@ fn merge_layer(
     Ok(Some(MergedLayer { names: all, parameters }))
 }
 
-fn merge_error(error: MergeError, adapter: &str, path: &ModulePath) -> Error {
+/// Why the adapter cannot be merged into the layer at `path`.
+pub(crate) fn merge_error(error: MergeError, adapter: &str, path: &ModulePath) -> Error {
     match error {
         MergeError::Impossible(reason) => {
             Error::CannotMerge { adapter: adapter.to_owned(), path: path.clone(), reason }

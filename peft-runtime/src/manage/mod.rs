@@ -16,7 +16,7 @@ pub(crate) use combine::add_weighted_adapter;
 pub(crate) use delete::{delete_adapter, unload};
 pub(crate) use eva::initialise_eva;
 pub use merge::MergeOptions;
-pub(crate) use merge::{merge_adapters, merge_and_unload, unmerge_adapters};
+pub(crate) use merge::{is_finite, merge_adapters, merge_and_unload, merge_error, unmerge_adapters};
 pub(crate) use parameters::{bias_variable, count_parameters, slot_variables, trainable_parameters};
 pub(crate) use rename::rename_adapter;
 pub(crate) use rows::with_adapter_rows;

@@ -33,8 +33,8 @@ struct ShardIndex {
     weight_map: BTreeMap<String, String>,
 }
 
-const SINGLE: &str = "model.safetensors";
-const SHARDED: &str = "model.safetensors.index.json";
+pub(super) const SINGLE: &str = "model.safetensors";
+pub(super) const SHARDED: &str = "model.safetensors.index.json";
 
 /// The files that an index names, each once.
 pub(crate) fn shard_names(index: &Path) -> Result<BTreeSet<String>> {
@@ -78,6 +78,11 @@ impl Checkpoint {
             }
         }
         Ok(Self { files, index })
+    }
+
+    /// The files, in the order given.
+    pub(super) fn files(&self) -> &[MappedFile] {
+        &self.files
     }
 
     /// The names of all tensors, in order.

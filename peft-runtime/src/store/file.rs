@@ -9,11 +9,8 @@ use candle_core::safetensors::Load;
 use candle_core::{Device, Tensor};
 use memmap2::Mmap;
 use safetensors::SafeTensors;
-use safetensors::tensor::TensorView;
 use tempfile::NamedTempFile;
 
-use super::keys::canonical;
-use crate::adapter::StoredTensor;
 use crate::error::{Error, Result};
 
 /// A file that lies complete beside its place, and takes it when it is asked to.
@@ -82,6 +79,11 @@ impl MappedFile {
         &self.path
     }
 
+    /// All that is in the file.
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.map
+    }
+
     fn parse(&self) -> Result<SafeTensors<'_>> {
         SafeTensors::deserialize(&self.map).map_err(|error| Error::from(error).in_file(&self.path))
     }
@@ -94,16 +96,5 @@ impl MappedFile {
     /// Reads one tensor.
     pub(super) fn tensor(&self, name: &str, device: &Device) -> candle_core::Result<Tensor> {
         self.parse()?.tensor(name)?.load(device)
-    }
-
-    /// The tensors under their keys without PEFT's prefix, each read when it is asked for.
-    pub(super) fn tensors<'s>(&'s self) -> Result<BTreeMap<String, StoredTensor<'s>>> {
-        let file =
-            SafeTensors::deserialize(&self.map).map_err(|error| Error::from(error).in_file(&self.path))?;
-        let stored = |(key, view): (String, TensorView<'s>)| {
-            let (shape, key) = (view.shape().to_vec(), canonical(&key).to_owned());
-            (key, StoredTensor { shape, read: Box::new(move |device: &Device| view.load(device)) })
-        };
-        Ok(file.tensors().into_iter().map(stored).collect())
     }
 }

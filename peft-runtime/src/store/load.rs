@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use super::base_model::{BaseParameters, base_parameters, replace_base};
-use super::file::MappedFile;
-use super::keys::{CONFIG_FILE, DEFAULT_ADAPTER, WEIGHTS_FILE};
+use super::keys::{CONFIG_FILE, DEFAULT_ADAPTER};
 use super::save::adapter_folder;
+use super::standalone::StoredAdapter;
 use crate::adapter::StoredTensors;
 use crate::config::PeftConfig;
 use crate::error::{Error, Result};
@@ -56,24 +56,30 @@ struct Loaded {
 
 impl Loaded {
     fn read<M: Injectable + ?Sized>(model: &M, folder: &Path, name: &str, origin: Origin) -> Result<Self> {
-        let folder = find_folder(folder, name)?;
-        let config_path = folder.join(CONFIG_FILE);
-        let config = read_config(&config_path)?;
-        let weights_path = folder.join(WEIGHTS_FILE);
-        let file = MappedFile::open(&weights_path)?;
-        let tensors = file.tensors()?;
+        let adapter = StoredAdapter::open(find_folder(folder, name)?)?;
+        Self::of_stored(model, &adapter, adapter.config(), name, origin)
+    }
+
+    fn of_stored<M: Injectable + ?Sized>(
+        model: &M,
+        adapter: &StoredAdapter,
+        config: &PeftConfig,
+        name: &str,
+        origin: Origin,
+    ) -> Result<Self> {
+        let tensors = adapter.stored();
         let plan =
-            Plan::new(model, config.method(), name, origin).map_err(|error| error.in_file(config_path))?;
+            Plan::new(model, config.method(), name, origin).map_err(|error| adapter.of_config(error))?;
         let mut stored = StoredTensors::new(&tensors);
         let made =
-            make(model, &plan, Tensors::Stored(&mut stored)).map_err(|error| error.in_file(&weights_path))?;
+            make(model, &plan, Tensors::Stored(&mut stored)).map_err(|error| adapter.of_weights(error))?;
         let mut report = stored.report();
         let base =
-            base_parameters(model, &mut report, &tensors).map_err(|error| error.in_file(&weights_path))?;
+            base_parameters(model, &mut report, &tensors).map_err(|error| adapter.of_weights(error))?;
         if !report.is_empty() {
-            return Err(Error::Tensors { adapter: name.to_owned(), report }.in_file(weights_path));
+            return Err(adapter.of_weights(Error::Tensors { adapter: name.to_owned(), report }));
         }
-        Ok(Self { folder, plan, made, base })
+        Ok(Self { folder: adapter.folder(), plan, made, base })
     }
 
     fn base_names(&self) -> Vec<String> {
@@ -89,6 +95,21 @@ pub(crate) fn load_adapter<M: Injectable + ?Sized>(
     options: LoadOptions,
 ) -> Result<LoadReport> {
     let loaded = Loaded::read(model, folder, name, Origin::File)?;
+    put(model, loaded, options)
+}
+
+/// Injects an adapter that is read already, with this config in the place of its own, as `name`.
+pub(super) fn load_stored<M: Injectable + ?Sized>(
+    model: &mut M,
+    adapter: &StoredAdapter,
+    config: &PeftConfig,
+    name: &str,
+) -> Result<LoadReport> {
+    let loaded = Loaded::of_stored(model, adapter, config, name, Origin::File)?;
+    put(model, loaded, LoadOptions::new())
+}
+
+fn put<M: Injectable + ?Sized>(model: &mut M, loaded: Loaded, options: LoadOptions) -> Result<LoadReport> {
     let base_parameters = loaded.base_names();
     replace_base(model, &loaded.base)?;
     let injection = commit(model, &loaded.plan, loaded.made, options.trainable)?;
@@ -144,7 +165,7 @@ fn named_adapters(folder: &Path) -> Vec<String> {
     names
 }
 
-fn read_config(path: &Path) -> Result<PeftConfig> {
+pub(super) fn read_config(path: &Path) -> Result<PeftConfig> {
     let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
     PeftConfig::from_json(&text).map_err(|error| error.in_file(path))
 }

@@ -58,14 +58,26 @@ pub(crate) fn save_pretrained<M: Injectable + ?Sized>(
 ) -> Result<PathBuf> {
     let method = method_of(model, name)?;
     let (config, weights) = contents(model, method.as_ref(), name, options)?;
-    let weights = to_bytes(&weights)?;
     let own_folder = adapter_folder(folder, name);
-    std::fs::create_dir_all(&own_folder).map_err(Error::io("create", &own_folder))?;
+    write_folder(&own_folder, folder, &config, &weights, method.as_ref())?;
+    Ok(own_folder)
+}
+
+/// Writes config and weights into `own_folder`, and a model card into `card_folder` unless it has one.
+pub(super) fn write_folder(
+    own_folder: &Path,
+    card_folder: &Path,
+    config: &str,
+    weights: &BTreeMap<String, Tensor>,
+    method: &dyn AdapterMethod,
+) -> Result<()> {
+    let weights = to_bytes(weights)?;
+    std::fs::create_dir_all(own_folder).map_err(Error::io("create", own_folder))?;
     let mut files = vec![
         PendingFile::write(own_folder.join(WEIGHTS_FILE), &weights)?,
         PendingFile::write(own_folder.join(CONFIG_FILE), config.as_bytes())?,
     ];
-    let card = folder.join("README.md");
+    let card = card_folder.join("README.md");
     if !card.exists() {
         let text = model_card(method.peft_type(), method.common());
         files.push(PendingFile::write(card, text.as_bytes())?);
@@ -73,8 +85,7 @@ pub(crate) fn save_pretrained<M: Injectable + ?Sized>(
     for file in files {
         file.persist()?;
     }
-    sync_folder(&own_folder)?;
-    Ok(own_folder)
+    sync_folder(own_folder)
 }
 
 /// The config's text and the tensors.

@@ -130,6 +130,10 @@ impl AdapterMethod for LoraConfig {
         self.bias()
     }
 
+    fn changes_bias(&self, _: &ModulePath) -> bool {
+        self.lora_bias()
+    }
+
     fn seed(&self) -> u64 {
         self.seed()
     }

@@ -46,15 +46,23 @@ enum Start {
     Quantised(LowRank),
 }
 
-/// The names of the factors: embeddings have names of their own.
-#[derive(Clone, Copy, Debug)]
-struct Keys {
-    a: &'static str,
-    b: &'static str,
+/// The tensors of an adapter as those of plain LoRA, each with the end of its key.
+pub(crate) struct PlainFactors {
+    pub(crate) a: (&'static str, Tensor),
+    pub(crate) b: (&'static str, Tensor),
+    pub(crate) bias: Option<(&'static str, Tensor)>,
+    pub(crate) scaling: f64,
 }
 
-const LAYER_KEYS: Keys = Keys { a: "lora_A.weight", b: "lora_B.weight" };
-const EMBEDDING_KEYS: Keys = Keys { a: "lora_embedding_A", b: "lora_embedding_B" };
+/// The names of the factors: embeddings have names of their own.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Keys {
+    pub(super) a: &'static str,
+    pub(super) b: &'static str,
+}
+
+pub(super) const LAYER_KEYS: Keys = Keys { a: "lora_A.weight", b: "lora_B.weight" };
+pub(super) const EMBEDDING_KEYS: Keys = Keys { a: "lora_embedding_A", b: "lora_embedding_B" };
 const BIAS_KEY: &str = "lora_B.bias";
 
 impl Lora {
@@ -75,6 +83,36 @@ impl Lora {
             None => (a.zeros_like()?, b.zeros_like()?),
         };
         Ok([(self.keys.a, Tensor::cat(&[a, first_a], 0)?), (self.keys.b, Tensor::cat(&[b, first_b], 1)?)])
+    }
+
+    /// The factors for the base weight as it was before the adapter changed it, and what else the adapter adds.
+    pub(crate) fn plain_factors(&self) -> candle_core::Result<PlainFactors> {
+        let (a, b) = match self.start() {
+            Some(_) => {
+                let [(_, a), (_, b)] = self.relative_to_original()?;
+                (a, b)
+            }
+            None => (self.a.as_detached_tensor(), self.b.as_detached_tensor()),
+        };
+        let bias = self.b_bias.as_ref().map(|bias| (BIAS_KEY, bias.as_detached_tensor()));
+        Ok(PlainFactors { a: (self.keys.a, a), b: (self.keys.b, b), bias, scaling: self.scaling })
+    }
+
+    /// The factors as matrices `[rank, in · kernel]` and `[out, rank]`; `None` in groups, where the update is no matrix.
+    pub(crate) fn matrices(&self) -> candle_core::Result<Option<LowRank>> {
+        if let Geometry::Conv { settings, .. } = &self.geometry
+            && settings.groups > 1
+        {
+            return Ok(None);
+        }
+        let LowRank { a, b, scaling } = self.constant_terms();
+        let (a, b) = (a.reshape((self.rank, ()))?, b.reshape((self.geometry.out_features(), self.rank))?);
+        Ok(Some(LowRank { a, b, scaling }))
+    }
+
+    /// Whether the adapter has lengths of its own for the outputs, as DoRA's have.
+    pub(crate) fn has_lengths(&self) -> bool {
+        self.magnitude.is_some()
     }
 
     fn is_embedding(&self) -> bool {

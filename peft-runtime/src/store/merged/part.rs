@@ -1,0 +1,325 @@
+//! One adapter of several that are merged: which tensors of the checkpoint it changes, and which of its own it has used.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use candle_core::{Device, Tensor};
+
+use super::names::{NameMap, Placement};
+use super::unsupported;
+use crate::ModulePath;
+use crate::adapter::{
+    Adapter, Built, Geometry, LayerShapes, Site, StoredTensor, StoredTensors, split_layer_key,
+};
+use crate::error::{Error, Result, TensorReport};
+use crate::inject::{Origin, Plan, build, selector};
+use crate::select::{Decision, Selector, TargetModules};
+use crate::store::standalone::{Skeleton, StoredAdapter, is_transposed, layer_shapes, split_parameter};
+
+/// An adapter with its weight and its places in a checkpoint.
+pub(super) struct Part {
+    adapter: StoredAdapter,
+    weight: f64,
+    plan: Plan,
+    /// Tells which modules the config means, unless it means all linear ones.
+    selector: Option<Selector>,
+    /// The layers that it changes, by the module's path in the checkpoint.
+    layers: BTreeMap<String, Vec<PlacedLayer>>,
+    /// The values that it has in the place of the base model's, by the tensor's name in the checkpoint.
+    replaced: BTreeMap<String, Vec<Replacement>>,
+    /// The keys that were asked for.
+    used: Mutex<BTreeSet<String>>,
+}
+
+/// A layer of an adapter.
+pub(super) struct PlacedLayer {
+    /// The adapter's own path of the layer.
+    pub(super) path: ModulePath,
+    /// The outputs that are the layer's, if it is a part of a fused one.
+    pub(super) rows: Option<Range<usize>>,
+    keys: Vec<String>,
+    shapes: LayerShapes,
+}
+
+/// A value of an adapter that takes the place of the base model's.
+#[derive(Debug)]
+pub(super) struct Replacement {
+    pub(super) key: String,
+    pub(super) rows: Option<Range<usize>>,
+}
+
+impl Part {
+    /// Finds the adapter's places in a checkpoint of which `base_has` knows the names.
+    pub(super) fn new(
+        adapter: StoredAdapter,
+        weight: f64,
+        names: &NameMap,
+        base_has: &dyn Fn(&str) -> bool,
+    ) -> Result<Self> {
+        let skeleton = Skeleton::of(&[&adapter], None)?;
+        let config = adapter.explicit_config();
+        let plan = Plan::new(&skeleton, config.method(), adapter.name(), Origin::File)
+            .map_err(|error| adapter.of_config(error))?;
+        check_weight(&adapter, &plan, weight)?;
+        let targets = plan.method.selection().targets;
+        let selector = match targets.filter(|targets| **targets != TargetModules::AllLinear) {
+            // Under other names, the config's would mean other modules.
+            Some(targets) if names.is_empty() => {
+                let fault = |fault| Error::Plan { adapter: adapter.name().to_owned(), faults: vec![fault] };
+                Some(selector(&plan.method.selection(), targets).map_err(fault)?)
+            }
+            _ => None,
+        };
+        let mut places =
+            Places { names, base_has, plan: &plan, unexpected: Vec::new(), ignored: BTreeSet::new() };
+        let layers = places.layers(&adapter);
+        let replaced = places.parameters(&adapter);
+        let Places { unexpected, ignored, .. } = places;
+        let part = Self { adapter, weight, plan, selector, layers, replaced, used: Mutex::new(ignored) };
+        part.check(TensorReport { unexpected, ..TensorReport::default() })?;
+        Ok(part)
+    }
+
+    pub(super) fn name(&self) -> &str {
+        self.adapter.name()
+    }
+
+    /// An error if `report` says that anything does not fit.
+    pub(super) fn check(&self, report: TensorReport) -> Result<()> {
+        if report.is_empty() {
+            return Ok(());
+        }
+        Err(self.adapter.of_weights(Error::Tensors { adapter: self.name().to_owned(), report }))
+    }
+
+    /// Refuses what cannot be merged together with `others`.
+    pub(super) fn check_beside(&self, others: &[Arc<Self>]) -> Result<()> {
+        for (module, layers) in &self.layers {
+            for (number, layer) in layers.iter().enumerate() {
+                if layers[..number].iter().any(|other| !are_apart(&layer.rows, &other.rows)) {
+                    let reason = format!("several of its layers are `{module}` in the checkpoint");
+                    return Err(unsupported(self.name(), reason));
+                }
+                for other in others {
+                    self.check_layer(module, layer, other)?;
+                }
+            }
+        }
+        for (name, replacements) in &self.replaced {
+            let module = name.rsplit_once('.').map_or(name.as_str(), |(module, _)| module);
+            let clash = |other: &&Arc<Self>| {
+                let theirs = || other.replacements_of(name).iter();
+                replacements.iter().any(|own| theirs().any(|their| !are_apart(&own.rows, &their.rows)))
+            };
+            if let Some(other) = others.iter().find(clash) {
+                return Err(self.collision(module, other));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_layer(&self, module: &str, layer: &PlacedLayer, other: &Self) -> Result<()> {
+        for their in other.layers_of(module) {
+            if their.rows != layer.rows && !are_apart(&their.rows, &layer.rows) {
+                let reason = format!(
+                    "it changes other outputs of `{module}` than `{}`, and some of its",
+                    other.name()
+                );
+                return Err(unsupported(self.name(), reason));
+            }
+            let has_rows = |part: &Self, layer: &PlacedLayer| part.plan.tokens.contains_key(&layer.path);
+            if has_rows(self, layer) && has_rows(other, their) {
+                return Err(self.collision(module, other));
+            }
+        }
+        Ok(())
+    }
+
+    fn collision(&self, module: &str, other: &Self) -> Error {
+        let adapters = vec![other.name().to_owned(), self.name().to_owned()];
+        Error::CopiesCollide { path: ModulePath::from(module), adapters }
+    }
+
+    /// The layers of the adapter in the checkpoint's `module`.
+    pub(super) fn layers_of(&self, module: &str) -> &[PlacedLayer] {
+        self.layers.get(module).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// What the adapter has in the place of the checkpoint's tensor `name`.
+    pub(super) fn replacements_of(&self, name: &str) -> &[Replacement] {
+        self.replaced.get(name).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// The names of the checkpoint's tensors that the adapter replaces.
+    pub(super) fn replaced_names(&self) -> impl Iterator<Item = &str> {
+        self.replaced.keys().map(String::as_str)
+    }
+
+    /// Whether the adapter has the whole tensor `name`.
+    pub(super) fn brings(&self, name: &str) -> bool {
+        self.replacements_of(name).iter().any(|replacement| replacement.rows.is_none())
+    }
+
+    /// Whether merging the layer may change its bias.
+    pub(super) fn changes_bias(&self, layer: &PlacedLayer) -> bool {
+        !self.plan.tokens.contains_key(&layer.path) && self.plan.method.changes_bias(&layer.path)
+    }
+
+    /// Whether the config means `module`, and the file has nothing for it.
+    pub(super) fn left_out(&self, module: &str) -> Result<bool> {
+        let Some(selector) = self.selector.as_ref().filter(|_| !self.layers.contains_key(module)) else {
+            return Ok(false);
+        };
+        let wrong = |fault| Error::Plan { adapter: self.name().to_owned(), faults: vec![fault] };
+        Ok(selector.decide(module, None).map_err(wrong)? == Decision::Target)
+    }
+
+    /// The keys that were not asked for.
+    pub(super) fn unused(&self) -> Vec<String> {
+        let used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        let keys = self.adapter.keys().into_iter().filter(|key| !used.contains(*key));
+        keys.map(str::to_owned).collect()
+    }
+
+    /// The tensor at a key of its own.
+    pub(super) fn read(&self, key: &str, device: &Device) -> Result<Tensor> {
+        let stored = self.adapter.stored_at(key);
+        let read =
+            stored.map(|stored| (stored.read)(device).map_err(|error| self.adapter.of_weights(error.into())));
+        let missing =
+            || self.adapter.of_weights(candle_core::Error::CannotFindTensor { path: key.to_owned() }.into());
+        let tensor = read.ok_or_else(missing)??;
+        self.note([key]);
+        Ok(tensor)
+    }
+
+    /// The shape and dtype of the tensor at a key of its own.
+    pub(super) fn stored_as(&self, key: &str) -> Option<(&[usize], safetensors::Dtype)> {
+        Some((self.adapter.shape(key)?, self.adapter.dtype(key)?))
+    }
+
+    /// The geometry of a layer with a weight of this shape.
+    pub(super) fn geometry(
+        &self,
+        layer: &PlacedLayer,
+        weight: &[usize],
+        transposed: Option<bool>,
+    ) -> Result<Geometry> {
+        let transposed = transposed.unwrap_or_else(|| is_transposed(self.adapter.config()));
+        Geometry::of_tensors(&layer.shapes, Some(weight), transposed)
+            .ok_or_else(|| self.cannot_merge(layer, "its tensors make no adapter".to_owned()))
+    }
+
+    /// The adapter of a layer, with its weight in its scaling, and the weight that the layer has under it.
+    pub(super) fn build(&self, layer: &PlacedLayer, site: &Site<'_>) -> Result<Built> {
+        let stored = |key: &String| Some((key.clone(), self.adapter.stored_at(key)?));
+        let tensors: BTreeMap<String, StoredTensor<'_>> = layer.keys.iter().filter_map(stored).collect();
+        let mut source = StoredTensors::new(&tensors);
+        let built = {
+            let mut of_layer = source.of_layer(site.path, site.adapter_dtype(), site.device);
+            build(&self.plan, site, &mut of_layer).map_err(|error| self.adapter.of_weights(error))?
+        };
+        self.check(source.report())?;
+        self.note(layer.keys.iter().map(String::as_str));
+        let Built { adapter, weight } = built;
+        Ok(Built { adapter: self.weighted(adapter), weight })
+    }
+
+    fn weighted(&self, adapter: Arc<dyn Adapter>) -> Arc<dyn Adapter> {
+        let scaling = adapter.scaling().filter(|_| self.weight != 1.0);
+        scaling.and_then(|scaling| adapter.with_scaling(scaling * self.weight)).unwrap_or(adapter)
+    }
+
+    pub(super) fn cannot_merge(&self, layer: &PlacedLayer, reason: String) -> Error {
+        Error::CannotMerge { adapter: self.name().to_owned(), path: layer.path.clone(), reason }
+    }
+
+    fn note<'k>(&self, keys: impl IntoIterator<Item = &'k str>) {
+        let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        used.extend(keys.into_iter().map(str::to_owned));
+    }
+}
+
+/// Whether two parts of a module's outputs have nothing in common.
+fn are_apart(a: &Option<Range<usize>>, b: &Option<Range<usize>>) -> bool {
+    match (a, b) {
+        (Some(a), Some(b)) => a.end <= b.start || b.end <= a.start,
+        _ => false,
+    }
+}
+
+fn check_weight(adapter: &StoredAdapter, plan: &Plan, weight: f64) -> Result<()> {
+    if !weight.is_finite() {
+        return Err(unsupported(adapter.name(), format!("its weight {weight} is not a finite number")));
+    }
+    if weight != 1.0 && plan.method.as_ia3().is_some() {
+        let reason = format!("IA3 has no scaling that could take the weight {weight}");
+        return Err(unsupported(adapter.name(), reason));
+    }
+    Ok(())
+}
+
+/// Finds where in a checkpoint an adapter's tensors belong.
+struct Places<'a> {
+    names: &'a NameMap,
+    base_has: &'a dyn Fn(&str) -> bool,
+    plan: &'a Plan,
+    /// Keys that belong nowhere.
+    unexpected: Vec<String>,
+    /// Keys that say nothing.
+    ignored: BTreeSet<String>,
+}
+
+impl Places<'_> {
+    fn layers(&mut self, adapter: &StoredAdapter) -> BTreeMap<String, Vec<PlacedLayer>> {
+        let mut layers: BTreeMap<String, Vec<PlacedLayer>> = BTreeMap::new();
+        for (own, ends) in adapter.layer_keys() {
+            let path = ModulePath::from(own);
+            let keys: Vec<String> = ends.iter().map(|end| path.parameter(end)).collect();
+            let Placement { module, rows } = self.names.place(own);
+            if !self.plan.adapted.contains(&path) || !(self.base_has)(&format!("{module}.weight")) {
+                self.unexpected.extend(keys);
+                continue;
+            }
+            let shapes = layer_shapes(adapter, own, &ends);
+            layers.entry(module).or_default().push(PlacedLayer { path, rows, keys, shapes });
+        }
+        layers
+    }
+
+    /// Whether making the adapter changes the weight of the layer at `path`.
+    fn takes_from(&self, adapter: &StoredAdapter, path: &ModulePath) -> bool {
+        let changes_base = self.plan.method.as_lora().is_some_and(|config| config.init().changes_base());
+        changes_base && adapter.shape(&path.parameter("lora_A.weight")).is_some()
+    }
+
+    fn parameters(&mut self, adapter: &StoredAdapter) -> BTreeMap<String, Vec<Replacement>> {
+        let mut replaced: BTreeMap<String, Vec<Replacement>> = BTreeMap::new();
+        for key in adapter.keys().into_iter().filter(|key| split_layer_key(key).is_none()) {
+            let known: Option<(&str, &str)> = split_parameter(key);
+            let Some((path, parameter)) = known.or_else(|| key.rsplit_once('.')) else {
+                self.unexpected.push(key.to_owned());
+                continue;
+            };
+            let own = ModulePath::from(path);
+            let is_second_bias =
+                [".original_module.bias", ".modules_to_save.bias"].iter().any(|end| key.ends_with(end));
+            let is_superseded = is_second_bias && adapter.shape(&own.parameter(parameter)).is_some();
+            // The bias of the copy is the one that acts; and an init that takes its part out of the base weight does so
+            // when the adapter is made, whatever the file says is left.
+            if is_superseded || (parameter == "weight" && self.takes_from(adapter, &own)) {
+                self.ignored.insert(key.to_owned());
+                continue;
+            }
+            let Placement { module, rows } = self.names.place(path);
+            let name = ModulePath::from(module).parameter(parameter);
+            if (self.base_has)(&name) || (self.plan.copied.contains(&own) && rows.is_none()) {
+                replaced.entry(name).or_default().push(Replacement { key: key.to_owned(), rows });
+            } else {
+                self.unexpected.push(key.to_owned());
+            }
+        }
+        replaced
+    }
+}

@@ -1,0 +1,73 @@
+//! Reads written weights back and compares them with what they should be.
+
+use std::path::Path;
+
+use super::MergedWeights;
+use super::shard::{Planned, Shard};
+use super::write::WriteProgress;
+use crate::error::{Error, Result};
+use crate::store::checkpoint::{Checkpoint, SHARDED, SINGLE};
+use crate::store::file::MappedFile;
+use crate::store::layout::Layout;
+
+impl MergedWeights<Checkpoint> {
+    /// Reads what [`write`](Self::write) wrote, merges once more, and compares every byte.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] that names the tensor that is not what it should be, and an error that names the file if one
+    /// cannot be read.
+    pub fn verify(
+        &self,
+        folder: impl AsRef<Path>,
+        progress: &mut dyn FnMut(&WriteProgress<'_>),
+    ) -> Result<()> {
+        let shards = self.shards()?;
+        let tensors = || shards.iter().flat_map(|shard| &shard.tensors);
+        let total = tensors().map(|planned| planned.size() as u64).sum();
+        let mut done = 0;
+        for shard in &shards {
+            let path = folder.as_ref().join(&shard.name);
+            let file = MappedFile::open(&path)?;
+            let layout = Layout::read(&file)?;
+            if layout.tensors.len() != shard.tensors.len() {
+                let reason = format!(
+                    "it has {} tensors, and {} were to be written",
+                    layout.tensors.len(),
+                    shard.tensors.len()
+                );
+                return Err(Error::Checkpoint { path, reason });
+            }
+            for (planned, place) in shard.tensors.iter().zip(&layout.tensors) {
+                let header = (&place.name, &place.shape, place.dtype);
+                if header != (&planned.name, &planned.shape, planned.dtype) {
+                    return Err(differs(&path, planned, "its name, shape or dtype is another"));
+                }
+                if *place.bytes(&file)? != *self.bytes(shard, planned)? {
+                    return Err(differs(&path, planned, "its values are not those that merging gives"));
+                }
+                done += planned.size() as u64;
+                progress(&WriteProgress { tensor: &planned.name, done, total });
+            }
+        }
+        check_index(&shards, folder.as_ref())
+    }
+}
+
+/// The folder opens as a model, and has every tensor.
+fn check_index(shards: &[Shard<'_>], folder: &Path) -> Result<()> {
+    if !folder.join(SHARDED).is_file() && !folder.join(SINGLE).is_file() {
+        // One file of another name is no model that a folder could be opened as.
+        return Ok(());
+    }
+    let checkpoint = Checkpoint::open(folder)?;
+    let written = shards.iter().map(|shard| shard.tensors.len()).sum::<usize>();
+    if checkpoint.names().count() == written {
+        return Ok(());
+    }
+    let reason = format!("it opens with {} tensors of {written}", checkpoint.names().count());
+    Err(Error::Checkpoint { path: folder.to_owned(), reason })
+}
+
+fn differs(path: &Path, planned: &Planned, how: &str) -> Error {
+    Error::Checkpoint { path: path.to_owned(), reason: format!("`{}` was not written: {how}", planned.name) }
+}

@@ -1,0 +1,243 @@
+//! Merged weights as files: shard by shard as the base model's are, tensor by tensor, in a folder that appears whole.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device, Tensor};
+use safetensors::View;
+use serde_json::{Value, json};
+
+use super::shard::{Planned, Shard};
+use super::{MergedWeights, Unadapted};
+use crate::ModulePath;
+use crate::error::{Error, Result};
+use crate::manage::is_finite;
+use crate::store::checkpoint::{Checkpoint, SHARDED, SINGLE};
+use crate::store::file::PendingFile;
+use crate::store::layout::{Layout, Place};
+use crate::store::new_folder::NewFolder;
+
+/// How far writing or checking has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct WriteProgress<'a> {
+    /// The tensor that is done.
+    pub tensor: &'a str,
+    /// The bytes that are done.
+    pub done: u64,
+    /// The bytes there are.
+    pub total: u64,
+}
+
+/// What was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct WriteReport {
+    /// The files with weights.
+    pub files: Vec<PathBuf>,
+    /// The number of tensors in them.
+    pub tensors: usize,
+    /// How many of them are not the base model's.
+    pub changed: usize,
+    /// The number of their bytes.
+    pub bytes: u64,
+    /// Modules that an adapter's config means and that its file has no tensors for. A checkpoint may have modules that the
+    /// model of the adapter did not.
+    pub unadapted: Vec<Unadapted>,
+}
+
+/// What belongs to a model beside its weights, and fits the merged ones as well.
+const COMPANIONS: [&str; 14] = [
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "config.json",
+    "generation_config.json",
+    "merges.txt",
+    "preprocessor_config.json",
+    "special_tokens_map.json",
+    "spiece.model",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "vocab.txt",
+];
+
+impl MergedWeights<Checkpoint> {
+    /// Writes the merged weights into a new folder: the same files with the same tensors in the same order and dtypes, the
+    /// model's config and tokenizer, and the index of shards. No more than a tensor at a time is in memory.
+    ///
+    /// The folder appears when all of it is on the disk; if anything fails, it does not. Modules that only an adapter has go
+    /// to the end of the last file.
+    ///
+    /// # Errors
+    /// [`Error::Io`], also if the folder is there and not empty; [`Error::NotFinite`]; [`Error::Tensors`] if an adapter has
+    /// tensors that belong nowhere.
+    pub fn write(
+        &self,
+        folder: impl AsRef<Path>,
+        progress: &mut dyn FnMut(&WriteProgress<'_>),
+    ) -> Result<WriteReport> {
+        let shards = self.shards()?;
+        let target = NewFolder::beside(folder.as_ref())?;
+        let mut report = WriteReport {
+            files: shards.iter().map(|shard| folder.as_ref().join(&shard.name)).collect(),
+            tensors: shards.iter().map(|shard| shard.tensors.len()).sum(),
+            changed: 0,
+            bytes: shards.iter().flat_map(|shard| &shard.tensors).map(|planned| planned.size() as u64).sum(),
+            unadapted: Vec::new(),
+        };
+        let mut done = 0;
+        for shard in &shards {
+            let path = target.path().join(&shard.name);
+            let mut file = shard.create(&path)?;
+            for planned in &shard.tensors {
+                self.note_asked(&planned.name, planned.shape.len());
+                file.write_all(&self.bytes(shard, planned)?).map_err(Error::io("write", &path))?;
+                done += planned.size() as u64;
+                report.changed += usize::from(planned.kept.is_none());
+                progress(&WriteProgress { tensor: &planned.name, done, total: report.bytes });
+            }
+            let file = file.into_inner().map_err(|error| Error::io("write", &path)(error.into_error()))?;
+            file.sync_all().map_err(Error::io("flush", &path))?;
+        }
+        self.check_used()?;
+        report.unadapted = self.unadapted()?;
+        write_index(&shards, target.path())?;
+        copy_companions(&shards, target.path())?;
+        target.appear()?;
+        Ok(report)
+    }
+
+    /// The files to write.
+    pub(super) fn shards(&self) -> Result<Vec<Shard<'_>>> {
+        let mut shards = Vec::new();
+        let mut names = BTreeSet::new();
+        for file in self.base.files() {
+            let layout = Layout::read(file)?;
+            let name = file.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
+            if !names.insert(name.clone()) {
+                let reason =
+                    format!("two files are called `{name}`, and both would be written to one folder");
+                return Err(Error::Config { field: "weight_map", reason }.in_file(file.path()));
+            }
+            let tensors = layout.tensors.into_iter().map(|place| self.planned(place)).collect();
+            shards.push(Shard { name, source: file, metadata: layout.metadata, tensors });
+        }
+        if let Some(last) = shards.last_mut() {
+            last.tensors.extend(self.added());
+        }
+        Ok(shards)
+    }
+
+    fn planned(&self, place: Place) -> Planned {
+        let (name, dtype) = (place.name.clone(), place.dtype);
+        if !self.changes(&name) {
+            return Planned { name, dtype, shape: place.shape.clone(), kept: Some(place) };
+        }
+        let whole = self.parts.iter().find_map(|part| {
+            let whole = part.replacements_of(&name).iter().find(|replacement| replacement.rows.is_none())?;
+            Some(part.stored_as(&whole.key)?.0.to_vec())
+        });
+        Planned { name, dtype, shape: whole.unwrap_or(place.shape), kept: None }
+    }
+
+    /// The tensors that only adapters have.
+    fn added(&self) -> Vec<Planned> {
+        let known: BTreeSet<&str> = self.base.names().collect();
+        let mut added = Vec::new();
+        for part in &self.parts {
+            for name in part.replaced_names().filter(|name| !known.contains(name)) {
+                let whole = part.replacements_of(name).iter().find(|replacement| replacement.rows.is_none());
+                let stored = whole.and_then(|replacement| part.stored_as(&replacement.key));
+                added.extend(stored.map(|(shape, dtype)| Planned {
+                    name: name.to_owned(),
+                    dtype,
+                    shape: shape.to_vec(),
+                    kept: None,
+                }));
+            }
+        }
+        added
+    }
+
+    /// Whether any adapter changes the tensor called `name`.
+    fn changes(&self, name: &str) -> bool {
+        let (module, parameter) = name.rsplit_once('.').unwrap_or_default();
+        self.parts.iter().any(|part| {
+            let mut layers = part.layers_of(module).iter();
+            !part.replacements_of(name).is_empty()
+                || match parameter {
+                    "weight" => layers.next().is_some(),
+                    "bias" => layers.any(|layer| part.changes_bias(layer)),
+                    _ => false,
+                }
+        })
+    }
+
+    /// The bytes of a tensor: those of the base model, or what merging gives.
+    pub(super) fn bytes<'s>(&self, shard: &'s Shard<'_>, planned: &Planned) -> Result<Cow<'s, [u8]>> {
+        match &planned.kept {
+            Some(place) => Ok(Cow::Borrowed(place.bytes(shard.source)?)),
+            None => Ok(Cow::Owned(View::data(&self.merged(planned)?).into_owned())),
+        }
+    }
+
+    fn merged(&self, planned: &Planned) -> Result<Tensor> {
+        let dtype = DType::try_from(planned.dtype)?;
+        let read = || self.base.tensor(&planned.name, &Device::Cpu);
+        let tensor = self.tensor(&planned.name, dtype, &Device::Cpu, &read)?.contiguous()?;
+        let (module, parameter) = planned.name.rsplit_once('.').unwrap_or_default();
+        let adapters = || self.parts.iter().map(|part| part.name()).collect::<Vec<_>>().join(", ");
+        let path = ModulePath::from(module);
+        if tensor.dims() != planned.shape {
+            let reason = format!("`{parameter}` would be {:?}, not {:?}", tensor.dims(), planned.shape);
+            return Err(Error::CannotMerge { adapter: adapters(), path, reason });
+        }
+        if dtype.is_float() && !is_finite(&tensor).map_err(Error::on_layer(&path))? {
+            return Err(Error::NotFinite { adapter: adapters(), path, parameter: parameter.to_owned() });
+        }
+        Ok(tensor)
+    }
+}
+
+/// The index of shards, for weights in several files or in one of another name.
+fn write_index(shards: &[Shard<'_>], folder: &Path) -> Result<()> {
+    let beside = shards.first().and_then(|shard| shard.source.path().parent()).map(|base| base.join(SHARDED));
+    let old = beside.filter(|index| index.is_file());
+    if shards.len() < 2 && (old.is_none() || shards.iter().all(|shard| shard.name == SINGLE)) {
+        return Ok(());
+    }
+    let mut index = json!({});
+    if let Some(old) = old {
+        let text = std::fs::read_to_string(&old).map_err(Error::io("read", &old))?;
+        index = serde_json::from_str(&text).map_err(|error| Error::ModelConfig(error).in_file(&old))?;
+    }
+    let all = || shards.iter().flat_map(|shard| shard.tensors.iter().map(move |planned| (shard, planned)));
+    let weight_map: BTreeMap<&str, &str> =
+        all().map(|(shard, planned)| (planned.name.as_str(), shard.name.as_str())).collect();
+    let total: u64 = all().map(|(_, planned)| planned.size() as u64).sum();
+    if let Value::Object(fields) = &mut index {
+        fields.insert("weight_map".to_owned(), json!(weight_map));
+        let metadata = fields.entry("metadata").or_insert_with(|| json!({}));
+        if let Value::Object(metadata) = metadata {
+            metadata.insert("total_size".to_owned(), json!(total));
+        }
+    }
+    let text = serde_json::to_string_pretty(&index)?;
+    PendingFile::write(folder.join(SHARDED), text.as_bytes())?.persist()
+}
+
+fn copy_companions(shards: &[Shard<'_>], folder: &Path) -> Result<()> {
+    let Some(base) = shards.first().and_then(|shard| shard.source.path().parent()) else { return Ok(()) };
+    for name in COMPANIONS {
+        let file = base.join(name);
+        if file.is_file() {
+            std::fs::copy(&file, folder.join(name)).map_err(Error::io("copy", &file))?;
+        }
+    }
+    Ok(())
+}

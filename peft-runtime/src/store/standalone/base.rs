@@ -1,0 +1,64 @@
+//! The base model's weights, for what adapters cannot tell by themselves.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use candle_core::{Device, Tensor, bail};
+
+use crate::ModulePath;
+use crate::error::Result;
+use crate::store::checkpoint::Checkpoint;
+use crate::store::layout::Layout;
+use crate::store::merged::NameMap;
+
+/// A base model's weights beside adapters that were made for it: read one by one, when they are needed.
+#[derive(Clone)]
+pub struct BaseWeights {
+    checkpoint: Arc<Checkpoint>,
+    shapes: Arc<BTreeMap<String, Vec<usize>>>,
+    names: NameMap,
+}
+
+impl fmt::Debug for BaseWeights {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BaseWeights").field("tensors", &self.shapes.len()).finish_non_exhaustive()
+    }
+}
+
+impl BaseWeights {
+    /// The weights of a checkpoint.
+    ///
+    /// # Errors
+    /// An error that names the file if its header cannot be read.
+    pub fn new(checkpoint: Checkpoint) -> Result<Self> {
+        let mut shapes = BTreeMap::new();
+        for file in checkpoint.files() {
+            shapes.extend(Layout::read(file)?.tensors.into_iter().map(|place| (place.name, place.shape)));
+        }
+        Ok(Self { checkpoint: Arc::new(checkpoint), shapes: Arc::new(shapes), names: NameMap::default() })
+    }
+
+    /// The same under the names that the adapters know them by.
+    #[must_use]
+    pub fn with_names(mut self, names: NameMap) -> Self {
+        self.names = names;
+        self
+    }
+
+    /// The shape of a parameter of the module at `path`, if there is one.
+    pub(super) fn shape(&self, path: &str, parameter: &str) -> Option<&[usize]> {
+        let place = self.names.place(path);
+        let name = ModulePath::from(place.module).parameter(parameter);
+        self.shapes.get(&name).filter(|_| place.rows.is_none()).map(Vec::as_slice)
+    }
+
+    /// Reads a parameter of the module at `path`.
+    pub(super) fn read(&self, path: &str, parameter: &str) -> candle_core::Result<Tensor> {
+        let place = self.names.place(path);
+        if place.rows.is_some() {
+            bail!("`{path}` is a part of `{}`, of which no single parts are read", place.module);
+        }
+        self.checkpoint.tensor(&ModulePath::from(place.module).parameter(parameter), &Device::Cpu)
+    }
+}
