@@ -47,7 +47,7 @@ impl Table {
 pub fn number(value: Option<f64>) -> String {
     match value {
         None => "-".to_owned(),
-        Some(value) if value == 0.0 => "0".to_owned(),
+        Some(0.0) => "0".to_owned(),
         Some(value) if !value.is_finite() => format!("{value}"),
         Some(value) if value.abs() >= 1e5 || value.abs() < 1e-3 => format!("{value:.2e}"),
         Some(value) => {

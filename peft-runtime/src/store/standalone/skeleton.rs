@@ -235,7 +235,7 @@ impl BaseLayer for Shell {
     }
 
     fn map_parameters(&self, map: &mut ParameterMap<'_>) -> Result<Self> {
-        let parameters = self.parameters.iter().map(|(name, own)| Ok((*name, map(*name, own)?)));
+        let parameters = self.parameters.iter().map(|(name, own)| Ok((*name, map(name, own)?)));
         Ok(Self { parameters: parameters.collect::<Result<_>>()?, ..self.clone() })
     }
 
