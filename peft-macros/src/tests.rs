@@ -152,3 +152,36 @@ fn two_faults_give_two_errors() {
     .to_string();
     assert_eq!(text.matches("compile_error").count(), 2, "{text}");
 }
+
+/// What `scripts/macro-cost.sh` asks for: the time of expanding many structs of 10 fields.
+#[test]
+#[ignore = "a measurement, which scripts/macro-cost.sh takes"]
+#[expect(clippy::print_stdout, reason = "it is there to print what it measures")]
+fn the_macro_alone() {
+    let structs =
+        std::env::var("PEFT_MACRO_STRUCTS").ok().and_then(|count| count.parse().ok()).unwrap_or(200);
+    let inputs: Vec<TokenStream> = (0..structs)
+        .map(|number: u32| {
+            let name = quote::format_ident!("Model{number}");
+            quote! {
+                pub struct #name {
+                    pub q_proj: Adapted<Linear>,
+                    pub k_proj: Adapted<Linear>,
+                    pub v_proj: Adapted<Linear>,
+                    pub o_proj: Adapted<Linear>,
+                    pub embed: Adapted<Embedding>,
+                    pub experts: Vec<Adapted<Linear>>,
+                    pub norm: Option<Adapted<LayerNorm>>,
+                    pub heads: usize,
+                    pub epsilon: f64,
+                    pub name: String,
+                }
+            }
+        })
+        .collect();
+    let start = std::time::Instant::now();
+    let tokens: usize = inputs.into_iter().map(|input| expand::expand(input).into_iter().count()).sum();
+    let time = start.elapsed();
+    assert!(tokens > 0);
+    println!("the macro alone, optimised: {:.1} ms for {structs} structs", time.as_secs_f64() * 1e3);
+}

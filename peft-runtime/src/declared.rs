@@ -40,7 +40,7 @@ impl Declared {
         Self { targets: &[], feedforward: &[], lora: None, input_embedding: None, output_embedding: None };
 
     /// The declared targets, if there are any.
-    pub(crate) fn target_modules(&self) -> Option<TargetModules> {
+    pub fn target_modules(&self) -> Option<TargetModules> {
         (!self.targets.is_empty()).then(|| TargetModules::from_globs(self.targets))
     }
 

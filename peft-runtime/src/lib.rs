@@ -119,6 +119,8 @@ mod documents {
     struct Methods;
     #[doc = include_str!("../../docs/migrating-a-candle-model.md")]
     struct MigratingACandleModel;
+    #[doc = include_str!("../../docs/reliability.md")]
+    struct Reliability;
     #[doc = include_str!("../../docs/troubleshooting.md")]
     struct Troubleshooting;
     #[doc = include_str!("../../docs/tutorial.md")]

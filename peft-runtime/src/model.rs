@@ -326,8 +326,52 @@ pub trait PeftModel: Injectable {
         store::load_adapter(self, folder.as_ref(), name, options)
     }
 
+    /// Loads the adapter in `folder`, or in its subfolder `name`, with a method of your own, which `read_method` reads off the
+    /// text of `adapter_config.json`.
+    ///
+    /// # Errors
+    /// As [`load_adapter`](Self::load_adapter), and those of `read_method`.
+    fn load_adapter_as(
+        &mut self,
+        folder: impl AsRef<Path>,
+        name: &str,
+        options: LoadOptions,
+        read_method: impl Fn(&str) -> Result<Arc<dyn AdapterMethod>>,
+    ) -> Result<LoadReport> {
+        store::load_adapter_as(self, folder.as_ref(), name, options, &read_method)
+    }
+
     /// Puts the adapter in `folder`, or in its subfolder `name`, in the place of the adapter called `name`. It may have
     /// other ranks, another scaling, other layers; it is active and trainable as the one before was.
+    ///
+    /// A model is swapped under a lock while others read it: a forward pass sees the adapter before or the one after.
+    ///
+    /// ```
+    /// use std::sync::RwLock;
+    ///
+    /// use candle_core::{DType, Device, Tensor};
+    /// use candle_nn::{Linear, Module};
+    /// use peft_runtime::prelude::*;
+    ///
+    /// #[derive(Injectable)]
+    /// struct Model {
+    ///     linear: Adapted<Linear>,
+    /// }
+    ///
+    /// let weight = Tensor::ones((3, 2), DType::F32, &Device::Cpu)?;
+    /// let mut model = Model { linear: Linear::new(weight, None).into() };
+    /// model.inject_adapter(&LoraConfig::new(2, 4.0).with_targets(targets!(Model; "linear")), "default")?;
+    /// let folder = tempfile::tempdir().unwrap();
+    /// model.save_pretrained(folder.path(), "default")?;
+    ///
+    /// let model = RwLock::new(model);
+    /// let x = Tensor::ones((1, 2), DType::F32, &Device::Cpu)?;
+    /// std::thread::scope(|scope| {
+    ///     scope.spawn(|| model.read().unwrap().linear.forward(&x));
+    ///     scope.spawn(|| model.write().unwrap().hotswap_adapter(folder.path(), "default").map(drop));
+    /// });
+    /// # Ok::<(), peft_runtime::Error>(())
+    /// ```
     ///
     /// # Errors
     /// [`Error::UnknownAdapter`], [`Error::Merged`], and as [`load_adapter`](Self::load_adapter); the adapter that was

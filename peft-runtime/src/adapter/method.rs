@@ -16,7 +16,103 @@ use crate::select::{LayerIndices, TargetModules};
 
 /// An adapter method with its settings: chooses modules and makes the adapter of each.
 ///
-/// The configs implement it; implementing it for a type of your own adds a method of your own.
+/// The configs implement it; implementing it for a type of your own adds a method of your own, which everything knows from then
+/// on: injecting, training, merging, rows of mixed batches, saving, and with
+/// [`load_adapter_as`](crate::PeftModel::load_adapter_as) loading.
+///
+/// A method that multiplies the output of a layer by one number:
+///
+/// ```
+/// use std::sync::Arc;
+///
+/// use candle_core::{DType, Device, Result as CandleResult, Tensor, Var};
+/// use candle_nn::{Linear, Module};
+/// use peft_runtime::adapter::{
+///     Adapter, AdapterMethod, AdapterTensor, Built, Call, Component, Geometry, Init, LinearParameters, MergeError,
+///     Selection, Site, TensorSource,
+/// };
+/// use peft_runtime::error::{Fault, Result};
+/// use peft_runtime::prelude::*;
+/// use peft_runtime::schema::LayerKind;
+/// use peft_runtime::ModulePath;
+///
+/// /// The settings.
+/// #[derive(Clone, Debug)]
+/// struct Scaling {
+///     targets: TargetModules,
+/// }
+///
+/// /// What one layer gets.
+/// #[derive(Debug)]
+/// struct Factor(Var);
+///
+/// impl Adapter for Factor {
+///     fn tensors(&self) -> Vec<AdapterTensor<'_>> {
+///         vec![AdapterTensor::new("scaling_factor", &self.0)]
+///     }
+///
+///     fn adapt_output(&self, call: &Call<'_>, _: &Tensor, output: Tensor) -> CandleResult<Tensor> {
+///         output.broadcast_mul(&call.tensor(&self.0).to_dtype(output.dtype())?)
+///     }
+///
+///     fn merge(&self, _: &Site<'_>, parameters: LinearParameters) -> Result<LinearParameters, MergeError> {
+///         let scaled = |tensor: &Tensor| tensor.broadcast_mul(&self.0.as_detached_tensor().to_dtype(tensor.dtype())?);
+///         let bias = parameters.bias.as_ref().map(scaled).transpose()?;
+///         Ok(LinearParameters { weight: scaled(&parameters.weight)?, bias })
+///     }
+///
+///     fn components(&self) -> Vec<Component> {
+///         vec![Component::tensors("scaling_factor", Some(&self.0))]
+///     }
+/// }
+///
+/// impl AdapterMethod for Scaling {
+///     fn peft_type(&self) -> &'static str {
+///         "SCALING"
+///     }
+///
+///     fn selection(&self) -> Selection<'_> {
+///         Selection::of(Some(&self.targets))
+///     }
+///
+///     fn faults(&self) -> Vec<(&'static str, String)> {
+///         Vec::new()
+///     }
+///
+///     fn check(&self, path: &ModulePath, kind: LayerKind, geometry: &Geometry) -> Option<Fault> {
+///         let reason = "it has no output to scale".to_owned();
+///         let fault = Fault::UnsupportedLayer { path: path.clone(), kind: kind.name, method: "scaling", reason };
+///         (*geometry == Geometry::Opaque).then_some(fault)
+///     }
+///
+///     fn build(&self, _: &Site<'_>, source: &mut dyn TensorSource) -> Result<Built> {
+///         Ok(Built::new(Arc::new(Factor(source.tensor("scaling_factor", &[1], Init::Constant(1.0))?))))
+///     }
+///
+///     fn resolved(&self, targets: TargetModules, _: bool) -> Arc<dyn AdapterMethod> {
+///         Arc::new(Self { targets })
+///     }
+///
+///     fn to_json(&self, _: &[(&ModulePath, &dyn Adapter)]) -> Result<String> {
+///         Ok(serde_json::json!({"peft_type": "SCALING", "target_modules": self.targets}).to_string())
+///     }
+/// }
+///
+/// #[derive(Injectable)]
+/// struct Model {
+///     linear: Adapted<Linear>,
+/// }
+///
+/// let mut model = Model { linear: Linear::new(Tensor::ones((3, 2), DType::F32, &Device::Cpu)?, None).into() };
+/// model.inject_adapter(&Scaling { targets: targets!(Model; "linear") }, "default")?;
+/// let (_, factor) = model.trainable_parameters().remove(0);
+/// factor.set(&Tensor::new(&[5f32], &Device::Cpu)?)?;
+/// let x = Tensor::ones((1, 2), DType::F32, &Device::Cpu)?;
+/// assert_eq!(model.linear.forward(&x)?.to_vec2::<f32>()?, [[10.0, 10.0, 10.0]]);
+/// model.merge_adapters(&MergeOptions::active())?;
+/// assert_eq!(model.linear.forward(&x)?.to_vec2::<f32>()?, [[10.0, 10.0, 10.0]]);
+/// # Ok::<(), peft_runtime::Error>(())
+/// ```
 pub trait AdapterMethod: Debug + Send + Sync + 'static {
     /// The method's name in messages and in `peft_type`.
     fn peft_type(&self) -> &'static str;
@@ -125,6 +221,15 @@ impl PeftConfig {
             Self::Ia3(config) => config,
         }
     }
+
+    /// The config as an adapter method that can be shared.
+    pub fn into_method(self) -> Arc<dyn AdapterMethod> {
+        match self {
+            Self::Lora(config) => Arc::new(config),
+            Self::AdaLora(config) => Arc::new(config),
+            Self::Ia3(config) => Arc::new(config),
+        }
+    }
 }
 
 /// The adapter of one layer, and what becomes of the layer.
@@ -139,6 +244,13 @@ impl Built {
     /// An adapter that leaves the layer as it is.
     pub fn new(adapter: Arc<dyn Adapter>) -> Self {
         Self { adapter, weight: None }
+    }
+}
+
+impl<'c> Selection<'c> {
+    /// The modules that `targets` names, or those that the model declares.
+    pub fn of(targets: Option<&'c TargetModules>) -> Self {
+        Self { targets, ..Self::default() }
     }
 }
 
@@ -162,7 +274,7 @@ impl Selection<'_> {
     }
 }
 
-/// Which modules a config names.
+/// Which modules a config names; [`of`](Self::of) makes one from targets alone, whose other fields can be set.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Selection<'c> {
     /// The modules to adapt; `None` leaves it to the model's own declaration.

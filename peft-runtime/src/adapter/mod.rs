@@ -38,7 +38,7 @@ pub use source::TensorSource;
 pub(crate) use source::{FreshTensors, StoredTensor, StoredTensors};
 pub use tokens::TrainableTokens;
 
-/// The state of one adapter on one layer.
+/// The state of one adapter on one layer; [`AdapterMethod`] shows one of your own.
 ///
 /// A layer knows nothing else of an adapter: what it does to the output, what it does to the weight, and which tensors
 /// it owns. The state is shared and does not change, but for the contents of its variables.

@@ -7,7 +7,8 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, json};
 
 use super::common::{
-    Bias, CommonFields, ConfigFault, ConfigFields, as_number, finite_fault, probability_fault,
+    Bias, CommonFields, ConfigFault, ConfigFields, as_number, finite_fault, large_rank_fault,
+    probability_fault,
 };
 use super::default_targets;
 use super::modules::{LayerFields, ModuleFields, layer_methods, shared_methods};
@@ -303,7 +304,7 @@ impl AdaLoraConfig {
                 "the number of training steps has to be given, and above 0".to_owned(),
             ));
         };
-        if self.warm_up + self.final_phase >= total {
+        if self.warm_up.saturating_add(self.final_phase) >= total {
             let reason = format!(
                 "{} steps of warm-up and {} of the final phase (`tfinal`) leave nothing of {total} in between",
                 self.warm_up, self.final_phase
@@ -352,10 +353,12 @@ impl ConfigFields for AdaLoraConfig {
     fn faults(&self) -> Vec<ConfigFault> {
         let mut faults = self.common.faults();
         faults.extend(self.schedule_fault());
+        faults.extend(large_rank_fault("init_r", self.init_rank));
+        faults.extend(large_rank_fault("target_r", self.target_rank));
         faults.extend(finite_fault("lora_alpha", self.alpha));
         faults.extend(probability_fault("lora_dropout", self.dropout));
         faults.extend(self.layers.fault(self.targets()));
-        if self.orthogonality_weight.is_nan() || self.orthogonality_weight < 0.0 {
+        if !self.orthogonality_weight.is_finite() || self.orthogonality_weight < 0.0 {
             faults.push((
                 "orth_reg_weight",
                 format!("the weight is {}; it must be at least 0", self.orthogonality_weight),

@@ -131,9 +131,21 @@ pub(crate) fn probability_fault(field: &'static str, value: f64) -> Option<Confi
     (!valid).then(|| (field, format!("the probability is {value}; it must be at least 0 and below 1")))
 }
 
+/// No layer has a larger rank.
+const LARGEST_RANK: usize = 1 << 20;
+
 /// A positive rank, or what is wrong with it.
 pub(crate) fn rank_fault(field: &'static str, rank: usize) -> Option<ConfigFault> {
-    (rank == 0).then(|| (field, "the rank is 0; it must be at least 1".to_owned()))
+    match rank {
+        0 => Some((field, "the rank is 0; it must be at least 1".to_owned())),
+        rank => large_rank_fault(field, rank),
+    }
+}
+
+/// A rank that is not too large to be worked with, or what is wrong with it.
+pub(crate) fn large_rank_fault(field: &'static str, rank: usize) -> Option<ConfigFault> {
+    let reason = || format!("the rank is {rank}; it must be at most {LARGEST_RANK}");
+    (rank > LARGEST_RANK).then(|| (field, reason()))
 }
 
 /// A finite number, or what is wrong with it.

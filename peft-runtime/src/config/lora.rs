@@ -21,6 +21,9 @@ use crate::select::{LayerIndices, TargetModules, glob_regex};
 
 pub(super) const PEFT_TYPE: &str = "LORA";
 
+/// The most iterations of an init: a config from elsewhere does not keep a program busy for good.
+const MOST_ITERATIONS: usize = 1000;
+
 /// The config of a LoRA adapter: `ΔW = s·B·A` with `s = alpha / rank`, or `alpha / √rank` with rank stabilisation.
 ///
 /// ```
@@ -467,9 +470,18 @@ impl ConfigFields for LoraConfig {
             faults.push(("lora_bias", "a bias on B and `use_dora` exclude each other".to_owned()));
         }
         let loftq = self.loftq();
-        if self.init == LoraInit::Loftq && (!matches!(loftq.bits, 4 | 8) || loftq.iterations == 0) {
-            let reason = "`loftq_bits` is 4 or 8, and `loftq_iter` at least 1".to_owned();
+        let iterates = (1..=MOST_ITERATIONS).contains(&loftq.iterations);
+        if self.init == LoraInit::Loftq && !(matches!(loftq.bits, 4 | 8) && iterates) {
+            let reason =
+                format!("`loftq_bits` is 4 or 8, and `loftq_iter` at least 1 and at most {MOST_ITERATIONS}");
             faults.push(("loftq_config", reason));
+        }
+        if let LoraInit::PissaIterations(iterations) = self.init
+            && iterations > MOST_ITERATIONS
+        {
+            let reason =
+                format!("{iterations} iterations are too many; {MOST_ITERATIONS} are enough for any weight");
+            faults.push(("init_lora_weights", reason));
         }
         faults
     }

@@ -1,14 +1,15 @@
 //! `rank_pattern` and `alpha_pattern`: values for the modules that a pattern matches, in the order written.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::marker::PhantomData;
 use std::sync::OnceLock;
 
-use serde::de::{MapAccess, Visitor};
+use serde::de::{Error as _, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::common::ConfigFault;
-use crate::error::Fault;
+use crate::error::{Fault, shortened};
 use crate::select::Pattern;
 
 /// Patterns with values; the first pattern that matches a module supplies its value.
@@ -122,30 +123,36 @@ impl<T: Serialize> Serialize for PatternMap<T> {
     }
 }
 
+/// Reads patterns in the order in which they are written.
+struct InOrder<T>(PhantomData<T>);
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for InOrder<T> {
+    type Value = PatternMap<T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object of patterns and numbers")
+    }
+
+    fn visit_unit<E>(self) -> Result<Self::Value, E> {
+        Ok(PatternMap::default())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let (mut entries, mut known) = (Vec::new(), BTreeSet::new());
+        while let Some((pattern, value)) = map.next_entry::<String, T>()? {
+            // Which of two values counts, readers do not agree on.
+            if !known.insert(pattern.clone()) {
+                let pattern = shortened(&pattern);
+                return Err(A::Error::custom(format!("the pattern `{pattern}` is there twice")));
+            }
+            entries.push((pattern, value));
+        }
+        Ok(entries.into_iter().collect())
+    }
+}
+
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for PatternMap<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct InOrder<T>(PhantomData<T>);
-
-        impl<'de, T: Deserialize<'de>> Visitor<'de> for InOrder<T> {
-            type Value = PatternMap<T>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object of patterns and numbers")
-            }
-
-            fn visit_unit<E>(self) -> Result<Self::Value, E> {
-                Ok(PatternMap::default())
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                let mut entries = Vec::new();
-                while let Some((pattern, value)) = map.next_entry::<String, T>()? {
-                    entries.push((pattern, value));
-                }
-                Ok(entries.into_iter().collect())
-            }
-        }
-
         deserializer.deserialize_any(InOrder(PhantomData))
     }
 }

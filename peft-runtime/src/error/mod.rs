@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use crate::ModulePath;
 
 pub use fault::Fault;
+pub(crate) use report::shortened;
 pub use report::{ShapeMismatch, TensorReport};
 
 /// The result of everything here that can fail, [`forward`](candle_nn::Module::forward) aside.

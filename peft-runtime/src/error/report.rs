@@ -1,5 +1,6 @@
 //! What a set of tensors lacks, has too much of, or holds in another shape.
 
+use std::borrow::Cow;
 use std::fmt;
 
 /// How a set of tensors differs from the one an adapter needs.
@@ -40,7 +41,7 @@ impl fmt::Display for TensorReport {
         write_keys(f, "unexpected", &self.unexpected)?;
         for mismatch in self.mismatched.iter().take(LISTED) {
             let ShapeMismatch { key, expected, found } = mismatch;
-            write!(f, "; `{key}` has shape {found:?}, expected {expected:?}")?;
+            write!(f, "; `{}` has shape {found:?}, expected {expected:?}", shortened(key))?;
         }
         match self.mismatched.len() {
             count if count > LISTED => write!(f, "; {} more have other shapes", count - LISTED),
@@ -55,10 +56,33 @@ fn write_keys(f: &mut fmt::Formatter<'_>, sort: &str, keys: &[String]) -> fmt::R
     }
     write!(f, "; {sort}: ")?;
     for (i, key) in keys.iter().take(LISTED).enumerate() {
-        write!(f, "{}`{key}`", if i == 0 { "" } else { ", " })?;
+        write!(f, "{}`{}`", if i == 0 { "" } else { ", " }, shortened(key))?;
     }
     match keys.len() {
         count if count > LISTED => write!(f, " and {} more", count - LISTED),
         _ => Ok(()),
+    }
+}
+
+/// How many characters of a text from a file a message shows.
+const SHOWN: usize = 300;
+
+/// The beginning of a text from a file, which may be of any length.
+pub(crate) fn shortened(text: &str) -> Cow<'_, str> {
+    match text.char_indices().nth(SHOWN) {
+        Some((end, _)) => Cow::Owned(format!("{}… ({} bytes)", &text[..end], text.len())),
+        None => Cow::Borrowed(text),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{SHOWN, shortened};
+
+    #[test]
+    fn a_long_text_is_shown_by_its_beginning() {
+        assert_eq!(shortened("lora_A"), "lora_A");
+        let long = "ä".repeat(SHOWN + 1);
+        assert_eq!(shortened(&long), format!("{}… (602 bytes)", "ä".repeat(SHOWN)));
     }
 }

@@ -112,7 +112,9 @@ impl<'a> Planner<'a> {
     pub(super) fn choose_layer(&mut self, path: &ModulePath, layer: &dyn AdaptedLayer) {
         let geometry = layer.geometry();
         if let Some(fault) = self.method.check(path, layer.kind(), &geometry) {
-            self.faults.push(fault);
+            if !self.faults.iter().any(|known| same_pattern(known, &fault)) {
+                self.faults.push(fault);
+            }
             return;
         }
         let shape = geometry.weight_shape();

@@ -4,6 +4,9 @@ use crate::error::Fault;
 use crate::layer::{AdapterStack, Slot};
 use crate::module::{Injectable, block_lists, leaves};
 
+/// The most blocks that a model can get.
+const MOST_BLOCKS: usize = 4096;
+
 /// The numbers of the blocks that `ranges` make up, each range without its end; `None` if the list stays as it is, because
 /// nothing is asked for or because another adapter has done the same before.
 pub(super) fn plan<M: Injectable + ?Sized>(
@@ -37,6 +40,13 @@ pub(super) fn plan<M: Injectable + ?Sized>(
     if let Some((start, end)) = ranges.iter().find(|(_, end)| *end > list.length) {
         let (path, length) = (&list.path, list.length);
         return Err(wrong(format!("the range {start}..{end} leaves `{path}`, which has {length} blocks")));
+    }
+    if let Some((start, end)) = ranges.iter().find(|(start, end)| start >= end) {
+        return Err(wrong(format!("the range {start}..{end} holds no block")));
+    }
+    let count: usize = ranges.iter().map(|(start, end)| end.saturating_sub(*start)).sum();
+    if count > MOST_BLOCKS {
+        return Err(wrong(format!("the ranges make {count} blocks, and at most {MOST_BLOCKS} can be had")));
     }
     Ok(Some(ranges.iter().flat_map(|(start, end)| *start..*end).collect()))
 }

@@ -39,6 +39,68 @@ pub use weight::Weight;
 ///
 /// Implementing it for a layer of your own makes every adapter method work on it. What the methods need is its
 /// [`Geometry`]; what saving and freezing need is the list of its parameters.
+///
+/// A linear layer that counts its calls:
+///
+/// ```
+/// use std::sync::Arc;
+/// use std::sync::atomic::{AtomicUsize, Ordering};
+///
+/// use candle_core::{DType, Device, Tensor};
+/// use candle_nn::Module;
+/// use peft_runtime::adapter::Geometry;
+/// use peft_runtime::layer::{BaseLayer, ParameterMap};
+/// use peft_runtime::nn::linear_forward;
+/// use peft_runtime::prelude::*;
+/// use peft_runtime::schema::{Family, LayerKind};
+///
+/// #[derive(Clone, Debug)]
+/// struct Counted {
+///     weight: Tensor,
+///     calls: Arc<AtomicUsize>,
+/// }
+///
+/// impl BaseLayer for Counted {
+///     const KIND: LayerKind = LayerKind::new("Counted", Family::Linear);
+///
+///     fn geometry(&self) -> Geometry {
+///         match *self.weight.dims() {
+///             [out_features, in_features] => Geometry::Linear { in_features, out_features, transposed: false },
+///             _ => Geometry::Opaque,
+///         }
+///     }
+///
+///     fn parameters(&self) -> Vec<(&'static str, &Tensor)> {
+///         vec![("weight", &self.weight)]
+///     }
+///
+///     fn map_parameters(&self, map: &mut ParameterMap<'_>) -> peft_runtime::Result<Self> {
+///         Ok(Self { weight: map("weight", &self.weight)?, calls: Arc::clone(&self.calls) })
+///     }
+///
+///     fn forward_base(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+///         self.calls.fetch_add(1, Ordering::Relaxed);
+///         linear_forward(x, &self.weight, None)
+///     }
+///
+///     fn describe(&self) -> String {
+///         "Counted()".to_owned()
+///     }
+/// }
+///
+/// #[derive(Injectable)]
+/// struct Model {
+///     layer: Adapted<Counted>,
+/// }
+///
+/// let calls = Arc::new(AtomicUsize::new(0));
+/// let weight = Tensor::ones((4, 3), DType::F32, &Device::Cpu)?;
+/// let mut model = Model { layer: Counted { weight, calls: Arc::clone(&calls) }.into() };
+/// model.inject_adapter(&LoraConfig::new(2, 4.0).with_targets(targets!(Model; "layer")), "default")?;
+/// let y = model.layer.forward(&Tensor::ones((1, 3), DType::F32, &Device::Cpu)?)?;
+/// assert_eq!((y.to_vec2::<f32>()?, calls.load(Ordering::Relaxed)), (vec![vec![3f32; 4]], 1));
+/// # Ok::<(), peft_runtime::Error>(())
+/// ```
 pub trait BaseLayer: Clone + Debug + Send + Sync + 'static {
     /// The layer's name and family.
     const KIND: LayerKind;

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor, bail};
 use candle_nn::{Embedding, LayerNorm, Linear, Module, VarBuilder};
 use serde::Deserialize;
 
@@ -129,8 +129,12 @@ impl BertModel {
     /// Builds the model from the tensors of a builder.
     ///
     /// # Errors
-    /// If a tensor is missing or has another shape.
+    /// If a tensor is missing or has another shape, or the heads do not share out the vectors evenly.
     pub fn new(config: &BertConfig, vb: VarBuilder<'_>) -> Result<Self> {
+        let (size, heads) = (config.hidden_size, config.num_attention_heads);
+        if heads == 0 || !size.is_multiple_of(heads) {
+            bail!("`hidden_size` {size} is no multiple of `num_attention_heads` {heads}")
+        }
         let layers = vb.pp("encoder").pp("layer");
         let layer = (0..config.num_hidden_layers)
             .map(|i| BertLayer::new(config, &layers.pp(i)))

@@ -7,12 +7,12 @@ use candle_nn::VarBuilder;
 use serde::de::DeserializeOwned;
 
 use crate::error::{Error, Result};
-use crate::store::Checkpoint;
+use crate::store::{Checkpoint, read_text};
 
 /// Reads the folder's `config.json`.
 pub(super) fn read_config<C: DeserializeOwned>(folder: &Path) -> Result<C> {
     let path = folder.join("config.json");
-    let text = std::fs::read_to_string(&path).map_err(Error::io("read", &path))?;
+    let text = read_text(&path)?;
     serde_json::from_str(&text).map_err(|error| Error::ModelConfig(error).in_file(path))
 }
 

@@ -171,8 +171,8 @@ impl<'a> Cursor<'a> {
         module.visit(self);
     }
 
-    /// Records a leaf at the present path.
-    pub(crate) fn leaf(&mut self, leaf: Leaf<'a>) {
+    /// Records a leaf at the present path: what an [`Injectable`] type that is a layer or a parameter shows.
+    pub fn leaf(&mut self, leaf: Leaf<'a>) {
         self.items.push(Item::Leaf { path: self.path.clone(), leaf });
     }
 }
@@ -206,8 +206,8 @@ impl<'a> CursorMut<'a> {
         module.visit_mut(self);
     }
 
-    /// Records a leaf at the present path.
-    pub(crate) fn leaf(&mut self, leaf: LeafMut<'a>) {
+    /// Records a leaf at the present path: what an [`Injectable`] type that is a layer or a parameter shows.
+    pub fn leaf(&mut self, leaf: LeafMut<'a>) {
         self.leaves.push((self.path.clone(), leaf));
     }
 }

@@ -4,9 +4,9 @@ mod containers;
 mod cursor;
 mod leaves;
 
-use crate::declared::Declared;
 use crate::schema::Schema;
 
+pub use crate::declared::{Declared, DeclaredLora};
 pub use cursor::{Cursor, CursorMut, Item, Leaf, LeafMut};
 pub(crate) use cursor::{block_lists, leaves, leaves_mut, leaves_of, replicate, replicated_tree, tree};
 pub use leaves::PlainLayer;

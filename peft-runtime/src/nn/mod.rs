@@ -38,6 +38,7 @@ pub use crate::layer::{AnyLinear, PaddedEmbedding, QuantizedLinear, TransposedLi
 pub use crate::ops::attention::{AttentionOptions, attention};
 pub use crate::ops::cross_entropy::{cross_entropy, linear_cross_entropy};
 pub use crate::ops::gated::{geglu, gelu, gelu_erf, swiglu};
+pub use crate::ops::linear::linear as linear_forward;
 pub use crate::ops::rotary::rotary;
 pub use checkpoint::checkpointed;
 pub use transposed::{transposed_linear, transposed_linear_no_bias};

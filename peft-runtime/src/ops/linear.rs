@@ -11,7 +11,20 @@ use super::matmul::product;
 /// `x·Wᵀ + b` for `x` of shape `[…, in]` and `weight` of shape `[out, in]` with any strides.
 ///
 /// A weight or bias that is a variable trains through candle's own ops; a frozen one never gets a gradient.
-pub(crate) fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+///
+/// ```
+/// use candle_core::{Device, Tensor};
+/// use peft_runtime::nn::linear_forward;
+///
+/// let weight = Tensor::new(&[[1f32, 2.], [3., 4.], [5., 6.]], &Device::Cpu)?;
+/// let y = linear_forward(&Tensor::new(&[[10f32, 100.]], &Device::Cpu)?, &weight, None)?;
+/// assert_eq!(y.to_vec2::<f32>()?, [[210., 430., 650.]]);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+///
+/// # Errors
+/// If `x` does not end in the weight's input size.
+pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     let (rows, dims) = check_input(x, weight)?;
     if weight.track_op() {
         let y = x.reshape((rows, weight.dim(1)?))?.matmul(&weight.t()?)?.reshape(dims)?;

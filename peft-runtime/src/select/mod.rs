@@ -1,5 +1,6 @@
 //! Which modules a config means: target names and patterns over dotted paths, with PEFT's rules.
 
+mod cost;
 mod layers;
 mod pattern;
 mod selector;

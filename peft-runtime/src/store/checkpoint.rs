@@ -1,15 +1,15 @@
 //! The weights of a base model: one safetensors file, several, or a folder with either.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use candle_core::{DType, Device, Shape, Tensor};
 use candle_nn::VarBuilder;
 use candle_nn::var_builder::SimpleBackend;
 use serde::Deserialize;
 
-use super::file::MappedFile;
-use crate::error::{Error, Result};
+use super::file::{MappedFile, read_text};
+use crate::error::{Error, Result, shortened};
 
 /// The weights of a base model, read through memory maps when they are asked for.
 ///
@@ -36,12 +36,23 @@ struct ShardIndex {
 pub(super) const SINGLE: &str = "model.safetensors";
 pub(super) const SHARDED: &str = "model.safetensors.index.json";
 
-/// The files that an index names, each once.
+/// The files that an index names, each once, all of them in the folder of the index.
 pub(crate) fn shard_names(index: &Path) -> Result<BTreeSet<String>> {
-    let text = std::fs::read_to_string(index).map_err(Error::io("read", index))?;
+    let text = read_text(index)?;
     let shards: ShardIndex =
         serde_json::from_str(&text).map_err(|error| Error::ModelConfig(error).in_file(index))?;
-    Ok(shards.weight_map.into_values().collect())
+    let names: BTreeSet<String> = shards.weight_map.into_values().collect();
+    if let Some(name) = names.iter().find(|name| !stays_inside(name)) {
+        let reason = format!("`{}` is no file in the folder of the index", shortened(name));
+        return Err(Error::Config { field: "weight_map", reason }.in_file(index));
+    }
+    Ok(names)
+}
+
+/// Whether a name from a file means something below the folder that it is joined to, whatever the system.
+fn stays_inside(name: &str) -> bool {
+    let normal = |component: Component<'_>| matches!(component, Component::Normal(_));
+    !name.is_empty() && !name.contains(['\\', ':', '\0']) && Path::new(name).components().all(normal)
 }
 
 impl Checkpoint {
@@ -70,7 +81,7 @@ impl Checkpoint {
         let files = paths.iter().map(|path| MappedFile::open(path.as_ref())).collect::<Result<Vec<_>>>()?;
         let mut index = BTreeMap::new();
         for (number, file) in files.iter().enumerate() {
-            for name in file.names()? {
+            for name in file.names() {
                 if index.insert(name.clone(), number).is_some() {
                     let reason = format!("the tensor `{name}` is in two files");
                     return Err(Error::Config { field: "weight_map", reason }.in_file(file.path()));

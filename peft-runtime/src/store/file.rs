@@ -2,16 +2,23 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::Write;
+use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 
 use candle_core::safetensors::Load;
 use candle_core::{Device, Tensor};
 use memmap2::Mmap;
-use safetensors::SafeTensors;
+use safetensors::SafeTensorError;
+use safetensors::tensor::{Metadata, TensorInfo, TensorView};
 use tempfile::NamedTempFile;
 
-use crate::error::{Error, Result};
+use super::header;
+use super::keys::canonical;
+use crate::error::{Error, Result, shortened};
+
+/// How the names of files and folders begin and end that are not yet complete.
+pub(super) const TEMPORARY_PREFIX: &str = ".adapter-";
+pub(super) const TEMPORARY_SUFFIX: &str = ".tmp";
 
 /// A file that lies complete beside its place, and takes it when it is asked to.
 pub(crate) struct PendingFile {
@@ -27,7 +34,8 @@ impl PendingFile {
             let mut builder = tempfile::Builder::new();
             #[cfg(unix)]
             builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644));
-            let mut temporary = builder.prefix(".").suffix(".tmp").tempfile_in(folder)?;
+            let mut temporary =
+                builder.prefix(TEMPORARY_PREFIX).suffix(TEMPORARY_SUFFIX).tempfile_in(folder)?;
             temporary.write_all(bytes)?;
             temporary.as_file().sync_all()?;
             Ok(temporary)
@@ -59,20 +67,56 @@ pub(crate) fn to_bytes(tensors: &BTreeMap<String, Tensor>) -> Result<Vec<u8>> {
     Ok(safetensors::serialize(contiguous, Some(metadata))?)
 }
 
+/// Opens what is a file: not a folder, and nothing that never ends.
+pub(super) fn open_file(path: &Path) -> std::io::Result<File> {
+    if std::fs::metadata(path)?.is_file() {
+        File::open(path)
+    } else {
+        Err(std::io::Error::new(ErrorKind::InvalidInput, "it is no file"))
+    }
+}
+
+/// The most bytes of a file of settings.
+const LONGEST_TEXT: u64 = 64 << 20;
+
+/// The text of a file of settings.
+pub(crate) fn read_text(path: &Path) -> Result<String> {
+    open_file(path).and_then(|file| text_of(&file)).map_err(Error::io("read", path))
+}
+
+/// The text of an open file of settings.
+pub(super) fn text_of(file: &File) -> std::io::Result<String> {
+    let mut text = String::new();
+    file.take(LONGEST_TEXT + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > LONGEST_TEXT {
+        let reason = format!("it has more than {LONGEST_TEXT} bytes");
+        return Err(std::io::Error::new(ErrorKind::InvalidData, reason));
+    }
+    Ok(text)
+}
+
 /// A safetensors file that is read where it lies.
 pub(super) struct MappedFile {
     path: PathBuf,
     map: Mmap,
+    /// Where the data begin.
+    start: usize,
+    header: Metadata,
 }
 
 impl MappedFile {
     pub(super) fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(Error::io("open", path))?;
-        // SAFETY: the map is read-only, and every access goes through safetensors' bounds checks; a file that somebody
-        // else truncates meanwhile is the risk that every reader of memory-mapped weights takes.
+        Self::of(&open_file(path).map_err(Error::io("open", path))?, path)
+    }
+
+    /// The file that is open and was found at `path`.
+    pub(super) fn of(file: &File, path: &Path) -> Result<Self> {
+        // SAFETY: the map is read-only, and every access goes through bounds checks; a file that somebody else truncates
+        // meanwhile is the risk that every reader of memory-mapped weights takes.
         #[expect(unsafe_code, reason = "mapping a file is the one way to read weights without a second copy")]
-        let map = unsafe { Mmap::map(&file) }.map_err(Error::io("map", path))?;
-        Ok(Self { path: path.to_owned(), map })
+        let map = unsafe { Mmap::map(file) }.map_err(Error::io("map", path))?;
+        let (start, header) = header::read(&map).map_err(|error| Error::from(error).in_file(path))?;
+        Ok(Self { path: path.to_owned(), map, start, header })
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -84,17 +128,38 @@ impl MappedFile {
         &self.map
     }
 
-    fn parse(&self) -> Result<SafeTensors<'_>> {
-        SafeTensors::deserialize(&self.map).map_err(|error| Error::from(error).in_file(&self.path))
+    /// Where the data begin.
+    pub(super) fn start(&self) -> usize {
+        self.start
     }
 
-    /// The names of the tensors.
-    pub(super) fn names(&self) -> Result<Vec<String>> {
-        Ok(self.parse()?.names().into_iter().map(str::to_owned).collect())
+    /// What the header says.
+    pub(super) fn header(&self) -> &Metadata {
+        &self.header
+    }
+
+    /// The names of the tensors, in the order of the file.
+    pub(super) fn names(&self) -> Vec<String> {
+        self.header.offset_keys()
+    }
+
+    fn view(&self, info: &TensorInfo) -> Result<TensorView<'_>, SafeTensorError> {
+        let (from, to) = info.data_offsets;
+        let bytes = self.map.get(self.start + from..self.start + to);
+        let bytes = bytes.ok_or(SafeTensorError::MetadataIncompleteBuffer)?;
+        TensorView::new(info.dtype, info.shape.clone(), bytes)
     }
 
     /// Reads one tensor.
     pub(super) fn tensor(&self, name: &str, device: &Device) -> candle_core::Result<Tensor> {
-        self.parse()?.tensor(name)?.load(device)
+        let info = self.header.info(name);
+        let info = info.ok_or_else(|| SafeTensorError::TensorNotFound(name.to_owned()))?;
+        self.view(info)?.load(device)
     }
+}
+
+/// Two keys, with and without PEFT's prefix, that mean the same tensor.
+pub(super) fn two_names(key: &str) -> Error {
+    let reason = format!("`{}` is there under two names", shortened(canonical(key)));
+    Error::Config { field: "state_dict", reason }
 }

@@ -5,8 +5,8 @@ use std::ops::Range;
 
 use candle_core::safetensors::Load;
 use candle_core::{Device, Tensor};
+use safetensors::SafeTensorError;
 use safetensors::tensor::{Dtype, TensorView};
-use safetensors::{SafeTensorError, SafeTensors};
 
 use super::file::MappedFile;
 use crate::error::{Error, Result};
@@ -27,23 +27,19 @@ pub(super) struct Place {
     bytes: Range<usize>,
 }
 
-/// The length of the length of the header.
-const LENGTH: usize = size_of::<u64>();
-
 impl Layout {
-    pub(super) fn read(file: &MappedFile) -> Result<Self> {
-        let wrong = |error: SafeTensorError| Error::from(error).in_file(file.path());
-        let (header, metadata) = SafeTensors::read_metadata(file.bytes()).map_err(wrong)?;
-        let start = LENGTH + header;
+    /// What the file's header says, which was looked over when the file was opened.
+    pub(super) fn of(file: &MappedFile) -> Self {
+        let (start, header) = (file.start(), file.header());
         let place = |name: String| {
-            let info = metadata.info(&name)?;
+            let info = header.info(&name)?;
             let (from, to) = info.data_offsets;
             let bytes = start + from..start + to;
             Some(Place { dtype: info.dtype, shape: info.shape.clone(), bytes, name })
         };
-        let tensors = metadata.offset_keys().into_iter().filter_map(place).collect();
-        let metadata = metadata.metadata().iter().flatten();
-        Ok(Self { metadata: metadata.map(|(key, value)| (key.clone(), value.clone())).collect(), tensors })
+        let tensors = header.offset_keys().into_iter().filter_map(place).collect();
+        let metadata = header.metadata().iter().flatten();
+        Self { metadata: metadata.map(|(key, value)| (key.clone(), value.clone())).collect(), tensors }
     }
 }
 

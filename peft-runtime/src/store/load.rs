@@ -1,15 +1,17 @@
 //! `load_adapter`: an adapter out of a folder, whole or not at all.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use super::adapter_files::holds_adapter;
 use super::base_model::{BaseParameters, base_parameters, replace_base};
 use super::keys::{CONFIG_FILE, DEFAULT_ADAPTER};
 use super::save::adapter_folder;
-use super::standalone::StoredAdapter;
-use crate::adapter::StoredTensors;
+use super::standalone::{StoredAdapter, StoredContents};
+use crate::adapter::{AdapterMethod, StoredTensors};
 use crate::config::PeftConfig;
 use crate::error::{Error, Result};
-use crate::inject::{InjectionReport, Made, Origin, Plan, Tensors, commit, make, swap};
+use crate::inject::{InjectionReport, Made, Origin, Plan, Tensors, commit, make, name_fault, swap};
 use crate::manage::{check_known, check_not_merged};
 use crate::module::{Injectable, leaves};
 
@@ -54,22 +56,34 @@ struct Loaded {
     base: BaseParameters,
 }
 
+/// Reads the settings of an adapter off the text of its config.
+pub(crate) type ReadMethod<'r> = dyn Fn(&str) -> Result<Arc<dyn AdapterMethod>> + 'r;
+
+fn peft_method(text: &str) -> Result<Arc<dyn AdapterMethod>> {
+    PeftConfig::from_json(text).map(PeftConfig::into_method)
+}
+
 impl Loaded {
-    fn read<M: Injectable + ?Sized>(model: &M, folder: &Path, name: &str, origin: Origin) -> Result<Self> {
-        let adapter = StoredAdapter::open(find_folder(folder, name)?)?;
-        Self::of_stored(model, &adapter, adapter.config(), name, origin)
+    fn read<M: Injectable + ?Sized>(
+        model: &M,
+        folder: &Path,
+        name: &str,
+        origin: Origin,
+        read_method: &ReadMethod<'_>,
+    ) -> Result<Self> {
+        let (method, contents) = StoredContents::open(&find_folder(folder, name)?, read_method)?;
+        Self::of_contents(model, method.as_ref(), &contents, name, origin)
     }
 
-    fn of_stored<M: Injectable + ?Sized>(
+    fn of_contents<M: Injectable + ?Sized>(
         model: &M,
-        adapter: &StoredAdapter,
-        config: &PeftConfig,
+        method: &dyn AdapterMethod,
+        adapter: &StoredContents,
         name: &str,
         origin: Origin,
     ) -> Result<Self> {
         let tensors = adapter.stored();
-        let plan =
-            Plan::new(model, config.method(), name, origin).map_err(|error| adapter.of_config(error))?;
+        let plan = Plan::new(model, method, name, origin).map_err(|error| adapter.of_config(error))?;
         let mut stored = StoredTensors::new(&tensors);
         let made =
             make(model, &plan, Tensors::Stored(&mut stored)).map_err(|error| adapter.of_weights(error))?;
@@ -94,7 +108,18 @@ pub(crate) fn load_adapter<M: Injectable + ?Sized>(
     name: &str,
     options: LoadOptions,
 ) -> Result<LoadReport> {
-    let loaded = Loaded::read(model, folder, name, Origin::File)?;
+    load_adapter_as(model, folder, name, options, &peft_method)
+}
+
+/// The same with a method that `read_method` reads off the config's text.
+pub(crate) fn load_adapter_as<M: Injectable + ?Sized>(
+    model: &mut M,
+    folder: &Path,
+    name: &str,
+    options: LoadOptions,
+    read_method: &ReadMethod<'_>,
+) -> Result<LoadReport> {
+    let loaded = Loaded::read(model, folder, name, Origin::File, read_method)?;
     put(model, loaded, options)
 }
 
@@ -105,7 +130,7 @@ pub(super) fn load_stored<M: Injectable + ?Sized>(
     config: &PeftConfig,
     name: &str,
 ) -> Result<LoadReport> {
-    let loaded = Loaded::of_stored(model, adapter, config, name, Origin::File)?;
+    let loaded = Loaded::of_contents(model, config.method(), adapter.contents(), name, Origin::File)?;
     put(model, loaded, LoadOptions::new())
 }
 
@@ -132,7 +157,7 @@ pub(crate) fn hotswap_adapter<M: Injectable + ?Sized>(
         let reason = "its init changed the base weights; delete it and load the other one".to_owned();
         return Err(Error::Unsupported { operation: OPERATION, adapter: name.to_owned(), reason });
     }
-    let loaded = Loaded::read(model, folder, name, Origin::Swap)?;
+    let loaded = Loaded::read(model, folder, name, Origin::Swap, &peft_method)?;
     let base_parameters = loaded.base_names();
     replace_base(model, &loaded.base)?;
     let injection = swap(model, &loaded.plan, loaded.made, trainable)?;
@@ -141,12 +166,18 @@ pub(crate) fn hotswap_adapter<M: Injectable + ?Sized>(
 
 /// The folder that holds the config: the adapter's own below `folder`, or `folder` itself.
 fn find_folder(folder: &Path, name: &str) -> Result<PathBuf> {
+    // A name from elsewhere is no path.
+    if let Some(fault) = name_fault(name) {
+        return Err(Error::Plan { adapter: name.to_owned(), faults: vec![fault] });
+    }
     let own = adapter_folder(folder, name);
-    if own.join(CONFIG_FILE).is_file() {
+    if holds_adapter(&own) {
         return Ok(own);
     }
     let here = folder.join(CONFIG_FILE);
-    std::fs::metadata(&here).map_err(Error::io("open", &here))?;
+    if !holds_adapter(folder) {
+        std::fs::metadata(&here).map_err(Error::io("open", &here))?;
+    }
     // An adapter alone in its folder may be loaded under any name; among several, the names are theirs.
     let others = named_adapters(folder);
     if name != DEFAULT_ADAPTER && !others.is_empty() {
@@ -155,17 +186,12 @@ fn find_folder(folder: &Path, name: &str) -> Result<PathBuf> {
     Ok(folder.to_owned())
 }
 
-/// The subfolders that hold adapters, by name.
+/// The subfolders that hold adapters, by name; hidden ones have names that no adapter can have.
 fn named_adapters(folder: &Path) -> Vec<String> {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    let adapters = entries.filter(|entry| entry.path().join(CONFIG_FILE).is_file());
-    let mut names: Vec<String> =
-        adapters.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    let is_adapter = |name: &String| name_fault(name).is_none() && holds_adapter(&folder.join(name));
+    let mut names: Vec<String> = names.filter(is_adapter).collect();
     names.sort();
     names
-}
-
-pub(super) fn read_config(path: &Path) -> Result<PeftConfig> {
-    let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
-    PeftConfig::from_json(&text).map_err(|error| error.in_file(path))
 }

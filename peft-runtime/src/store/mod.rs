@@ -1,10 +1,12 @@
 //! State dicts and files, with the keys and bytes of PEFT.
 
+mod adapter_files;
 mod base_model;
 mod card;
 mod checkpoint;
 mod embeddings;
 mod file;
+mod header;
 mod keys;
 mod layout;
 mod load;
@@ -20,9 +22,10 @@ pub use checkpoint::Checkpoint;
 #[cfg(feature = "hub")]
 pub(crate) use checkpoint::shard_names;
 pub use embeddings::SaveEmbeddings;
-pub(crate) use file::{PendingFile, sync_folder, to_bytes};
+pub(crate) use file::{PendingFile, read_text, sync_folder, to_bytes};
+pub(crate) use header::parse as parse_safetensors;
 pub use load::{LoadOptions, LoadReport};
-pub(crate) use load::{hotswap_adapter, load_adapter};
+pub(crate) use load::{hotswap_adapter, load_adapter, load_adapter_as};
 pub use merged::{MergedWeights, NameMap, Unadapted, WriteProgress, WriteReport};
 pub use save::SaveOptions;
 pub(crate) use save::save_pretrained;

@@ -1,14 +1,16 @@
 //! `save_pretrained`: an adapter as a folder that Python PEFT reads.
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use candle_core::Tensor;
 
+use super::adapter_files;
 use super::card::model_card;
 use super::embeddings::SaveEmbeddings;
 use super::file::{PendingFile, sync_folder, to_bytes};
-use super::keys::{CONFIG_FILE, DEFAULT_ADAPTER, WEIGHTS_FILE};
+use super::keys::DEFAULT_ADAPTER;
 use super::plain_lora::as_plain_lora;
 use super::state_dict::state_dict;
 use crate::adapter::AdapterMethod;
@@ -49,7 +51,7 @@ impl SaveOptions {
 
 /// Writes config, weights and model card; an adapter that is not called `default` gets a folder of its name.
 ///
-/// All files are complete and on the disk before the first takes its place. Returns the adapter's folder.
+/// Returns the adapter's folder.
 pub(crate) fn save_pretrained<M: Injectable + ?Sized>(
     model: &M,
     folder: &Path,
@@ -64,6 +66,8 @@ pub(crate) fn save_pretrained<M: Injectable + ?Sized>(
 }
 
 /// Writes config and weights into `own_folder`, and a model card into `card_folder` unless it has one.
+///
+/// All files are complete and on the disk before config and weights take their places, both of them in one step.
 pub(super) fn write_folder(
     own_folder: &Path,
     card_folder: &Path,
@@ -73,19 +77,38 @@ pub(super) fn write_folder(
 ) -> Result<()> {
     let weights = to_bytes(weights)?;
     std::fs::create_dir_all(own_folder).map_err(Error::io("create", own_folder))?;
-    let mut files = vec![
-        PendingFile::write(own_folder.join(WEIGHTS_FILE), &weights)?,
-        PendingFile::write(own_folder.join(CONFIG_FILE), config.as_bytes())?,
-    ];
+    check_inside(card_folder, own_folder)?;
+    let lock = adapter_files::lock(card_folder);
+    if lock.is_some() {
+        adapter_files::sweep(card_folder);
+        adapter_files::sweep(own_folder);
+    }
     let card = card_folder.join("README.md");
-    if !card.exists() {
-        let text = model_card(method.peft_type(), method.common());
-        files.push(PendingFile::write(card, text.as_bytes())?);
+    let card = if card.exists() {
+        None
+    } else {
+        Some(PendingFile::write(card, model_card(method.peft_type(), method.common()).as_bytes())?)
+    };
+    adapter_files::write(own_folder, &weights, config.as_bytes())?;
+    if let Some(card) = card {
+        card.persist()?;
+        sync_folder(card_folder)?;
     }
-    for file in files {
-        file.persist()?;
+    Ok(())
+}
+
+/// Refuses an adapter's own folder that is a link out of the folder it should be in.
+fn check_inside(folder: &Path, own_folder: &Path) -> Result<()> {
+    if own_folder == folder {
+        return Ok(());
     }
-    sync_folder(own_folder)
+    let real = |path: &Path| std::fs::canonicalize(path).map_err(Error::io("open", path));
+    if real(own_folder)?.starts_with(real(folder)?) {
+        return Ok(());
+    }
+    let refused =
+        std::io::Error::new(ErrorKind::PermissionDenied, "it is a link that leads out of its folder");
+    Err(Error::io("write", own_folder)(refused))
 }
 
 /// The config's text and the tensors.

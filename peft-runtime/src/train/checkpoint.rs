@@ -5,21 +5,24 @@ use std::path::{Path, PathBuf};
 
 use candle_core::safetensors::Load;
 use candle_core::{Device, Tensor, Var};
-use safetensors::SafeTensors;
+use safetensors::tensor::TensorView;
 
 use super::optimizer::Optimizer;
 use super::rank_allocator::RankAllocator;
 use super::step_folders;
 use super::training_state::{TrainingState, set_dropout_positions};
-use crate::error::{Error, Result, ShapeMismatch, TensorReport};
+use crate::error::{Error, Result, ShapeMismatch, TensorReport, shortened};
 use crate::manage::trainable_parameters;
 use crate::module::Injectable;
-use crate::store::{PendingFile, SaveOptions, save_pretrained, to_bytes};
+use crate::store::{PendingFile, SaveOptions, parse_safetensors, read_text, save_pretrained, to_bytes};
 
 const STATE_FILE: &str = "training.json";
 const PARAMETERS_FILE: &str = "parameters.safetensors";
 const OPTIMIZER_FILE: &str = "optimizer.safetensors";
 const ALLOCATOR_FILE: &str = "rank_allocator.safetensors";
+
+/// The files of tensors that a checkpoint can have.
+const TENSOR_FILES: [&str; 3] = [PARAMETERS_FILE, OPTIMIZER_FILE, ALLOCATOR_FILE];
 
 /// A folder of checkpoints, one subfolder `step-N` each, of which the newest are kept. It belongs to one run.
 ///
@@ -142,8 +145,12 @@ impl TrainingCheckpoint {
     pub fn open(folder: impl Into<PathBuf>) -> Result<Self> {
         let folder = folder.into();
         let path = folder.join(STATE_FILE);
-        let text = std::fs::read_to_string(&path).map_err(Error::io("read", &path))?;
-        let state = TrainingState::from_json(&text).map_err(|error| error.in_file(path))?;
+        let text = read_text(&path)?;
+        let state = TrainingState::from_json(&text).map_err(|error| error.in_file(&path))?;
+        if let Some(name) = state.files.keys().find(|name| !TENSOR_FILES.contains(&name.as_str())) {
+            let reason = format!("it names `{}`, which is no file of a checkpoint", shortened(name));
+            return Err(Error::Checkpoint { path, reason });
+        }
         for (name, size) in &state.files {
             let path = folder.join(name);
             let found = std::fs::metadata(&path).map_err(Error::io("read", &path))?.len();
@@ -232,9 +239,11 @@ impl TrainingCheckpoint {
     fn read(&self, name: &str) -> Result<BTreeMap<String, Tensor>> {
         let path = self.folder.join(name);
         let bytes = std::fs::read(&path).map_err(Error::io("read", &path))?;
-        let file = SafeTensors::deserialize(&bytes).map_err(|error| Error::from(error).in_file(&path))?;
-        let load = |(name, view): (String, safetensors::tensor::TensorView<'_>)| {
-            Ok((name, view.load(&Device::Cpu)?))
+        let in_file = |error: Error| error.in_file(&path);
+        let file = parse_safetensors(&bytes).map_err(|error| in_file(error.into()))?;
+        let load = |(name, view): (String, TensorView<'_>)| {
+            let tensor = view.load(&Device::Cpu).map_err(|error| in_file(error.into()))?;
+            Ok((name, tensor))
         };
         file.tensors().into_iter().map(load).collect()
     }

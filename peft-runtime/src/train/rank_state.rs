@@ -6,7 +6,7 @@ use candle_core::{DType, Device, Tensor};
 
 use super::rank_allocator::{Importance, Layer, Means, RankAllocator};
 use crate::adapter::AdaLora;
-use crate::error::{Error, Result, TensorReport};
+use crate::error::{Error, Result, ShapeMismatch, TensorReport};
 
 const BUDGET: &str = "budget";
 const THRESHOLD: &str = "threshold";
@@ -26,25 +26,65 @@ fn key(what: &str, layer: &Layer, tensor: &str) -> String {
     format!("{what}.{}", layer.path.parameter(tensor))
 }
 
+/// The shape of one tensor of a layer, which its means have too.
+fn shape<'l>(layer: &'l Layer, name: &str) -> &'l [usize] {
+    let of_state = |state: &'l AdaLora| match name {
+        "lora_E" => state.e().dims(),
+        "lora_A" => state.a().dims(),
+        _ => state.b().dims(),
+    };
+    layer.state().map(of_state).unwrap_or_default()
+}
+
+/// Notes a tensor that has not the shape it should have.
+fn check_shape(key: String, found: &Tensor, expected: &[usize], report: &mut TensorReport) {
+    if found.dims() != expected {
+        let (expected, found) = (expected.to_vec(), found.dims().to_vec());
+        report.mismatched.push(ShapeMismatch { key, expected, found });
+    }
+}
+
 /// The means of one tensor of a layer; both of them or none.
 fn read_means(
     layer: &Layer,
     name: &str,
     left: &mut BTreeMap<&str, &Tensor>,
-    missing: &mut Vec<String>,
+    report: &mut TensorReport,
 ) -> candle_core::Result<Option<Means>> {
     let keys = ["sensitivity", "uncertainty"].map(|what| key(what, layer, name));
     let found = keys.each_ref().map(|key| left.remove(key.as_str()));
     if let [Some(sensitivity), Some(uncertainty)] = found {
         let device = layer.state().map_or(&Device::Cpu, |state| state.e().device());
+        for (key, found) in keys.into_iter().zip([sensitivity, uncertainty]) {
+            check_shape(key, found, shape(layer, name), report);
+        }
         let (sensitivity, uncertainty) = (sensitivity.to_device(device)?, uncertainty.to_device(device)?);
         return Ok(Some(Means { sensitivity, uncertainty }));
     }
     if found.iter().any(Option::is_some) {
         let lacking = keys.into_iter().zip(found).filter(|(_, found)| found.is_none());
-        missing.extend(lacking.map(|(key, _)| key));
+        report.missing.extend(lacking.map(|(key, _)| key));
     }
     Ok(None)
+}
+
+/// Which ranks of a layer are kept. An adapter from a file may hold the kept ones alone, and still know of all.
+fn read_kept(
+    layer: &Layer,
+    left: &mut BTreeMap<&str, &Tensor>,
+    report: &mut TensorReport,
+) -> candle_core::Result<Option<Vec<bool>>> {
+    let key = key("kept", layer, "ranks");
+    let Some(kept) = left.remove(key.as_str()) else { return Ok(None) };
+    let known = layer.state().and_then(AdaLora::kept_ranks).map(|known| known.len());
+    if known.is_none_or(|known| kept.dims() != [known]) {
+        let rows = shape(layer, "lora_E").get(..1).unwrap_or_default();
+        check_shape(key, kept, rows, report);
+    }
+    if kept.rank() != 1 {
+        return Ok(None);
+    }
+    Ok(Some(kept.to_vec1::<u8>()?.into_iter().map(|keep| keep != 0).collect()))
 }
 
 impl RankAllocator {
@@ -74,11 +114,11 @@ impl RankAllocator {
     pub(super) fn read_state(&self, state: &BTreeMap<String, Tensor>) -> Result<RankState> {
         let mut left: BTreeMap<&str, &Tensor> =
             state.iter().map(|(key, tensor)| (key.as_str(), tensor)).collect();
-        let mut missing = Vec::new();
+        let mut report = TensorReport::default();
         let budget = match left.remove(BUDGET) {
             Some(budget) => budget.to_dtype(DType::I64)?.to_scalar::<i64>()?,
             None => {
-                missing.push(BUDGET.to_owned());
+                report.missing.push(BUDGET.to_owned());
                 0
             }
         };
@@ -88,14 +128,11 @@ impl RankAllocator {
         for layer in &self.layers {
             let mut importances: [Importance; 3] = Default::default();
             for (name, importance) in TENSORS.iter().zip(&mut importances) {
-                importance.means = read_means(layer, name, &mut left, &mut missing)?;
+                importance.means = read_means(layer, name, &mut left, &mut report)?;
             }
-            let kept = left.remove(key("kept", layer, "ranks").as_str());
-            let kept = kept.map(Tensor::to_vec1::<u8>).transpose()?;
-            layers.push((importances, kept.map(|kept| kept.into_iter().map(|keep| keep != 0).collect())));
+            layers.push((importances, read_kept(layer, &mut left, &mut report)?));
         }
-        let unexpected: Vec<String> = left.keys().map(|key| (*key).to_owned()).collect();
-        let report = TensorReport { missing, unexpected, mismatched: Vec::new() };
+        report.unexpected.extend(left.keys().map(|key| (*key).to_owned()));
         if !report.is_empty() {
             return Err(Error::TrainingTensors { what: "the rank allocator", report });
         }

@@ -13,6 +13,9 @@ use crate::module::{Injectable, leaves};
 /// The form of `training.json`, which rises when an older program could misread a newer file.
 const FORMAT: u32 = 1;
 
+/// No run takes more steps: counts below it can go on without leaving their range.
+const MOST: u64 = 1 << 53;
+
 /// Where a run of training is: the contents of a checkpoint's `training.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
@@ -65,7 +68,14 @@ impl TrainingState {
             let reason = format!("the file has format {format}, and only {FORMAT} is known");
             return Err(Error::Config { field: "format", reason });
         }
-        serde_json::from_str(text).map_err(Error::TrainingState)
+        let state: Self = serde_json::from_str(text).map_err(Error::TrainingState)?;
+        let counts = [("step", state.step), ("batches", state.batches)];
+        match counts.into_iter().find(|(_, count)| *count > MOST) {
+            Some((field, count)) => {
+                Err(Error::Config { field, reason: format!("{count} is more than a run can have come to") })
+            }
+            None => Ok(state),
+        }
     }
 }
 

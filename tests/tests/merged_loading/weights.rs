@@ -24,7 +24,11 @@ const TOLERANCE: f64 = 1e-5;
 fn fused_and_renamed_weights_get_the_parts_that_belong_to_them() {
     let tensors = llama_tensors();
     let base = sharded(&tensors);
-    for config in [everywhere(), everywhere().with_dora(true), everywhere().with_init(LoraInit::Pissa)] {
+    let projections_alone = everywhere().with_exclude_modules(["embed_tokens", "lm_head"]);
+    let pissa = LoraConfig::new(4, 6.0)
+        .with_targets(["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"])
+        .with_init(LoraInit::Pissa);
+    for config in [everywhere(), everywhere().with_dora(true), projections_alone, pissa] {
         let mut own = own_llama(&base);
         let folder = saved(&mut own, &config, "default");
         own.merge_and_unload(&MergeOptions::active()).unwrap();
@@ -56,7 +60,8 @@ fn fused_and_renamed_weights_get_the_parts_that_belong_to_them() {
             .add_renamed(stored(&folder, "default"), 1.0, &names)
             .unwrap();
         for (name, tensor) in expected.iter().filter(|(name, _)| !is_projection(name)) {
-            assert!(distance(&read(&merged, &renamed(name)), tensor).unwrap() <= TOLERANCE, "{name}");
+            let distance = distance(&read(&merged, &renamed(name)), tensor).unwrap();
+            assert!(distance <= TOLERANCE, "{name}: {distance} with {:?}", config.init());
         }
         for layer in 0..2 {
             let found = read(&merged, &format!("h.{layer}.attention.qkv.weight"));
@@ -64,6 +69,15 @@ fn fused_and_renamed_weights_get_the_parts_that_belong_to_them() {
         }
         merged.finish().unwrap();
     }
+}
+
+#[test]
+fn a_base_weight_that_an_init_left_in_the_file_is_refused_by_name() {
+    let base = sharded(&llama_tensors());
+    let folder = saved(&mut own_llama(&base), &everywhere().with_init(LoraInit::Pissa), "default");
+    let merged = MergedWeights::new(Memory::new(llama_tensors())).add(stored(&folder, "default"), 1.0);
+    let error = merged.err().unwrap().chain();
+    assert!(error.contains("lm_head.base_layer.weight"), "{error}");
 }
 
 fn is_projection(name: &str) -> bool {

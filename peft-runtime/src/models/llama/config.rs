@@ -100,9 +100,13 @@ impl AsRef<str> for Architecture {
     }
 }
 
+/// No size of a model is larger.
+const LARGEST_SIZE: usize = 1 << 24;
+
 impl LlamaConfig {
-    /// The config, if its sizes go together.
+    /// The config, if its sizes and numbers go together.
     pub(super) fn checked(self) -> Result<Self, String> {
+        self.check_range()?;
         let Self { num_attention_heads: heads, num_key_value_heads: shared, head_dim, .. } = self;
         if heads == 0 || shared == 0 || !heads.is_multiple_of(shared) {
             return Err(format!(
@@ -115,5 +119,32 @@ impl LlamaConfig {
             ));
         }
         Ok(self)
+    }
+
+    /// An error if a size is larger than any model's, so that products of sizes would leave their range, or a number is none
+    /// to compute with.
+    fn check_range(&self) -> Result<(), String> {
+        let sizes = [
+            ("vocab_size", self.vocab_size),
+            ("hidden_size", self.hidden_size),
+            ("intermediate_size", self.intermediate_size),
+            ("num_hidden_layers", self.num_hidden_layers),
+            ("num_attention_heads", self.num_attention_heads),
+            ("num_key_value_heads", self.num_key_value_heads),
+            ("head_dim", self.head_dim),
+        ];
+        if let Some((name, size)) = sizes.into_iter().find(|(_, size)| *size > LARGEST_SIZE) {
+            return Err(format!("`{name}` is {size}, larger than that of any model"));
+        }
+        if !(self.rms_norm_eps.is_finite() && self.rms_norm_eps >= 0.0) {
+            return Err(format!("`rms_norm_eps` is {}; it has to be at least 0", self.rms_norm_eps));
+        }
+        if !(self.rope_theta.is_finite() && self.rope_theta > 0.0) {
+            return Err(format!("`rope_theta` is {}; it has to be above 0", self.rope_theta));
+        }
+        match self.rope_scaling.wrong_number() {
+            Some(number) => Err(format!("a number of the rope scaling is {number}; it has to be above 0")),
+            None => Ok(()),
+        }
     }
 }

@@ -11,6 +11,7 @@ use candle_core::{DType, Device, Error as CandleError, Result as CandleResult, S
 use candle_nn::Linear;
 
 use super::config::{Architecture, LlamaConfig};
+use super::gguf_check::{check_alignment, check_tensors};
 use super::gguf_metadata::config_of;
 use super::weights::Weights;
 use crate::error::{Error, Result};
@@ -33,9 +34,12 @@ impl GgufFile {
     /// An error that names the file if it cannot be read or holds another kind of model.
     pub(super) fn open(path: &Path, device: &Device, keep_quantized: bool) -> Result<Self> {
         let file = File::open(path).map_err(Error::io("read", path))?;
+        let size = file.metadata().map_err(Error::io("read", path))?.len();
         let mut reader = BufReader::new(file);
         let read = || -> CandleResult<Self> {
+            check_alignment(&mut reader)?;
             let content = Content::read(&mut reader)?;
+            check_tensors(&content, size)?;
             let factors = rope_factors(&content, &mut reader)?;
             let config = config_of(&content, factors)?;
             Ok(Self { content, reader, device: device.clone(), keep_quantized, config })

@@ -4,6 +4,7 @@ mod block;
 mod config;
 mod config_file;
 mod gguf;
+mod gguf_check;
 mod gguf_metadata;
 mod rope;
 mod weights;

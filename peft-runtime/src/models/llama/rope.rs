@@ -71,6 +71,19 @@ impl Rotary {
 }
 
 impl RopeScaling {
+    /// A number that frequencies cannot be divided by, if there is one.
+    pub(super) fn wrong_number(&self) -> Option<f64> {
+        let numbers = match self {
+            Self::None => Vec::new(),
+            Self::Linear { factor } => vec![*factor],
+            Self::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } => {
+                vec![*factor, *low_freq_factor, *high_freq_factor, *original_max_position_embeddings]
+            }
+            Self::Factors(factors) => factors.iter().copied().map(f64::from).collect(),
+        };
+        numbers.into_iter().find(|number| !(number.is_finite() && *number > 0.0))
+    }
+
     fn scaled(&self, pair: usize, frequency: f32) -> f32 {
         match self {
             Self::None => frequency,

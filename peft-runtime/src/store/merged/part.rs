@@ -306,10 +306,14 @@ impl Places<'_> {
             let is_second_bias =
                 [".original_module.bias", ".modules_to_save.bias"].iter().any(|end| key.ends_with(end));
             let is_superseded = is_second_bias && adapter.shape(&own.parameter(parameter)).is_some();
-            // The bias of the copy is the one that acts; and an init that takes its part out of the base weight does so
-            // when the adapter is made, whatever the file says is left.
-            if is_superseded || (parameter == "weight" && self.takes_from(adapter, &own)) {
+            // The bias of the copy is the one that acts.
+            if is_superseded {
                 self.ignored.insert(key.to_owned());
+                continue;
+            }
+            // What an init left of the base weight is no weight that it could take its part out of once more.
+            if parameter == "weight" && self.takes_from(adapter, &own) {
+                self.unexpected.push(key.to_owned());
                 continue;
             }
             let Placement { module, rows } = self.names.place(path);

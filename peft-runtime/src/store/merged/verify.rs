@@ -28,7 +28,7 @@ impl MergedWeights<Checkpoint> {
         for shard in &shards {
             let path = folder.as_ref().join(&shard.name);
             let file = MappedFile::open(&path)?;
-            let layout = Layout::read(&file)?;
+            let layout = Layout::of(&file);
             if layout.tensors.len() != shard.tensors.len() {
                 let reason = format!(
                     "it has {} tensors, and {} were to be written",

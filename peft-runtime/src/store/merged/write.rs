@@ -15,7 +15,7 @@ use crate::ModulePath;
 use crate::error::{Error, Result};
 use crate::manage::is_finite;
 use crate::store::checkpoint::{Checkpoint, SHARDED, SINGLE};
-use crate::store::file::PendingFile;
+use crate::store::file::{PendingFile, read_text};
 use crate::store::layout::{Layout, Place};
 use crate::store::new_folder::NewFolder;
 
@@ -117,7 +117,7 @@ impl MergedWeights<Checkpoint> {
         let mut shards = Vec::new();
         let mut names = BTreeSet::new();
         for file in self.base.files() {
-            let layout = Layout::read(file)?;
+            let layout = Layout::of(file);
             let name = file.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
             if !names.insert(name.clone()) {
                 let reason =
@@ -213,7 +213,7 @@ fn write_index(shards: &[Shard<'_>], folder: &Path) -> Result<()> {
     }
     let mut index = json!({});
     if let Some(old) = old {
-        let text = std::fs::read_to_string(&old).map_err(Error::io("read", &old))?;
+        let text = read_text(&old)?;
         index = serde_json::from_str(&text).map_err(|error| Error::ModelConfig(error).in_file(&old))?;
     }
     let all = || shards.iter().flat_map(|shard| shard.tensors.iter().map(move |planned| (shard, planned)));

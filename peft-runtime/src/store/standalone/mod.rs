@@ -2,21 +2,18 @@
 
 mod base;
 mod combine;
+mod contents;
 mod layers;
 mod plain;
 mod skeleton;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use candle_core::{Device, Tensor};
-use safetensors::View;
 
-use super::file::MappedFile;
-use super::keys::{CONFIG_FILE, WEIGHTS_FILE, canonical, with_prefix};
-use super::layout::{Layout, Place};
-use super::load::read_config;
+use super::keys::with_prefix;
 use super::save::write_folder;
 use crate::adapter::{StoredTensor, split_layer_key};
 use crate::config::{PeftConfig, TokenIndices};
@@ -24,6 +21,7 @@ use crate::error::{Error, Result};
 use crate::inject::name_fault;
 
 pub use base::BaseWeights;
+pub(super) use contents::StoredContents;
 pub use layers::{StoredKind, StoredLayer};
 pub(super) use skeleton::{Skeleton, is_transposed, layer_shapes, split_parameter};
 
@@ -41,20 +39,7 @@ pub(super) use skeleton::{Skeleton, is_transposed, layer_shapes, split_parameter
 pub struct StoredAdapter {
     name: String,
     config: PeftConfig,
-    /// The files that it is read from.
-    files: Option<Files>,
-    contents: Contents,
-}
-
-struct Files {
-    config: PathBuf,
-    weights: PathBuf,
-}
-
-/// Tensors under their keys without PEFT's prefix.
-enum Contents {
-    Mapped { file: MappedFile, places: BTreeMap<String, Place> },
-    Memory(BTreeMap<String, Tensor>),
+    contents: StoredContents,
 }
 
 impl fmt::Debug for StoredAdapter {
@@ -89,31 +74,17 @@ impl StoredAdapter {
     /// # Errors
     /// An error that names the file if one cannot be read or is not what it should be.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
-        let path = path.as_ref();
-        let folder = if path.is_file() { path.parent().unwrap_or(Path::new("")) } else { path };
-        let is_config = path.file_name().is_some_and(|name| name == CONFIG_FILE);
-        let weights = if path.is_file() && !is_config { path.to_owned() } else { folder.join(WEIGHTS_FILE) };
-        let config_path = folder.join(CONFIG_FILE);
-        let config = read_config(&config_path)?;
-        let file = MappedFile::open(&weights)?;
-        let layout = Layout::read(&file)?;
-        let place = |place: Place| (canonical(&place.name).to_owned(), place);
-        let places = layout.tensors.into_iter().map(place).collect();
-        let name = std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned());
+        let (config, contents) = StoredContents::open(path.as_ref(), PeftConfig::from_json)?;
+        let folder = contents.folder();
+        let name = std::path::absolute(&folder).unwrap_or(folder);
         let name = name.file_name().map(|name| name.to_string_lossy().into_owned());
-        Ok(Self {
-            name: adapter_name(&name.unwrap_or_default()),
-            config,
-            files: Some(Files { config: config_path, weights }),
-            contents: Contents::Mapped { file, places },
-        })
+        Ok(Self { name: adapter_name(&name.unwrap_or_default()), config, contents })
     }
 
     /// An adapter in memory, with tensors under PEFT's keys, with or without the prefix.
     pub fn new(name: &str, config: impl Into<PeftConfig>, tensors: BTreeMap<String, Tensor>) -> Self {
-        let tensors = tensors.into_iter().map(|(key, tensor)| (canonical(&key).to_owned(), tensor));
-        let contents = Contents::Memory(tensors.collect());
-        Self { name: adapter_name(name), config: config.into(), files: None, contents }
+        let contents = StoredContents::in_memory(tensors);
+        Self { name: adapter_name(name), config: config.into(), contents }
     }
 
     /// The name of its folder, as far as an adapter can be called so.
@@ -128,26 +99,7 @@ impl StoredAdapter {
 
     /// What is known of every tensor without reading it, in the order of the keys.
     pub fn shapes(&self) -> Vec<StoredShape> {
-        match &self.contents {
-            Contents::Mapped { places, .. } => places
-                .iter()
-                .map(|(key, place)| StoredShape {
-                    key: with_prefix(key),
-                    dtype: place.dtype.to_string(),
-                    shape: place.shape.clone(),
-                    bytes: place.size(),
-                })
-                .collect(),
-            Contents::Memory(tensors) => tensors
-                .iter()
-                .map(|(key, tensor)| StoredShape {
-                    key: with_prefix(key),
-                    dtype: View::dtype(tensor).to_string(),
-                    shape: tensor.dims().to_vec(),
-                    bytes: View::data_len(tensor),
-                })
-                .collect(),
-        }
+        self.contents.shapes()
     }
 
     /// All tensors under PEFT's keys, as they are stored.
@@ -155,7 +107,7 @@ impl StoredAdapter {
     /// # Errors
     /// If a dtype is not one of candle's.
     pub fn tensors(&self, device: &Device) -> Result<BTreeMap<String, Tensor>> {
-        let stored = self.stored();
+        let stored = self.contents.stored();
         let read = |(key, tensor): (String, StoredTensor<'_>)| {
             let tensor = (tensor.read)(device).map_err(|error| self.of_weights(error.into()))?;
             Ok((with_prefix(&key), tensor))
@@ -163,7 +115,7 @@ impl StoredAdapter {
         stored.into_iter().map(read).collect()
     }
 
-    /// Writes config, weights and model card into `folder`, each file whole or not at all.
+    /// Writes config, weights and model card into `folder`: both files of the adapter in one step, or none.
     ///
     /// # Errors
     /// [`Error::Io`]; the files that were there are then untouched.
@@ -173,46 +125,29 @@ impl StoredAdapter {
         write_folder(folder, folder, &self.config.to_json()?, &tensors, method)
     }
 
+    /// Its tensors, and the files that they are read from.
+    pub(super) fn contents(&self) -> &StoredContents {
+        &self.contents
+    }
+
     /// The keys without the prefix.
     pub(super) fn keys(&self) -> Vec<&str> {
-        match &self.contents {
-            Contents::Mapped { places, .. } => places.keys().map(String::as_str).collect(),
-            Contents::Memory(tensors) => tensors.keys().map(String::as_str).collect(),
-        }
+        self.contents.keys()
     }
 
     /// The shape of the tensor at `key`, which is without the prefix.
     pub(super) fn shape(&self, key: &str) -> Option<&[usize]> {
-        match &self.contents {
-            Contents::Mapped { places, .. } => places.get(key).map(|place| place.shape.as_slice()),
-            Contents::Memory(tensors) => tensors.get(key).map(Tensor::dims),
-        }
-    }
-
-    /// All tensors under their keys without the prefix, each read when it is asked for.
-    pub(super) fn stored(&self) -> BTreeMap<String, StoredTensor<'_>> {
-        let stored = |key: &str| Some((key.to_owned(), self.stored_at(key)?));
-        self.keys().into_iter().filter_map(stored).collect()
+        self.contents.shape(key)
     }
 
     /// The tensor at `key`, which is without the prefix.
     pub(super) fn stored_at(&self, key: &str) -> Option<StoredTensor<'_>> {
-        match &self.contents {
-            Contents::Mapped { file, places } => {
-                let place = places.get(key)?;
-                let read = Box::new(move |device: &Device| place.load(file, device));
-                Some(StoredTensor { shape: place.shape.clone(), read })
-            }
-            Contents::Memory(tensors) => Some(StoredTensor::in_memory(tensors.get(key)?)),
-        }
+        self.contents.stored_at(key)
     }
 
     /// The dtype of the tensor at `key`, which is without the prefix.
     pub(super) fn dtype(&self, key: &str) -> Option<safetensors::Dtype> {
-        match &self.contents {
-            Contents::Mapped { places, .. } => places.get(key).map(|place| place.dtype),
-            Contents::Memory(tensors) => tensors.get(key).map(View::dtype),
-        }
+        self.contents.dtype(key)
     }
 
     /// The layers that the adapter is on, by the ends of their keys.
@@ -244,24 +179,12 @@ impl StoredAdapter {
 
     /// The same error, said of the file of the config.
     pub(super) fn of_config(&self, error: Error) -> Error {
-        match &self.files {
-            Some(files) => error.in_file(&files.config),
-            None => error,
-        }
+        self.contents.of_config(error)
     }
 
     /// The same error, said of the file of the weights.
     pub(super) fn of_weights(&self, error: Error) -> Error {
-        match &self.files {
-            Some(files) => error.in_file(&files.weights),
-            None => error,
-        }
-    }
-
-    /// Where its files are; empty for an adapter in memory.
-    pub(super) fn folder(&self) -> PathBuf {
-        let folder = self.files.as_ref().and_then(|files| files.config.parent());
-        folder.map(Path::to_owned).unwrap_or_default()
+        self.contents.of_weights(error)
     }
 }
 

@@ -1,0 +1,241 @@
+//! What candle's reader of GGUF files trusts: an alignment other than 0, and tensors whose sizes stay in range.
+
+use std::collections::BTreeMap;
+use std::io::{Error, ErrorKind, Read, Result as IoResult, Seek};
+
+use candle_core::quantized::gguf_file::{Content, TensorInfo};
+use candle_core::{Result, bail};
+
+/// The key of the alignment, by which candle divides.
+const ALIGNMENT: &[u8] = b"general.alignment";
+/// The numbers of the types of whole numbers of up to four bytes, and of those that have contents of their own.
+const LAST_SMALL_INTEGER: u32 = 5;
+const STRING: u32 = 8;
+const ARRAY: u32 = 9;
+/// How deep arrays lie in each other in files that candle reads.
+const DEEPEST: usize = 64;
+/// No tensor has more elements, an empty dimension counted as one.
+const MOST_ELEMENTS: u64 = 1 << 48;
+
+/// Refuses an alignment of 0. A file that cannot be read at all is candle's to refuse.
+pub(super) fn check_alignment<R: Read + Seek>(reader: &mut R) -> Result<()> {
+    let mut walk = Walk { reader: &mut *reader, wide: true };
+    let is_zero = walk.finds_zero_alignment().unwrap_or_default();
+    reader.rewind()?;
+    if is_zero {
+        bail!("`general.alignment` is 0")
+    }
+    Ok(())
+}
+
+/// Refuses tensors that do not lie in the file, which has `size` bytes.
+pub(super) fn check_tensors(content: &Content, size: u64) -> Result<()> {
+    let tensors: BTreeMap<&String, &TensorInfo> = content.tensor_infos.iter().collect();
+    for (name, info) in tensors {
+        // Candle reads the data of an empty tensor through a pointer to nowhere.
+        if info.shape.dims().contains(&0) {
+            bail!("the tensor `{name}` of shape {:?} is empty", info.shape.dims())
+        }
+        match end_of(info, content.tensor_data_offset) {
+            Some(end) if end <= size => {}
+            _ => bail!("the tensor `{name}` of shape {:?} does not lie in the file", info.shape.dims()),
+        }
+    }
+    Ok(())
+}
+
+/// Where a tensor's data end; `None` if no file is that large.
+fn end_of(info: &TensorInfo, start: u64) -> Option<u64> {
+    let (mut elements, mut extent) = (1u64, 1u64);
+    for size in info.shape.dims() {
+        let size = *size as u64;
+        elements = elements.checked_mul(size)?;
+        extent = extent.checked_mul(size.max(1)).filter(|extent| *extent <= MOST_ELEMENTS)?;
+    }
+    let blocks = elements.div_ceil(info.ggml_dtype.block_size().max(1) as u64);
+    let bytes = blocks.checked_mul(info.ggml_dtype.type_size() as u64)?;
+    start.checked_add(info.offset)?.checked_add(bytes)
+}
+
+/// A walk over the metadata of a file that keeps nothing of it.
+struct Walk<'r, R> {
+    reader: &'r mut R,
+    /// Whether lengths have eight bytes.
+    wide: bool,
+}
+
+impl<R: Read + Seek> Walk<'_, R> {
+    fn finds_zero_alignment(&mut self) -> IoResult<bool> {
+        let _magic = self.u32()?;
+        self.wide = self.u32()? != 1;
+        let _tensors = self.length()?;
+        for _ in 0..self.length()? {
+            let is_alignment = self.key_is(ALIGNMENT)?;
+            let kind = self.u32()?;
+            if is_alignment && kind <= LAST_SMALL_INTEGER {
+                if self.is_zero(size_of_kind(kind)?)? {
+                    return Ok(true);
+                }
+            } else {
+                self.skip_value(kind, 0)?;
+            }
+        }
+        Ok(false)
+    }
+
+    fn bytes<const N: usize>(&mut self) -> IoResult<[u8; N]> {
+        let mut bytes = [0; N];
+        self.reader.read_exact(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    fn u32(&mut self) -> IoResult<u32> {
+        self.bytes().map(u32::from_le_bytes)
+    }
+
+    fn length(&mut self) -> IoResult<u64> {
+        if self.wide { self.bytes().map(u64::from_le_bytes) } else { self.u32().map(u64::from) }
+    }
+
+    /// Whether the key that comes now is `key`; zeros at its end do not count, as in candle.
+    fn key_is(&mut self, key: &[u8]) -> IoResult<bool> {
+        let length = self.length()?;
+        let mut found = Vec::new();
+        self.reader.by_ref().take(length).read_to_end(&mut found)?;
+        if (found.len() as u64) < length {
+            return Err(ErrorKind::UnexpectedEof.into());
+        }
+        let zeros = found.iter().rev().take_while(|byte| **byte == 0).count();
+        Ok(found[..found.len() - zeros] == *key)
+    }
+
+    fn is_zero(&mut self, size: u64) -> IoResult<bool> {
+        let mut zero = true;
+        for _ in 0..size {
+            zero &= self.bytes::<1>()? == [0];
+        }
+        Ok(zero)
+    }
+
+    fn skip(&mut self, bytes: u64) -> IoResult<()> {
+        self.reader.seek_relative(i64::try_from(bytes).map_err(Error::other)?)
+    }
+
+    fn skip_value(&mut self, kind: u32, depth: usize) -> IoResult<()> {
+        match kind {
+            STRING => {
+                let length = self.length()?;
+                self.skip(length)
+            }
+            ARRAY if depth < DEEPEST => {
+                let (kind, length) = (self.u32()?, self.length()?);
+                match kind {
+                    STRING | ARRAY => (0..length).try_for_each(|_| self.skip_value(kind, depth + 1)),
+                    _ => self.skip(length.saturating_mul(size_of_kind(kind)?)),
+                }
+            }
+            _ => self.skip(size_of_kind(kind)?),
+        }
+    }
+}
+
+/// The size of a value without contents of its own.
+fn size_of_kind(kind: u32) -> IoResult<u64> {
+    match kind {
+        0 | 1 | 7 => Ok(1),
+        2 | 3 => Ok(2),
+        4..=6 => Ok(4),
+        10..=12 => Ok(8),
+        _ => Err(ErrorKind::InvalidData.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Cursor;
+
+    use candle_core::quantized::gguf_file::Content;
+
+    use super::{check_alignment, check_tensors};
+
+    fn text(text: &str) -> Vec<u8> {
+        let mut bytes = (text.len() as u64).to_le_bytes().to_vec();
+        bytes.extend_from_slice(text.as_bytes());
+        bytes
+    }
+
+    /// A file without tensors that has these entries, each a key and a type with its value.
+    fn file(entries: &[(&str, u32, &[u8])]) -> Cursor<Vec<u8>> {
+        let mut bytes = b"GGUF".to_vec();
+        bytes.extend(3u32.to_le_bytes());
+        bytes.extend(0u64.to_le_bytes());
+        bytes.extend((entries.len() as u64).to_le_bytes());
+        for (key, kind, value) in entries {
+            bytes.extend(text(key));
+            bytes.extend(kind.to_le_bytes());
+            bytes.extend_from_slice(value);
+        }
+        Cursor::new(bytes)
+    }
+
+    #[test]
+    fn an_alignment_of_zero_is_found_wherever_it_is() {
+        let array = |kind: u32, items: Vec<u8>| {
+            let mut bytes = kind.to_le_bytes().to_vec();
+            bytes.extend(2u64.to_le_bytes());
+            bytes.extend(items);
+            bytes
+        };
+        let names = array(8, [text("a"), text("bc")].concat());
+        let (name, numbers) = (text("model"), array(4, vec![0; 8]));
+        let before: [(&str, u32, &[u8]); 3] = [
+            ("general.name", 8, name.as_slice()),
+            ("names", 9, names.as_slice()),
+            ("numbers", 9, numbers.as_slice()),
+        ];
+        let with = |key: &str, value: u32| {
+            let value = value.to_le_bytes();
+            let mut entries = before.to_vec();
+            entries.push((key, 4, value.as_slice()));
+            check_alignment(&mut file(&entries)).is_ok()
+        };
+        assert!(with("general.alignment", 32) && with("other", 0));
+        assert!(!with("general.alignment", 0) && !with("general.alignment\0", 0));
+    }
+
+    #[test]
+    fn a_file_that_is_cut_short_is_left_to_candle() {
+        let mut whole = file(&[("general.alignment", 4, 32u32.to_le_bytes().as_slice())]);
+        assert!(check_alignment(&mut whole).is_ok());
+        let bytes = whole.into_inner();
+        for end in 0..bytes.len() {
+            assert!(check_alignment(&mut Cursor::new(&bytes[..end])).is_ok());
+        }
+    }
+
+    #[test]
+    fn tensors_that_leave_the_file_or_their_range_are_named() {
+        let with = |dims: [u64; 2], offset: u64, data: usize| {
+            let mut bytes = b"GGUF".to_vec();
+            bytes.extend(3u32.to_le_bytes());
+            bytes.extend(1u64.to_le_bytes());
+            bytes.extend(0u64.to_le_bytes());
+            bytes.extend(text("weight"));
+            bytes.extend(2u32.to_le_bytes());
+            dims.iter().for_each(|size| bytes.extend(size.to_le_bytes()));
+            bytes.extend(0u32.to_le_bytes());
+            bytes.extend(offset.to_le_bytes());
+            bytes.resize(bytes.len().next_multiple_of(32) + data, 0);
+            let size = bytes.len() as u64;
+            let content = Content::read(&mut Cursor::new(bytes)).unwrap();
+            check_tensors(&content, size).map_err(|error| error.to_string())
+        };
+        assert!(with([2, 3], 0, 24).is_ok());
+        for (dims, offset) in
+            [([2, 3], 1), ([2, 3], u64::MAX), ([1 << 62, 1], 0), ([1 << 32, 1 << 32], 0), ([1 << 63, 0], 0)]
+        {
+            let error = with(dims, offset, 24).unwrap_err();
+            assert!(error.contains("`weight`"), "{error}");
+        }
+    }
+}

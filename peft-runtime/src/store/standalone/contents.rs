@@ -1,0 +1,161 @@
+//! The tensors of an adapter, whatever its method, in a file or in memory.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use candle_core::{Device, Tensor};
+use safetensors::View;
+
+use super::StoredShape;
+use crate::adapter::StoredTensor;
+use crate::error::{Error, Result};
+use crate::store::adapter_files::{self, AdapterFiles};
+use crate::store::file::{MappedFile, text_of, two_names};
+use crate::store::keys::{CONFIG_FILE, WEIGHTS_FILE, canonical, with_prefix};
+use crate::store::layout::{Layout, Place};
+
+/// An adapter but for its config.
+pub(in crate::store) struct StoredContents {
+    /// The files that it is read from.
+    files: Option<Files>,
+    tensors: Tensors,
+}
+
+struct Files {
+    config: PathBuf,
+    weights: PathBuf,
+}
+
+/// Tensors under their keys without PEFT's prefix.
+enum Tensors {
+    Mapped { file: MappedFile, places: BTreeMap<String, Place> },
+    Memory(BTreeMap<String, Tensor>),
+}
+
+impl StoredContents {
+    /// Opens the adapter in a folder, or the one whose `adapter_config.json` lies beside a safetensors file, and reads its
+    /// settings off the text of the config. Config and weights are of one save.
+    pub(in crate::store) fn open<T>(
+        path: &Path,
+        read_config: impl FnOnce(&str) -> Result<T>,
+    ) -> Result<(T, Self)> {
+        let file_name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let is_own = [CONFIG_FILE, WEIGHTS_FILE].contains(&file_name);
+        // A file that is one of the adapter's own may not have come to its place yet.
+        let is_file = path.is_file() || is_own && !path.is_dir();
+        let folder = if is_file { path.parent().unwrap_or(Path::new("")) } else { path };
+        let config_path = folder.join(CONFIG_FILE);
+        let AdapterFiles { config, weights } = adapter_files::open(folder)?;
+        let text = text_of(&config).map_err(Error::io("read", &config_path))?;
+        let config = read_config(&text).map_err(|error| error.in_file(&config_path))?;
+        let (weights_path, file) = if is_file && !is_own {
+            (path.to_owned(), MappedFile::open(path)?)
+        } else {
+            let weights_path = folder.join(WEIGHTS_FILE);
+            let file = MappedFile::of(&weights?, &weights_path)?;
+            (weights_path, file)
+        };
+        let mut places = BTreeMap::new();
+        for place in Layout::of(&file).tensors {
+            if let Some(other) = places.insert(canonical(&place.name).to_owned(), place) {
+                return Err(two_names(&other.name).in_file(&weights_path));
+            }
+        }
+        let files = Some(Files { config: config_path, weights: weights_path });
+        Ok((config, Self { files, tensors: Tensors::Mapped { file, places } }))
+    }
+
+    /// Tensors under PEFT's keys, with or without the prefix.
+    pub(super) fn in_memory(tensors: BTreeMap<String, Tensor>) -> Self {
+        let tensors = tensors.into_iter().map(|(key, tensor)| (canonical(&key).to_owned(), tensor));
+        Self { files: None, tensors: Tensors::Memory(tensors.collect()) }
+    }
+
+    /// What is known of every tensor without reading it, in the order of the keys.
+    pub(super) fn shapes(&self) -> Vec<StoredShape> {
+        match &self.tensors {
+            Tensors::Mapped { places, .. } => places
+                .iter()
+                .map(|(key, place)| StoredShape {
+                    key: with_prefix(key),
+                    dtype: place.dtype.to_string(),
+                    shape: place.shape.clone(),
+                    bytes: place.size(),
+                })
+                .collect(),
+            Tensors::Memory(tensors) => tensors
+                .iter()
+                .map(|(key, tensor)| StoredShape {
+                    key: with_prefix(key),
+                    dtype: View::dtype(tensor).to_string(),
+                    shape: tensor.dims().to_vec(),
+                    bytes: View::data_len(tensor),
+                })
+                .collect(),
+        }
+    }
+
+    /// The keys without the prefix.
+    pub(super) fn keys(&self) -> Vec<&str> {
+        match &self.tensors {
+            Tensors::Mapped { places, .. } => places.keys().map(String::as_str).collect(),
+            Tensors::Memory(tensors) => tensors.keys().map(String::as_str).collect(),
+        }
+    }
+
+    /// The shape of the tensor at `key`, which is without the prefix.
+    pub(super) fn shape(&self, key: &str) -> Option<&[usize]> {
+        match &self.tensors {
+            Tensors::Mapped { places, .. } => places.get(key).map(|place| place.shape.as_slice()),
+            Tensors::Memory(tensors) => tensors.get(key).map(Tensor::dims),
+        }
+    }
+
+    /// The dtype of the tensor at `key`, which is without the prefix.
+    pub(super) fn dtype(&self, key: &str) -> Option<safetensors::Dtype> {
+        match &self.tensors {
+            Tensors::Mapped { places, .. } => places.get(key).map(|place| place.dtype),
+            Tensors::Memory(tensors) => tensors.get(key).map(View::dtype),
+        }
+    }
+
+    /// All tensors under their keys without the prefix, each read when it is asked for.
+    pub(in crate::store) fn stored(&self) -> BTreeMap<String, StoredTensor<'_>> {
+        let stored = |key: &str| Some((key.to_owned(), self.stored_at(key)?));
+        self.keys().into_iter().filter_map(stored).collect()
+    }
+
+    /// The tensor at `key`, which is without the prefix.
+    pub(super) fn stored_at(&self, key: &str) -> Option<StoredTensor<'_>> {
+        match &self.tensors {
+            Tensors::Mapped { file, places } => {
+                let place = places.get(key)?;
+                let read = Box::new(move |device: &Device| place.load(file, device));
+                Some(StoredTensor { shape: place.shape.clone(), read })
+            }
+            Tensors::Memory(tensors) => Some(StoredTensor::in_memory(tensors.get(key)?)),
+        }
+    }
+
+    /// The same error, said of the file of the config.
+    pub(in crate::store) fn of_config(&self, error: Error) -> Error {
+        match &self.files {
+            Some(files) => error.in_file(&files.config),
+            None => error,
+        }
+    }
+
+    /// The same error, said of the file of the weights.
+    pub(in crate::store) fn of_weights(&self, error: Error) -> Error {
+        match &self.files {
+            Some(files) => error.in_file(&files.weights),
+            None => error,
+        }
+    }
+
+    /// Where its files are; empty for an adapter in memory.
+    pub(in crate::store) fn folder(&self) -> PathBuf {
+        let folder = self.files.as_ref().and_then(|files| files.config.parent());
+        folder.map(Path::to_owned).unwrap_or_default()
+    }
+}

@@ -1,0 +1,73 @@
+//! An allocator that keeps account: of what is in use, of the most there was, and of each thread's largest single piece.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::io::Write;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
+
+/// The system's allocator with an account, for `#[global_allocator]`.
+pub struct Counting;
+
+static IN_USE: AtomicUsize = AtomicUsize::new(0);
+static MOST: AtomicUsize = AtomicUsize::new(0);
+
+thread_local! {
+    static LARGEST: Cell<usize> = const { Cell::new(0) };
+    static INPUT: Cell<u64> = const { Cell::new(0) };
+}
+
+/// No test needs a piece of this size: it is refused, which ends the process, and the input is named first.
+const REFUSED: usize = 1 << 33;
+
+/// Starts an account of the memory that is used beyond what is in use now.
+pub fn start() -> usize {
+    let in_use = IN_USE.load(Relaxed);
+    MOST.store(in_use, Relaxed);
+    in_use
+}
+
+/// The most that was in use since [`start`], beyond what was in use then.
+pub fn most_since(start: usize) -> usize {
+    MOST.load(Relaxed).saturating_sub(start)
+}
+
+/// Says which input this thread works on, and starts an account of its largest piece.
+pub fn start_input(input: u64) {
+    INPUT.set(input);
+    LARGEST.set(0);
+}
+
+/// The largest piece that this thread asked for since [`start_input`].
+pub fn largest_piece() -> usize {
+    LARGEST.get()
+}
+
+/// Says what the thread works on that asks for too much. Nothing here may allocate.
+fn say_refused(size: usize) {
+    let input = INPUT.try_with(Cell::get).unwrap_or_default();
+    let _ = writeln!(std::io::stderr(), "input {input} asks for {size} bytes in one piece");
+}
+
+// SAFETY: every call is passed on to the system's allocator as it is, or answered as one that has no memory left.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        let size = layout.size();
+        if size > REFUSED {
+            say_refused(size);
+            return std::ptr::null_mut();
+        }
+        let in_use = IN_USE.fetch_add(size, Relaxed) + size;
+        MOST.fetch_max(in_use, Relaxed);
+        // A thread that ends has no account any more.
+        let _ = LARGEST.try_with(|largest| largest.set(largest.get().max(size)));
+        // SAFETY: the caller keeps the contract, which is the same.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        IN_USE.fetch_sub(layout.size(), Relaxed);
+        // SAFETY: the caller keeps the contract, which is the same.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}

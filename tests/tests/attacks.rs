@@ -1,0 +1,200 @@
+//! Hostile files: no panic, no memory beyond the size of the files, and an error that names the file.
+
+use std::fmt::Write as _;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use peft_runtime::Error;
+use peft_runtime::models::llama::LlamaModel;
+use peft_runtime::prelude::*;
+use peft_tests::attacks::build::{CONFIG, Gguf, WEIGHTS, sound_adapter};
+use peft_tests::attacks::{Attack, RunFiles, all};
+use peft_tests::memory::{self, Counting};
+use peft_tests::training::{Method, Mlp, trainer};
+use peft_tests::victim::Victim;
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// What reading may take beside the size of the files: small models, tables, caches of threads.
+const ALLOWED: usize = 64 << 20;
+/// How often a file may be in memory, in the forms in which it is taken apart.
+const COPIES: usize = 24;
+/// How long reading may take on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The account of memory is one for all tests of this file.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What is wrong with how an attack goes, if anything is.
+fn outcome(attack: &Attack) -> Result<(), String> {
+    let folder = tempfile::tempdir().unwrap();
+    let size = attack.write(folder.path()).unwrap();
+    let (before, started) = (memory::start(), Instant::now());
+    let read = catch_unwind(AssertUnwindSafe(|| attack.read(folder.path())));
+    let (most, time) = (memory::most_since(before), started.elapsed());
+    let text = match (read, attack.says) {
+        (Err(_), _) => return Err("it panics".to_owned()),
+        (Ok(Ok(())), None) => String::new(),
+        (Ok(Ok(())), Some(_)) => return Err("it is taken".to_owned()),
+        (Ok(Err(error)), None) => return Err(format!("it is refused: {}", error.chain())),
+        (Ok(Err(error)), Some(says)) => {
+            let text = error.chain();
+            if !text.contains(says) || !text.contains(attack.file) {
+                let start: String = text.chars().take(2000).collect();
+                return Err(format!("the error has not both `{says}` and `{}`: {start}", attack.file));
+            }
+            // Where `RUST_BACKTRACE` is set, candle's errors come with one.
+            text.lines().take_while(|line| !line.starts_with("   0: ")).collect()
+        }
+    };
+    if most > ALLOWED + COPIES * size {
+        return Err(format!("it takes {most} bytes; the files have {size}"));
+    }
+    if text.len() > 10_000 && !text.contains("matches no module") {
+        return Err(format!("its error has {} bytes", text.len()));
+    }
+    if time > PATIENCE {
+        return Err(format!("it takes {time:?}"));
+    }
+    Ok(())
+}
+
+#[test]
+fn every_attack_is_answered_as_it_should_be() {
+    let _alone = alone();
+    let mut wrong = String::new();
+    for attack in all() {
+        if let Err(what) = outcome(&attack) {
+            let _ = writeln!(wrong, "`{}` ({}): {what}", attack.name, attack.tries);
+        }
+    }
+    assert!(wrong.is_empty(), "\n{wrong}");
+}
+
+#[test]
+fn the_sound_files_that_attacks_are_made_of_are_taken() {
+    let _alone = alone();
+    let folder = tempfile::tempdir().unwrap();
+    let (config, weights) = sound_adapter().unwrap();
+    write_adapter(folder.path(), config.as_bytes(), &weights);
+    Victim::new().unwrap().load_adapter(folder.path(), "default").unwrap();
+    let path = folder.path().join("model.gguf");
+    std::fs::write(&path, Gguf::sound().bytes()).unwrap();
+    let device = candle_core::Device::Cpu;
+    let ids = candle_core::Tensor::new(&[[0u32, 2, 1]], &device).unwrap();
+    for model in [LlamaModel::from_gguf(&path, &device), LlamaModel::from_gguf_quantized(&path, &device)] {
+        assert_eq!(model.unwrap().forward(&ids, None).unwrap().dims(), [1, 3, 3]);
+    }
+    for method in [Method::Lora, Method::AdaLora] {
+        let run = RunFiles::of_run(method).unwrap();
+        assert_eq!(run.names().len(), if method == Method::Lora { 3 } else { 4 });
+        resume(method, run).unwrap();
+    }
+}
+
+fn write_adapter(folder: &Path, config: &[u8], weights: &[u8]) {
+    std::fs::write(folder.join(CONFIG), config).unwrap();
+    std::fs::write(folder.join(WEIGHTS), weights).unwrap();
+}
+
+/// Goes on with a run from these files.
+fn resume(method: Method, run: RunFiles) -> Result<(), Error> {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, bytes) in run.into_files() {
+        let path = folder.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, bytes).unwrap();
+    }
+    let model = Mlp::adapted(method)?;
+    trainer(&model, method, folder.path(), 1)?.resume(&model).map(drop)
+}
+
+/// Whether reading fails with an error that names `file`, and without a panic.
+fn is_refused(file: &str, read: impl FnOnce() -> Result<(), Error>) -> bool {
+    match catch_unwind(AssertUnwindSafe(read)) {
+        Ok(Err(error)) => error.chain().contains(file),
+        Ok(Ok(())) | Err(_) => false,
+    }
+}
+
+#[test]
+fn an_adapter_cut_short_at_any_byte_is_refused() {
+    let _alone = alone();
+    let folder = tempfile::tempdir().unwrap();
+    let (config, weights) = sound_adapter().unwrap();
+    let mut load = || Victim::new()?.load_adapter(folder.path(), "default").map(drop);
+    for end in 0..weights.len() {
+        write_adapter(folder.path(), config.as_bytes(), &weights[..end]);
+        assert!(is_refused(WEIGHTS, &mut load), "{end} of {} bytes of the weights", weights.len());
+    }
+    for end in 0..config.len() {
+        write_adapter(folder.path(), &config.as_bytes()[..end], &weights);
+        assert!(is_refused(CONFIG, &mut load), "{end} of {} bytes of the config", config.len());
+    }
+}
+
+#[test]
+fn a_gguf_file_cut_short_at_any_byte_is_refused() {
+    let _alone = alone();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.gguf");
+    let whole = Gguf::sound().bytes();
+    for end in 0..whole.len() {
+        std::fs::write(&path, &whole[..end]).unwrap();
+        let load = || LlamaModel::from_gguf(&path, &candle_core::Device::Cpu).map(drop);
+        assert!(is_refused("model.gguf", load), "{end} of {} bytes", whole.len());
+    }
+}
+
+#[test]
+fn a_checkpoint_cut_short_anywhere_is_refused() {
+    let _alone = alone();
+    for method in [Method::Lora, Method::AdaLora] {
+        let sound = RunFiles::of_run(method).unwrap();
+        for name in sound.names() {
+            let whole = sound.bytes(&name);
+            // A prime, so that the cuts come anywhere. The last byte of the state ends its line.
+            for end in (0..whole.len() - 1).step_by(97) {
+                let mut run = sound.clone();
+                run.damage(&name, whole[..end].to_vec());
+                assert!(
+                    is_refused(&name, || resume(method, run)),
+                    "{end} of {} bytes of {name}",
+                    whole.len()
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn the_list_of_attacks_names_every_one() {
+    let mut list = String::from(
+        "# Hostile files\n\n\
+         Each is made when it is needed, by `tests/src/attacks`; `cargo run -p peft-tests --bin attacks -- FOLDER` writes them\n\
+         out. `tests/tests/attacks.rs` reads them: no panic, memory bounded by the size of the files, an error that names the\n\
+         file. `BLESS=1 cargo test -p peft-tests --test attacks` writes this list anew.\n\n\
+         | name | what it pretends to be | what it tries | what is said |\n| --- | --- | --- | --- |\n",
+    );
+    for attack in all() {
+        let said = attack.says.map_or_else(|| "it is taken".to_owned(), |says| format!("… {says} …"));
+        let said = said.replace('|', "\\|");
+        let _ = writeln!(list, "| `{}` | {} | {} | {said} |", attack.name, attack.target(), attack.tries);
+    }
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("attacks/README.md");
+    if std::env::var_os("BLESS").is_some() {
+        std::fs::write(&path, &list).unwrap();
+    }
+    let written = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(written == list, "attacks/README.md is not the list of attacks; BLESS=1 writes it anew");
+    let mut names: Vec<&str> = all().iter().map(|attack| attack.name).collect();
+    names.sort_unstable();
+    names.dedup();
+    assert_eq!(names.len(), all().len(), "two attacks have one name");
+}
