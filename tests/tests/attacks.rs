@@ -128,14 +128,14 @@ fn an_adapter_cut_short_at_any_byte_is_refused() {
     let _alone = alone();
     let folder = tempfile::tempdir().unwrap();
     let (config, weights) = sound_adapter().unwrap();
-    let mut load = || Victim::new()?.load_adapter(folder.path(), "default").map(drop);
+    let load = || Victim::new()?.load_adapter(folder.path(), "default").map(drop);
     for end in 0..weights.len() {
         write_adapter(folder.path(), config.as_bytes(), &weights[..end]);
-        assert!(is_refused(WEIGHTS, &mut load), "{end} of {} bytes of the weights", weights.len());
+        assert!(is_refused(WEIGHTS, load), "{end} of {} bytes of the weights", weights.len());
     }
     for end in 0..config.len() {
         write_adapter(folder.path(), &config.as_bytes()[..end], &weights);
-        assert!(is_refused(CONFIG, &mut load), "{end} of {} bytes of the config", config.len());
+        assert!(is_refused(CONFIG, load), "{end} of {} bytes of the config", config.len());
     }
 }
 

@@ -239,7 +239,7 @@ fn a_folder_that_cannot_be_written_to_keeps_the_old_adapter() {
     }
     match command.output() {
         Ok(output) => {
-            check_refused(&folder, &before, &output, &["Permission denied", "Read-only file system"])
+            check_refused(&folder, &before, &output, &["Permission denied", "Read-only file system"]);
         }
         Err(error) if is_administrator => leave_out(&format!("the program cannot be run by others: {error}")),
         Err(error) => panic!("{error}"),

@@ -32,7 +32,7 @@ pub(crate) struct Selector {
 #[derive(Debug)]
 enum Matcher {
     Names(BTreeSet<String>),
-    Regex(Pattern),
+    Regex(Box<Pattern>),
     AllLinear,
 }
 
@@ -48,7 +48,7 @@ impl Matcher {
     fn new(field: &'static str, targets: &TargetModules) -> Result<Self, Fault> {
         Ok(match targets {
             TargetModules::Names(names) => Self::Names(names.clone()),
-            TargetModules::Regex(pattern) => Self::Regex(Pattern::whole(field, pattern)?),
+            TargetModules::Regex(pattern) => Self::Regex(Box::new(Pattern::whole(field, pattern)?)),
             TargetModules::AllLinear => Self::AllLinear,
         })
     }

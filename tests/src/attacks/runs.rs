@@ -105,6 +105,7 @@ fn refused(
     Attack { name, tries, file, says: Some(says), make: Make::Run(method, make) }
 }
 
+#[expect(clippy::too_many_lines, reason = "a table")]
 pub(super) fn attacks() -> Vec<Attack> {
     vec![
         refused(
