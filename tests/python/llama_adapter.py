@@ -1,119 +1,86 @@
-"""Loads an adapter that the `llama` example saved into PyTorch and PEFT, on the same GGUF file made dense, and prints its loss.
+"""Loads an adapter that the `llama` example saved into PyTorch and PEFT, on the same GGUF file made dense, and compares.
 
-    python tests/python/llama_adapter.py --gguf FILE.gguf [--adapter DIR] [--data FILE.txt] [--seq 256]
+    python tests/python/llama_adapter.py --gguf FILE.gguf [--adapter DIR] [--logits FILE.safetensors] [--loss LOSS]
+                                         [--data FILE.txt] [--seq 256]
 
-The loss is that on the held-out text, as the example computes it: it has to agree with the `held_out_after` that the example
-printed and, without `--adapter`, with its `held_out_before`. For files with the names and the tokenizer of SmolLM2.
+transformers reads the file, the tokenizer too. Prints the loss on the held-out text, as the example computes it, and how far the
+logits of `--logits`, which the example wrote, are from PEFT's. Fails if `--loss`, the `held_out_after` that the example printed
+(without `--adapter` its `held_out_before`), or the logits are off by more than the tolerance.
 """
 
 import argparse
 import json
 import pathlib
+import sys
 
-import gguf
-import numpy
 import peft
-import tokenizers
+import safetensors.torch
 import torch
 import transformers
 
 ALICE = pathlib.Path(__file__).parents[2] / "examples/data/alice.txt"
 HELD_OUT, MOST_WINDOWS = 10, 16
 
-MODULES = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
+#: In relation to the largest logit. Both sides compute in f32; between f32 and f64, PEFT's own logits differ by 2e-6.
+LOGITS_TOLERANCE = 1e-4
+LOSS_TOLERANCE = 1e-3
 
 
-def field(file: gguf.GGUFReader, key: str):
-    return file.fields[key].contents()
+def open_gguf(path: pathlib.Path, adapter: str | None):
+    """The model, with its adapter, and the tokenizer."""
+    source = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name, "local_files_only": True}
+    tokenizer = transformers.AutoTokenizer.from_pretrained(**source)
+    model = transformers.AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    if adapter:
+        model = peft.PeftModel.from_pretrained(model, adapter)
+    return model.eval(), tokenizer
 
 
-def halves_apart(weight, heads: int):
-    """llama.cpp has the two rows that rotate together side by side, transformers half a head apart."""
-    rows, columns = weight.shape
-    return weight.reshape(heads, rows // heads // 2, 2, columns).swapaxes(1, 2).reshape(rows, columns)
+def held_out(tokenizer, data: pathlib.Path) -> list[int]:
+    tokens = tokenizer(data.read_text(encoding="utf-8"), add_special_tokens=False)["input_ids"]
+    return tokens[len(tokens) - len(tokens) // HELD_OUT :]
 
 
-def model(file: gguf.GGUFReader) -> transformers.LlamaForCausalLM:
-    heads, shared = field(file, "llama.attention.head_count"), field(file, "llama.attention.head_count_kv")
-    config = transformers.LlamaConfig(
-        vocab_size=len(field(file, "tokenizer.ggml.tokens")),
-        hidden_size=field(file, "llama.embedding_length"),
-        intermediate_size=field(file, "llama.feed_forward_length"),
-        num_hidden_layers=field(file, "llama.block_count"),
-        num_attention_heads=heads,
-        num_key_value_heads=shared,
-        max_position_embeddings=field(file, "llama.context_length"),
-        rms_norm_eps=field(file, "llama.attention.layer_norm_rms_epsilon"),
-        rope_theta=field(file, "llama.rope.freq_base"),
-        tie_word_embeddings=True,
-    )
-    state = {}
-    for tensor in file.tensors:
-        shape = [int(size) for size in reversed(tensor.shape)]
-        weight = gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(numpy.float32).reshape(shape)
-        parts = tensor.name.split(".")
-        if parts[0] == "token_embd":
-            name = "model.embed_tokens.weight"
-        elif parts[0] == "output_norm":
-            name = "model.norm.weight"
-        else:
-            _, block, module, _ = parts
-            name = f"model.layers.{block}.{MODULES[module]}.weight"
-            if module in ("attn_q", "attn_k"):
-                weight = halves_apart(weight, heads if module == "attn_q" else shared)
-        state[name] = torch.tensor(weight)
-    llama = transformers.LlamaForCausalLM(config)
-    missing, unexpected = llama.load_state_dict(state, strict=False)
-    assert missing in ([], ["lm_head.weight"]) and not unexpected, (missing, unexpected)
-    return llama.eval()
+def loss_on(model, tokens: list[int], seq: int) -> float:
+    total, count = 0.0, 0
+    for start in range(0, len(tokens), seq)[:MOST_WINDOWS]:
+        ids = torch.tensor([tokens[start : start + seq]])
+        if ids.numel() > 1:
+            total += model(input_ids=ids, labels=ids).loss.item() * (ids.numel() - 1)
+            count += ids.numel() - 1
+    return total / count
 
 
-def tokenizer(file: gguf.GGUFReader) -> tokenizers.Tokenizer:
-    assert field(file, "tokenizer.ggml.pre") == "smollm"
-    tokens, kinds = field(file, "tokenizer.ggml.tokens"), field(file, "tokenizer.ggml.token_type")
-    merges = [tuple(merge.split(" ", 1)) for merge in field(file, "tokenizer.ggml.merges")]
-    made = tokenizers.Tokenizer(tokenizers.models.BPE({token: id for id, token in enumerate(tokens)}, merges))
-    made.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([
-        tokenizers.pre_tokenizers.Digits(individual_digits=True),
-        tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False),
-    ])
-    made.add_special_tokens([token for token, kind in zip(tokens, kinds) if kind == 3])
-    return made
+def compare_logits(model, file: str) -> dict:
+    ours = safetensors.torch.load_file(file)
+    theirs = model(input_ids=ours["input_ids"]).logits
+    if theirs.shape != ours["logits"].shape:
+        sys.exit(f"the logits have the shape {tuple(ours['logits'].shape)}, PEFT's {tuple(theirs.shape)}")
+    difference = (ours["logits"].double() - theirs.double()).abs().max().item()
+    largest = theirs.abs().max().item()
+    return {"logits_difference": difference, "largest_logit": largest, "relative_difference": difference / largest}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--gguf", required=True)
+    parser.add_argument("--gguf", type=pathlib.Path, required=True)
     parser.add_argument("--adapter")
-    parser.add_argument("--data", default=ALICE)
+    parser.add_argument("--logits")
+    parser.add_argument("--loss", type=float)
+    parser.add_argument("--data", type=pathlib.Path, default=ALICE)
     parser.add_argument("--seq", type=int, default=256)
     arguments = parser.parse_args()
-    file = gguf.GGUFReader(arguments.gguf)
-    llama = model(file)
-    if arguments.adapter:
-        llama = peft.PeftModel.from_pretrained(llama, arguments.adapter).eval()
-    text = pathlib.Path(arguments.data).read_text(encoding="utf-8")
-    tokens = tokenizer(file).encode(text, add_special_tokens=False).ids
-    held_out = tokens[len(tokens) - len(tokens) // HELD_OUT :]
-    windows = [held_out[start : start + arguments.seq] for start in range(0, len(held_out), arguments.seq)]
-    total, count = 0.0, 0
+    model, tokenizer = open_gguf(arguments.gguf, arguments.adapter)
     with torch.no_grad():
-        for window in windows[:MOST_WINDOWS]:
-            if len(window) > 1:
-                ids = torch.tensor([window])
-                total += llama(input_ids=ids, labels=ids).loss.item() * (len(window) - 1)
-                count += len(window) - 1
-    print(json.dumps({"held_out_loss": total / count}))
+        found = {"held_out_loss": loss_on(model, held_out(tokenizer, arguments.data), arguments.seq)}
+        if arguments.logits:
+            found |= compare_logits(model, arguments.logits)
+    print(json.dumps(found))
+    # A comparison with NaN fails as well.
+    if arguments.logits and not found["relative_difference"] <= LOGITS_TOLERANCE:
+        sys.exit(f"the logits are off by more than {LOGITS_TOLERANCE} of the largest")
+    if arguments.loss is not None and not abs(found["held_out_loss"] - arguments.loss) <= LOSS_TOLERANCE:
+        sys.exit(f"the loss is off by more than {LOSS_TOLERANCE}")
 
 
 if __name__ == "__main__":

@@ -77,6 +77,10 @@ pub struct Arguments {
     /// Goes on from the newest checkpoint, if there is one.
     #[arg(long, requires = "save")]
     pub resume: bool,
+    /// Writes what the trained model computes for the first sequence of the held-out text here, as safetensors: `input_ids`
+    /// and `logits`.
+    #[arg(long)]
+    pub logits: Option<PathBuf>,
     /// Draws the losses here, as PNG.
     #[arg(long)]
     pub plot: Option<PathBuf>,

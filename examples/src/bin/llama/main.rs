@@ -8,7 +8,7 @@ mod vocabulary;
 
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use candle_core::{DType, Device};
 use clap::Parser;
 use peft_examples::memory::peak_resident_mib;
@@ -66,14 +66,7 @@ fn main() -> Result<()> {
         say(table);
     }
 
-    if let Some(folder) = &arguments.save {
-        let saved = model.save_pretrained(folder, "default")?;
-        say(format!("saved the adapter in {}", saved.display()));
-    }
-    if let Some(path) = &arguments.plot {
-        run.draw(path)?;
-        say(format!("drew the losses in {}", path.display()));
-    }
+    write_files(&arguments, &data, &model, &run)?;
     let trainable: usize = model.trainable_parameters().iter().map(|(_, var)| var.elem_count()).sum();
     let summary = json!({
         "held_out_before": before,
@@ -85,6 +78,33 @@ fn main() -> Result<()> {
         "trainable": trainable,
     });
     result(summary.to_string());
+    Ok(())
+}
+
+/// Writes the files that the options ask for.
+fn write_files(arguments: &Arguments, data: &Data, model: &LlamaModel, run: &Run<'_>) -> Result<()> {
+    if let Some(folder) = &arguments.save {
+        let saved = model.save_pretrained(folder, "default")?;
+        say(format!("saved the adapter in {}", saved.display()));
+    }
+    if let Some(path) = &arguments.logits {
+        write_logits(data, model, path).with_context(|| format!("writing {}", path.display()))?;
+        say(format!("wrote the logits to {}", path.display()));
+    }
+    if let Some(path) = &arguments.plot {
+        run.draw(path)?;
+        say(format!("drew the losses in {}", path.display()));
+    }
+    Ok(())
+}
+
+/// What the model computes for the first sequence of the held-out text, for others to compare theirs with.
+fn write_logits(data: &Data, model: &LlamaModel, path: &Path) -> Result<()> {
+    let ids = data.held_out().next().context("there is no held-out text")??;
+    let logits = no_grad(|| model.forward(&ids, None))?;
+    // Not every reader of safetensors has unsigned numbers of this size.
+    let tensors = [("input_ids", ids.to_dtype(DType::I64)?), ("logits", logits)];
+    safetensors::serialize_to_file(tensors, None, path)?;
     Ok(())
 }
 
