@@ -59,7 +59,7 @@ step() {
 step env PYTHON="$python" scripts/fetch-assets.sh "$folder" smollm2
 gguf=$folder/smollm2.gguf
 
-step env PEFT_SMOLLM2="$gguf" cargo test -p peft-tests --test smollm2 -- --nocapture
+step env PEFT_ASSETS="$folder" cargo test -p peft-tests --test smollm2 -- --nocapture
 
 # One trained adapter; the program's output ends with a JSON object.
 adapter=$folder/$method

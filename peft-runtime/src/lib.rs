@@ -1,4 +1,4 @@
-#![doc = include_str!("../../README.md")]
+#![doc = include_str!("../README.md")]
 #![deny(unsafe_code)]
 
 // The derive's default path, also inside this crate.
@@ -108,13 +108,15 @@ pub mod __private {
     }
 }
 
-/// The code in `docs/`, compiled with the doctests; `README.md` is the crate's own page.
+/// The code in `docs/` and on the derive, compiled with the doctests; `README.md` is the crate's own page.
 #[cfg(doctest)]
 mod documents {
     #[doc = include_str!("../../docs/ARCHITECTURE.md")]
     struct Architecture;
     #[doc = include_str!("../../docs/from-python.md")]
     struct FromPython;
+    #[doc = include_str!("../../peft-macros/docs/injectable.md")]
+    struct DeriveInjectable;
     #[doc = include_str!("../../docs/methods.md")]
     struct Methods;
     #[doc = include_str!("../../docs/migrating-a-candle-model.md")]

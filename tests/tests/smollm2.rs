@@ -1,6 +1,6 @@
 //! SmolLM2 out of a real GGUF file, against candle-transformers' quantized model.
 //!
-//! The file is no part of the repository: `scripts/fetch-assets.sh DIR smollm2` brings it, and `PEFT_SMOLLM2=FILE` tells where it
+//! The file is no part of the repository: `scripts/fetch-assets.sh DIR smollm2` brings it, and `PEFT_ASSETS=DIR` tells where it
 //! is. Without that variable the tests say that they were skipped.
 //!
 //! candle's product with a quantized weight rounds the other factor to 8 bits, ours does not. On this model that moves logits by
@@ -43,13 +43,11 @@ const CLOSE_PROMPT: &str = "The Ġcapital Ġof ĠFrance Ġis";
 /// The file, if the environment names it.
 #[expect(clippy::print_stderr, reason = "a skipped test says so")]
 fn file() -> Option<PathBuf> {
-    let file = std::env::var_os("PEFT_SMOLLM2").map(PathBuf::from);
-    if file.is_none() {
-        eprintln!(
-            "SKIPPED: `PEFT_SMOLLM2` does not name the file that `scripts/fetch-assets.sh DIR smollm2` brings"
-        );
+    let folder = std::env::var_os("PEFT_ASSETS").map(PathBuf::from);
+    if folder.is_none() {
+        eprintln!("SKIPPED: `PEFT_ASSETS` does not name the folder that `scripts/fetch-assets.sh` filled");
     }
-    file
+    Some(folder?.join("smollm2.gguf"))
 }
 
 /// candle's model, and the tokens that its file knows.
