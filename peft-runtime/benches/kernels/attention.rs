@@ -13,7 +13,8 @@ const LENGTHS: [usize; 2] = [ROWS, 4 * ROWS];
 const TIMES: usize = HEADS / SHARED;
 
 fn ours(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
-    let options = AttentionOptions { scale: (HEAD as f64).sqrt().recip(), causal: true, mask: None };
+    let options =
+        AttentionOptions { scale: (HEAD as f64).sqrt().recip(), causal: true, mask: None, dropout: None };
     attention(q, k, v, &options)
 }
 

@@ -278,7 +278,7 @@ impl Attention {
             Some((cache, place)) => cache.append(place, &key, &value)?,
             None => (key, value),
         };
-        let options = AttentionOptions { scale: self.scale, causal: true, mask };
+        let options = AttentionOptions { scale: self.scale, causal: true, mask, dropout: None };
         let attended = nn::attention(&query, &key, &value, &options)?;
         self.c_proj.forward(&attended.reshape((batch, length, size))?)
     }

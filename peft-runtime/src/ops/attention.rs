@@ -8,6 +8,7 @@ use candle_core::{CpuStorage, CustomOp3, D, DType, Device, Layout, Result, Shape
 use super::constant::{add_constant, mul_constant};
 use super::cpu::attention::{Attention, Backward, Heads, Sizes};
 use super::cpu::real::Real;
+use super::dropout::DropoutMask;
 use super::elements::Elements;
 use super::is_half_on_cpu;
 
@@ -21,9 +22,11 @@ pub struct AttentionOptions<'a> {
     pub causal: bool,
     /// `[batch, keys]` of 0 and 1 in any dtype: 1 where a key may be attended to, as transformers' `attention_mask` has it.
     pub mask: Option<&'a Tensor>,
+    /// Which of the probabilities are dropped: what [`Dropout::draw`](crate::nn::Dropout::draw) gives for one call.
+    pub dropout: Option<DropoutMask>,
 }
 
-/// `softmax(scale · q·kᵀ)·v` for each head.
+/// `softmax(scale · q·kᵀ)·v` for each head, with dropout on the softmax if the options have it.
 ///
 /// `q` has shape `[batch, length, heads, head_dim]`, `k` and `v` `[batch, keys, kv_heads, head_dim]`; `heads` is a
 /// multiple of `kv_heads`, and each head of keys and values serves the next `heads / kv_heads` heads of queries. The
@@ -36,7 +39,7 @@ pub struct AttentionOptions<'a> {
 ///
 /// let q = Tensor::randn(0f32, 1.0, (1, 5, 4, 8), &Device::Cpu)?;
 /// let (k, v) = (q.narrow(2, 0, 2)?, Tensor::ones((1, 5, 2, 8), DType::F32, &Device::Cpu)?);
-/// let options = AttentionOptions { scale: 8f64.sqrt().recip(), causal: true, mask: None };
+/// let options = AttentionOptions { scale: 8f64.sqrt().recip(), causal: true, mask: None, dropout: None };
 /// assert_eq!(attention(&q, &k, &v, &options)?.dims(), [1, 5, 4, 8]);
 /// # Ok::<(), candle_core::Error>(())
 /// ```
@@ -47,13 +50,13 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, options: &AttentionOptions<
     let sizes = sizes(q, k, v, options)?;
     let mask = options.mask.map(|mask| attended(mask, &sizes)).transpose()?;
     if !q.device().is_cpu() {
-        return composed(q, k, v, &sizes, mask.as_deref());
+        return composed(q, k, v, &sizes, mask.as_deref(), options.dropout);
     }
     if is_half_on_cpu(q) {
         let wide = |tensor: &Tensor| tensor.to_dtype(DType::F32);
         return attention(&wide(q)?, &wide(k)?, &wide(v)?, options)?.to_dtype(q.dtype());
     }
-    q.apply_op3(k, v, FusedAttention { sizes, mask, log_sums: OnceLock::new() })
+    q.apply_op3(k, v, FusedAttention { sizes, mask, dropout: options.dropout, log_sums: OnceLock::new() })
 }
 
 fn sizes(q: &Tensor, k: &Tensor, v: &Tensor, options: &AttentionOptions<'_>) -> Result<Sizes> {
@@ -88,6 +91,7 @@ fn attended(mask: &Tensor, sizes: &Sizes) -> Result<Vec<bool>> {
 struct FusedAttention {
     sizes: Sizes,
     mask: Option<Vec<bool>>,
+    dropout: Option<DropoutMask>,
     /// What the backward pass needs to form the probabilities anew: `[batch, length, heads]`.
     log_sums: OnceLock<Tensor>,
 }
@@ -100,8 +104,9 @@ impl FusedAttention {
 
     fn forward<T: Real>(&self, q: Heads<'_, T>, k: Heads<'_, T>, v: Heads<'_, T>) -> Result<Vec<T>> {
         let Sizes { batch, length, heads, .. } = self.sizes;
-        let bias = self.bias::<T>();
-        let (y, log_sums) = Attention { sizes: self.sizes, q, k, v, bias: bias.as_deref() }.forward()?;
+        let (bias, dropout) = (self.bias::<T>(), self.dropout);
+        let attention = Attention { sizes: self.sizes, q, k, v, bias: bias.as_deref(), dropout };
+        let (y, log_sums) = attention.forward()?;
         // A second value cannot come: an op runs forward once.
         let _ = self.log_sums.set(Tensor::from_vec(log_sums, (batch, length, heads), &Device::Cpu)?);
         Ok(y)
@@ -123,10 +128,10 @@ impl FusedAttention {
         let heads = |index: usize| -> Result<Heads<'_, T>> {
             Heads::from_layout(elements[index].data()?, elements[index].layout())
         };
-        let bias = self.bias::<T>();
+        let (bias, dropout) = (self.bias::<T>(), self.dropout);
         let (q, k, v) = (heads(0)?, heads(1)?, heads(2)?);
         let backward = Backward {
-            attention: Attention { sizes: self.sizes, q, k, v, bias: bias.as_deref() },
+            attention: Attention { sizes: self.sizes, q, k, v, bias: bias.as_deref(), dropout },
             y: others[0].as_slice()?,
             dy: others[1].as_slice()?,
             log_sums: others[2].as_slice()?,
@@ -194,7 +199,14 @@ impl CustomOp3 for FusedAttention {
 }
 
 /// The same of candle's own differentiable ops, with all scores at once.
-fn composed(q: &Tensor, k: &Tensor, v: &Tensor, sizes: &Sizes, mask: Option<&[bool]>) -> Result<Tensor> {
+fn composed(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    sizes: &Sizes,
+    mask: Option<&[bool]>,
+    dropout: Option<DropoutMask>,
+) -> Result<Tensor> {
     let internal = match q.dtype() {
         DType::F16 | DType::BF16 => DType::F32,
         dtype => dtype,
@@ -214,8 +226,27 @@ fn composed(q: &Tensor, k: &Tensor, v: &Tensor, sizes: &Sizes, mask: Option<&[bo
     let exponentials = mul_constant(&exponentials, &allowed)?;
     let sums = exponentials.sum_keepdim(D::Minus1)?;
     let sums = add_constant(&sums, &empty.broadcast_as(sums.shape())?)?;
-    let y = exponentials.broadcast_div(&sums)?.matmul(&v)?;
+    let probabilities = exponentials.broadcast_div(&sums)?;
+    let probabilities = match dropout {
+        Some(mask) => {
+            let factors = factors(sizes, mask)?.to_dtype(internal)?.to_device(q.device())?;
+            mul_constant(&probabilities, &factors)?
+        }
+        None => probabilities,
+    };
+    let y = probabilities.matmul(&v)?;
     y.transpose(1, 2)?.contiguous()?.to_dtype(q.dtype())
+}
+
+/// What dropout multiplies the probabilities by: `[batch, heads, length, keys]`.
+fn factors(sizes: &Sizes, mask: DropoutMask) -> Result<Tensor> {
+    let Sizes { batch, length, keys, heads, .. } = *sizes;
+    let mut factors = vec![1f64; batch * heads * length * keys];
+    for (index, factors) in factors.chunks_mut(keys.max(1)).enumerate() {
+        let (of_batch, of_head) = (index / (heads * length), index / length % heads);
+        mask.apply(sizes.row_index(of_batch, index % length, of_head), factors);
+    }
+    Tensor::from_vec(factors, (batch, heads, length, keys), &Device::Cpu)
 }
 
 /// `[batch, kv_heads, keys, size]` with each head as often as query heads share it.

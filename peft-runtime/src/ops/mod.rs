@@ -14,6 +14,7 @@ pub(crate) mod conv;
 pub(crate) mod cpu;
 pub(crate) mod cross_entropy;
 pub(crate) mod decompose;
+pub(crate) mod dropout;
 mod elements;
 mod frozen;
 pub(crate) mod gated;

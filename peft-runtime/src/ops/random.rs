@@ -10,7 +10,7 @@ use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal, Uniform};
 
-use super::constant::mul_constant;
+use super::dropout::{DropoutMask, dropout};
 use super::replay::next_draw;
 
 /// The generator of the stream `label`, at position `draw`.
@@ -90,17 +90,21 @@ impl DropoutStream {
         self.draws.store(draws, Ordering::Relaxed);
     }
 
+    /// Goes on with the masks of another layer, at the same position.
+    pub(crate) fn set_label(&mut self, label: String) {
+        self.label = label;
+    }
+
+    /// The next mask, which drops with the given probability.
+    pub(crate) fn mask(&self, probability: f64) -> Result<DropoutMask> {
+        let draw = next_draw(|| self.draws.fetch_add(1, Ordering::Relaxed))?;
+        let key = stream(self.seed, &self.label, draw).next_u64();
+        Ok(DropoutMask::new(key, probability))
+    }
+
     /// `x` with elements zeroed with the given probability and the others scaled by `1 / (1 - probability)`.
     pub(crate) fn apply(&self, x: &Tensor, probability: f64) -> Result<Tensor> {
-        let draw = next_draw(|| self.draws.fetch_add(1, Ordering::Relaxed))?;
-        let mut rng = stream(self.seed, &self.label, draw);
-        let kept = (1.0 / (1.0 - probability)) as f32;
-        let threshold = (probability * f64::from(u32::MAX)) as u32;
-        let mask: Vec<f32> =
-            (0..x.elem_count()).map(|_| if rng.next_u32() < threshold { 0.0 } else { kept }).collect();
-        let mask =
-            Tensor::from_vec(mask, x.shape(), &Device::Cpu)?.to_dtype(x.dtype())?.to_device(x.device())?;
-        mul_constant(x, &mask)
+        dropout(x, self.mask(probability)?)
     }
 }
 

@@ -127,7 +127,7 @@ impl SelfAttention {
             None => (key, value),
         };
         let scale = 1.0 / (self.head_dim as f64).sqrt();
-        let options = AttentionOptions { scale, causal: true, mask: context.mask.as_ref() };
+        let options = AttentionOptions { scale, causal: true, mask: context.mask.as_ref(), dropout: None };
         let attended = nn::attention(&query, &key, &value, &options)?;
         self.o_proj.forward(&attended.reshape((batch, length, self.heads * self.head_dim))?)
     }

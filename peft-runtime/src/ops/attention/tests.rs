@@ -1,7 +1,10 @@
 use candle_core::{DType, Device, Result, Tensor, Var};
 
 use super::{AttentionOptions, attended, attention, composed, sizes};
-use crate::ops::gradcheck::{assert_agree, assert_close, assert_differences, assert_precise, values};
+use crate::ops::dropout::DropoutMask;
+use crate::ops::gradcheck::{
+    assert_agree, assert_close, assert_differences, assert_precise, gradients, values,
+};
 
 /// Queries `[batch, length, heads, size]`, keys and values `[batch, keys, kv_heads, size]`.
 fn inputs(q: [usize; 4], keys: usize, kv_heads: usize) -> Vec<Tensor> {
@@ -17,13 +20,18 @@ fn padding(keys: usize) -> Tensor {
 }
 
 fn options(causal: bool, mask: Option<&Tensor>) -> AttentionOptions<'_> {
-    AttentionOptions { scale: 0.6, causal, mask }
+    AttentionOptions { scale: 0.6, causal, mask, dropout: None }
+}
+
+/// The same with a third of the probabilities dropped.
+fn dropping(causal: bool, mask: Option<&Tensor>) -> AttentionOptions<'_> {
+    AttentionOptions { dropout: Some(DropoutMask::new(11, 1.0 / 3.0)), ..options(causal, mask) }
 }
 
 fn by_candle(t: &[Tensor], options: &AttentionOptions<'_>) -> Result<Tensor> {
     let sizes = sizes(&t[0], &t[1], &t[2], options)?;
     let mask = options.mask.map(|mask| attended(mask, &sizes)).transpose()?;
-    composed(&t[0], &t[1], &t[2], &sizes, mask.as_deref())
+    composed(&t[0], &t[1], &t[2], &sizes, mask.as_deref(), options.dropout)
 }
 
 /// Shapes × options. Several blocks of queries; grouped heads, one task for a group and one for a head; a cache; one
@@ -44,19 +52,78 @@ fn cases() -> Vec<(Vec<Tensor>, bool, Option<Tensor>)> {
 #[test]
 fn value_and_gradients_are_those_of_the_composed_ops() {
     for (index, (inputs, causal, mask)) in cases().into_iter().enumerate() {
-        let options = options(causal, mask.as_ref());
-        let ours = |t: &[Tensor]| attention(&t[0], &t[1], &t[2], &options);
-        assert_agree(&ours, &|t| by_candle(t, &options), &inputs, 1e-9, &format!("case {index}"));
+        for options in [options(causal, mask.as_ref()), dropping(causal, mask.as_ref())] {
+            let ours = |t: &[Tensor]| attention(&t[0], &t[1], &t[2], &options);
+            assert_agree(&ours, &|t| by_candle(t, &options), &inputs, 1e-9, &format!("case {index}"));
+        }
     }
 }
 
 #[test]
 fn gradients_are_difference_quotients() {
     for (index, (inputs, causal, mask)) in cases().into_iter().enumerate() {
-        let options = options(causal, mask.as_ref());
-        let ours = |t: &[Tensor]| attention(&t[0], &t[1], &t[2], &options);
-        assert_differences(&ours, &inputs, 1e-6, &format!("case {index}"));
+        for options in [options(causal, mask.as_ref()), dropping(causal, mask.as_ref())] {
+            let ours = |t: &[Tensor]| attention(&t[0], &t[1], &t[2], &options);
+            assert_differences(&ours, &inputs, 1e-6, &format!("case {index}"));
+        }
     }
+}
+
+/// Queries, keys, and values that make the output the probabilities themselves.
+fn see_through(q: &Tensor, k: &Tensor) -> Vec<Tensor> {
+    let (batch, keys, heads, size) = k.dims4().unwrap();
+    let identity = Tensor::eye(keys, DType::F64, &Device::Cpu).unwrap().reshape((1, keys, 1, size)).unwrap();
+    let v = identity.broadcast_as((batch, keys, heads, size)).unwrap().contiguous().unwrap();
+    vec![q.clone(), k.clone(), v]
+}
+
+fn flat(tensor: &Tensor) -> Vec<f64> {
+    tensor.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+#[test]
+fn a_dropped_probability_is_zero_and_the_others_are_scaled() {
+    let shape = [2, 64, 3, 64];
+    let t = see_through(&values("q", &shape), &values("k", &shape));
+    let run = |options| flat(&attention(&t[0], &t[1], &t[2], &options).unwrap());
+    let (whole, part) = (run(options(true, None)), run(dropping(true, None)));
+    for (whole, part) in whole.iter().zip(&part) {
+        assert!(*part == 0.0 || (part - 1.5 * whole).abs() < 1e-12, "{part} of {whole}");
+    }
+    let seen = whole.iter().filter(|whole| **whole > 0.0).count() as f64;
+    let kept = part.iter().filter(|part| **part > 0.0).count() as f64;
+    // 12,480 draws: the standard error is 0.4%.
+    assert!((kept / seen - 2.0 / 3.0).abs() < 0.02, "{kept} of {seen}");
+}
+
+#[test]
+fn queries_heads_and_sequences_drop_keys_of_their_own_and_the_mean_is_kept() {
+    let (batch, length, heads) = (2, 64, 3);
+    let t = see_through(
+        &Tensor::zeros((batch, length, heads, 64), DType::F64, &Device::Cpu).unwrap(),
+        &values("k", &[batch, 64, heads, 64]),
+    );
+    // Without scores all keys have the same probability.
+    let y = flat(&attention(&t[0], &t[1], &t[2], &dropping(false, None)).unwrap());
+    let rows: Vec<&[f64]> = y.chunks(64).collect();
+    for (index, row) in rows.iter().enumerate() {
+        assert!(rows[..index].iter().all(|other| other != row), "row {index}");
+    }
+    let mean = y.iter().sum::<f64>() / rows.len() as f64;
+    assert!((mean - 1.0).abs() < 0.02, "{mean}");
+}
+
+#[test]
+fn a_probability_of_zero_is_no_dropout_to_the_bit() {
+    let inputs = inputs([2, 5, 6, 3], 9, 2);
+    let none = AttentionOptions { dropout: Some(DropoutMask::new(11, 0.0)), ..options(true, None) };
+    let run = |options: AttentionOptions<'_>| {
+        let run = |t: &[Tensor]| attention(&t[0], &t[1], &t[2], &options);
+        let (y, mut all) = gradients(&run, &inputs);
+        all.push(y);
+        all.iter().flat_map(flat).map(f64::to_bits).collect::<Vec<u64>>()
+    };
+    assert_eq!(run(none), run(options(true, None)));
 }
 
 #[test]
@@ -78,10 +145,12 @@ fn strided_inputs_give_the_same() {
 fn low_precision_is_near_f64() {
     let all = inputs([2, 40, 4, 8], 40, 2);
     let mask = padding(40);
-    let options = AttentionOptions { scale: 8f64.sqrt().recip(), causal: true, mask: Some(&mask) };
-    let ours = |t: &[Tensor]| attention(&t[0], &t[1], &t[2], &options);
-    for (dtype, tolerance) in [(DType::F32, 1e-5), (DType::F16, 5e-3), (DType::BF16, 3e-2)] {
-        assert_precise(&ours, &all, dtype, tolerance, "attention");
+    for options in [options(true, Some(&mask)), dropping(true, Some(&mask))] {
+        let options = AttentionOptions { scale: 8f64.sqrt().recip(), ..options };
+        let ours = |t: &[Tensor]| attention(&t[0], &t[1], &t[2], &options);
+        for (dtype, tolerance) in [(DType::F32, 1e-5), (DType::F16, 5e-3), (DType::BF16, 3e-2)] {
+            assert_precise(&ours, &all, dtype, tolerance, "attention");
+        }
     }
 }
 

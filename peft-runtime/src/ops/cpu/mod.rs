@@ -4,6 +4,7 @@ pub(crate) mod attention;
 pub(crate) mod clock;
 pub(crate) mod dequantize;
 mod dispatch;
+pub(crate) mod dropout;
 mod exp;
 pub(crate) mod gated;
 pub(crate) mod matmul;

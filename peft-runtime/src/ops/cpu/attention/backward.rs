@@ -1,7 +1,7 @@
 //! The gradients, from scores that are formed anew block by block.
 //!
-//! With P the probabilities: dV = Pᵀ·dO, dP = dO·Vᵀ, dS = P ∘ (dP − rowsum(dO ∘ O)), dQ = s·dS·K, dK = s·dSᵀ·Q.
-//! <https://arxiv.org/abs/2205.14135>
+//! With P the probabilities and M the mask of dropout, which holds 0 and 1 / (1 − p): dV = (P ∘ M)ᵀ·dO, dP = M ∘ (dO·Vᵀ),
+//! dS = P ∘ (dP − rowsum(dO ∘ O)), dQ = s·dS·K, dK = s·dSᵀ·Q. <https://arxiv.org/abs/2205.14135>
 
 use std::ops::Range;
 
@@ -102,8 +102,8 @@ impl<T: Real> Backward<'_, T> {
                 }
                 let block = Block { batch, head, rows };
                 self.probabilities(&block, visible, &mut scratch.probabilities)?;
-                self.add_values(&block, visible, &scratch, &mut part)?;
                 self.add_scores(&block, visible, index, &mut scratch, &mut part)?;
+                self.add_values(&block, visible, &mut scratch, &mut part)?;
             }
         }
         Ok(part)
@@ -121,18 +121,21 @@ impl<T: Real> Backward<'_, T> {
         Ok(())
     }
 
-    /// dV += Pᵀ·dO.
+    /// dV += (P ∘ M)ᵀ·dO; the scratch then holds P ∘ M.
     fn add_values(
         &self,
         block: &Block,
         visible: usize,
-        scratch: &Scratch<T>,
+        scratch: &mut Scratch<T>,
         part: &mut Part<T>,
     ) -> Result<()> {
         if !self.wanted[2] {
             return Ok(());
         }
         let size = self.attention.sizes.size;
+        for (row, probabilities) in block.rows.clone().zip(scratch.probabilities.chunks_mut(visible)) {
+            self.attention.drop_keys(block, row, probabilities);
+        }
         let probabilities = Matrix::contiguous(&scratch.probabilities, block.rows.len(), visible)?;
         let values = &mut part.values[..visible * size];
         matmul_serial(values, size, Write::Add, 1.0, probabilities.transposed(), self.output_gradient(block)?)
@@ -160,6 +163,7 @@ impl<T: Real> Backward<'_, T> {
         for (row, (gradients, probabilities)) in block.rows.clone().zip(pairs) {
             let start = self.row_index(block, row) * size;
             let mean = dot(&self.y[start..][..size], &self.dy[start..][..size]);
+            self.attention.drop_keys(block, row, gradients);
             softmax_gradient(gradients, probabilities, mean);
         }
         let gradients = Matrix::contiguous(&scratch.gradients, rows, visible)?;
@@ -184,7 +188,7 @@ impl<T: Real> Backward<'_, T> {
 
     /// The place of a query in `[batch, length, heads]`.
     fn row_index(&self, block: &Block, row: usize) -> usize {
-        (block.batch * self.attention.sizes.length + row) * self.attention.sizes.heads + block.head
+        self.attention.sizes.row_index(block.batch, row, block.head)
     }
 }
 

@@ -67,11 +67,13 @@ impl<T: Real> Attention<'_, T> {
         for (index, head) in tile.heads.clone().enumerate() {
             let block = Block { batch: tile.batch, head, rows: tile.rows.clone() };
             self.scores(&block, visible, scores)?;
-            for (offset, row) in scores.chunks_mut(visible).enumerate() {
-                let (seen, unseen) = row.split_at_mut(self.sizes.visible(tile.rows.start + offset));
+            for (offset, scores) in scores.chunks_mut(visible).enumerate() {
+                let row = tile.rows.start + offset;
+                let (seen, unseen) = scores.split_at_mut(self.sizes.visible(row));
                 unseen.fill(T::ZERO);
                 let bias = self.bias_of(tile.batch, seen.len());
                 log_sums[offset * heads + index] = softmax(seen, bias);
+                self.drop_keys(&block, row, seen);
             }
             let probabilities = Matrix::contiguous(scores, rows, visible)?;
             let values = self.v.rows(tile.batch, head / self.sizes.group(), 0..visible)?;

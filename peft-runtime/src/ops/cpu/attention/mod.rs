@@ -7,6 +7,7 @@ use std::ops::Range;
 
 use candle_core::{Layout, Result, bail};
 
+use super::dropout::DropoutMask;
 use super::matmul::{Matrix, Write, matmul_serial};
 use super::real::Real;
 
@@ -37,6 +38,11 @@ impl Sizes {
     /// How many keys, counted from the first, query `row` sees. The last query stands beside the last key.
     pub(crate) fn visible(&self, row: usize) -> usize {
         if self.causal { (row + 1 + self.keys).saturating_sub(self.length).min(self.keys) } else { self.keys }
+    }
+
+    /// The place of a query of one head in `[batch, length, heads]`.
+    pub(crate) fn row_index(&self, batch: usize, row: usize, head: usize) -> usize {
+        (batch * self.length + row) * self.heads + head
     }
 }
 
@@ -90,6 +96,8 @@ pub(crate) struct Attention<'a, T> {
     pub(crate) v: Heads<'a, T>,
     /// `[batch, keys]`: zero where a key may be attended to, −∞ where not.
     pub(crate) bias: Option<&'a [T]>,
+    /// What is dropped of the probabilities: a row of the mask for each query of each head, a place for each key.
+    pub(crate) dropout: Option<DropoutMask>,
 }
 
 impl<T: Real> Attention<'_, T> {
@@ -98,6 +106,13 @@ impl<T: Real> Attention<'_, T> {
         let queries = self.q.rows(block.batch, block.head, block.rows.clone())?;
         let keys = self.k.rows(block.batch, block.head / self.sizes.group(), 0..visible)?;
         matmul_serial(scores, visible, Write::Replace, self.sizes.scale, queries, keys.transposed())
+    }
+
+    /// Drops probabilities of the query at `row`, or gradients of them.
+    fn drop_keys(&self, block: &Block, row: usize, values: &mut [T]) {
+        if let Some(mask) = &self.dropout {
+            mask.apply(self.sizes.row_index(block.batch, row, block.head), values);
+        }
     }
 
     fn bias_of(&self, batch: usize, keys: usize) -> Option<&[T]> {
