@@ -136,7 +136,8 @@ pub trait PeftModel: Injectable {
         manage::set_enabled(self, false);
     }
 
-    /// Turns dropout on. A model with adapters starts in evaluation mode.
+    /// Turns dropout on: that of adapters, and the model's own where it is an [`nn::Dropout`](crate::nn::Dropout). A model
+    /// starts in evaluation mode; its first adapter finds it in the mode it is in.
     fn train(&mut self) {
         manage::set_training(self, true);
     }

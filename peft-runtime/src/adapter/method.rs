@@ -180,7 +180,7 @@ pub trait AdapterMethod: Debug + Send + Sync + 'static {
         true
     }
 
-    /// The seed of fresh tensors and dropout.
+    /// The seed of fresh tensors and dropout; that of the model's first adapter is the seed of the model's own dropout, too.
     fn seed(&self) -> u64 {
         0
     }

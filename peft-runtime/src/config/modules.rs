@@ -112,6 +112,8 @@ macro_rules! shared_methods {
         }
 
         /// The seed of the initial tensors and of dropout; 0 by default. It is not written to files.
+        ///
+        /// The seed of a model's first adapter is that of the model's own [`Dropout`](crate::nn::Dropout) layers, too.
         #[must_use]
         pub fn with_seed(mut self, seed: u64) -> Self {
             self.seed = seed;

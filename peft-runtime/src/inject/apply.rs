@@ -11,7 +11,7 @@ use super::report::InjectionReport;
 use crate::ModulePath;
 use crate::adapter::{Built, FreshTensors, Site, StoredTensor, StoredTensors, TensorSource, TrainableTokens};
 use crate::error::{Error, Fault, Result};
-use crate::layer::{AdaptedLayer, AdapterStack, Content, CopiedParameter, Slot};
+use crate::layer::{AdaptedLayer, AdapterStack, Content, CopiedParameter, Dropout, Slot};
 use crate::module::{Injectable, Leaf, LeafMut, leaves, leaves_mut, leaves_of, replicate, replicated_tree};
 use crate::ops::random::DropoutStream;
 
@@ -194,13 +194,17 @@ pub(crate) fn commit<M: Injectable + ?Sized>(
     if let Some(order) = &plan.replication {
         replicate(model, order);
     }
+    if state.is_none() {
+        seed_dropout(model, plan.method.seed());
+    }
     let mut report = InjectionReport {
         adapter: plan.adapter.clone(),
         unmatched_targets: plan.unmatched_targets.clone(),
         active: state.is_none(),
         ..InjectionReport::default()
     };
-    let state = state.unwrap_or_else(|| AdapterStack::new(vec![plan.adapter.clone()], true, false));
+    let state =
+        state.unwrap_or_else(|| AdapterStack::new(vec![plan.adapter.clone()], true, is_training(model)));
     for ((path, leaf), Made { content, bias, weight }) in leaves_mut(model).into_iter().zip(made) {
         if let Some(bias) = &bias {
             report.add_bias(&path, bias);
@@ -227,6 +231,22 @@ pub(crate) fn commit<M: Injectable + ?Sized>(
         }
     }
     Ok(report)
+}
+
+/// Begins the streams of the model's own dropout anew.
+fn seed_dropout<M: Injectable + ?Sized>(model: &mut M, seed: u64) {
+    for (path, leaf) in leaves_mut(model) {
+        if let LeafMut::Plain(layer) = leaf
+            && let Some(dropout) = layer.as_dropout_mut()
+        {
+            dropout.set_seed(seed, &path);
+        }
+    }
+}
+
+/// Whether a model without adapters was put into training mode, which its own dropout tells.
+fn is_training<M: Injectable + ?Sized>(model: &M) -> bool {
+    leaves(model).iter().any(|(_, leaf)| leaf.dropout().is_some_and(Dropout::training))
 }
 
 /// The new bias where the parameter is one and there is one, otherwise the layer's own parameter.

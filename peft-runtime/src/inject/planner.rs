@@ -9,7 +9,7 @@ use crate::adapter::{AdapterMethod, Geometry};
 use crate::config::Bias;
 use crate::error::Fault;
 use crate::layer::AdaptedLayer;
-use crate::module::{Item, Leaf};
+use crate::module::{Item, Leaf, PlainLayer};
 use crate::schema::{Family, Node, nearest_names};
 use crate::select::{Decision, Selector, TargetModules, proper_suffixes};
 
@@ -134,7 +134,7 @@ impl<'a> Planner<'a> {
     /// Finds the layers below the modules that train in full; entries match the ends of paths as plain text.
     pub(super) fn choose_copies(&mut self, modules_to_save: &[String]) {
         for entry in modules_to_save {
-            let mut matched = false;
+            let (mut matched, mut trains) = (false, false);
             let items = self.items;
             for item in items {
                 let Some(path) =
@@ -151,9 +151,14 @@ impl<'a> Planner<'a> {
                 {
                     let reason = "a list of modules; name its items instead".to_owned();
                     self.faults.push(Fault::ModuleToSave { path: path.clone(), reason });
+                    trains = true;
                     continue;
                 }
-                self.copy_below(path);
+                trains |= self.copy_below(path);
+            }
+            if matched && !trains && self.origin == Origin::Caller {
+                let reason = "which has nothing to train".to_owned();
+                self.faults.push(Fault::ModuleToSave { path: entry.as_str().into(), reason });
             }
             if !matched && self.origin == Origin::Caller {
                 let nearest = nearest_names(entry, items.iter().filter_map(Item::path).map(ModulePath::last));
@@ -166,9 +171,10 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// Marks every layer at or below `root` as copied.
-    fn copy_below(&mut self, root: &ModulePath) {
+    /// Marks every layer at or below `root` as copied; the answer is whether any of them has parameters.
+    fn copy_below(&mut self, root: &ModulePath) -> bool {
         let items = self.items;
+        let mut any = false;
         let below = |path: &ModulePath| {
             path == root
                 || path.as_str().strip_prefix(root.as_str()).is_some_and(|rest| rest.starts_with('.'))
@@ -176,6 +182,7 @@ impl<'a> Planner<'a> {
         for item in items {
             match item {
                 Item::Leaf { path, leaf: Leaf::Adapted(layer) } if below(path) => {
+                    any = true;
                     if self.adapted.contains(path) {
                         let reason = "which is also a target".to_owned();
                         self.faults.push(Fault::ModuleToSave { path: path.clone(), reason });
@@ -187,7 +194,10 @@ impl<'a> Planner<'a> {
                     }
                     self.copied.insert(path.clone());
                 }
+                // A layer without parameters is its own copy.
+                Item::Leaf { leaf: Leaf::Plain(layer), .. } if has_no_parameters(*layer) => {}
                 Item::Leaf { path, leaf: Leaf::Plain(layer) } if below(path) => {
+                    any = true;
                     let kind = layer.type_name();
                     let reason = match layer.can_be_adapted() {
                         true => format!(
@@ -309,6 +319,10 @@ fn same_pattern(a: &Fault, b: &Fault) -> bool {
         (Fault::Pattern { pattern: a, .. }, Fault::Pattern { pattern: b, .. }) => a == b,
         _ => a == b,
     }
+}
+
+fn has_no_parameters(layer: &dyn PlainLayer) -> bool {
+    layer.parameters().is_empty() && layer.quantized_weight().is_none()
 }
 
 pub(super) fn is_parameter(layer: &dyn AdaptedLayer) -> bool {

@@ -4,6 +4,7 @@ mod adapted;
 mod any_linear;
 mod calls;
 mod conv;
+mod dropout;
 mod embedding;
 mod forward;
 mod linear;
@@ -27,6 +28,7 @@ use crate::schema::LayerKind;
 pub use adapted::{Adapted, AdaptedLayer};
 pub use any_linear::AnyLinear;
 pub(crate) use calls::Called;
+pub use dropout::Dropout;
 pub use embedding::PaddedEmbedding;
 pub use quantized::QuantizedLinear;
 pub use scope::no_grad;
@@ -166,4 +168,15 @@ pub type ParameterMap<'a> = dyn FnMut(&'static str, &Tensor) -> Result<Tensor> +
 /// Python's spelling of a truth value, for descriptions.
 pub(crate) fn python_bool(value: bool) -> &'static str {
     if value { "True" } else { "False" }
+}
+
+/// Python's spelling of a number that is not large, for descriptions: `1e-05`, `0.001`, `0.0`.
+pub(crate) fn python_float(value: f64) -> String {
+    if value != 0.0 && value.abs() < 1e-4 {
+        let text = format!("{value:e}");
+        if let Some((mantissa, exponent)) = text.split_once("e-") {
+            return format!("{mantissa}e-{exponent:0>2}");
+        }
+    }
+    format!("{value:?}")
 }

@@ -6,7 +6,7 @@
 use candle_core::Tensor;
 use candle_nn::{LayerNorm, RmsNorm};
 
-use super::{BaseLayer, ParameterMap, python_bool};
+use super::{BaseLayer, ParameterMap, python_bool, python_float};
 use crate::adapter::Geometry;
 use crate::error::Result;
 use crate::ops::norm::{layer_norm, rms_norm};
@@ -75,15 +75,4 @@ impl BaseLayer for RmsNorm {
     fn describe(&self) -> String {
         format!("RmsNorm(({},), eps={})", self.weight().elem_count(), python_float(self.eps()))
     }
-}
-
-/// A small number as Python prints it: `1e-05`, `1e-12`, `0.001`.
-fn python_float(value: f64) -> String {
-    if value != 0.0 && value.abs() < 1e-4 {
-        let text = format!("{value:e}");
-        if let Some((mantissa, exponent)) = text.split_once("e-") {
-            return format!("{mantissa}e-{exponent:0>2}");
-        }
-    }
-    format!("{value}")
 }

@@ -87,6 +87,11 @@ pub(super) fn record(stack: &AdapterStack, x: &Tensor) -> bool {
     })
 }
 
+/// Whether inputs are recorded.
+pub(super) fn records() -> bool {
+    RECORDER.with_borrow(Option::is_some)
+}
+
 /// The adapter names of the rows, if rows are routed.
 pub(super) fn rows() -> Option<Arc<[String]>> {
     ROWS.with_borrow(Clone::clone)

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{check_known, check_not_merged, for_each_stack, unmerge_adapters};
 use crate::error::{Error, Result};
 use crate::layer::{Content, Slot};
-use crate::module::{Injectable, leaves};
+use crate::module::{Injectable, LeafMut, leaves, leaves_mut};
 
 /// Makes exactly `names` active, in this order; what is merged is unmerged first.
 pub(crate) fn set_active<M: Injectable + ?Sized>(model: &mut M, names: &[&str]) -> Result<()> {
@@ -36,8 +36,22 @@ pub(crate) fn set_enabled<M: Injectable + ?Sized>(model: &mut M, enabled: bool) 
     for_each_stack(model, |stack| stack.set_enabled(enabled));
 }
 
+/// Turns dropout on or off, that of adapters and the model's own.
 pub(crate) fn set_training<M: Injectable + ?Sized>(model: &mut M, training: bool) {
-    for_each_stack(model, |stack| stack.set_training(training));
+    for (path, leaf) in leaves_mut(model) {
+        match leaf {
+            LeafMut::Adapted(layer) => {
+                if let Some(stack) = layer.stack_mut() {
+                    stack.set_training(training);
+                }
+            }
+            LeafMut::Plain(layer) => {
+                if let Some(dropout) = layer.as_dropout_mut() {
+                    dropout.set_training(training, &path);
+                }
+            }
+        }
+    }
 }
 
 /// Says whether the adapter's tensors are part of the graph.

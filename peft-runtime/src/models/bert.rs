@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use super::folder;
 use crate::layer::Adapted;
-use crate::nn::{self, AttentionOptions, PaddedEmbedding};
+use crate::nn::{self, AttentionOptions, Dropout, PaddedEmbedding};
 
 pub use super::activation::HiddenAct;
 
@@ -28,6 +28,12 @@ pub struct BertConfig {
     /// The activation of the feed-forward layer.
     #[serde(default)]
     pub hidden_act: HiddenAct,
+    /// The probability of dropout after the embeddings, attention and feed-forward layers, in training mode.
+    #[serde(default = "default_dropout")]
+    pub hidden_dropout_prob: f64,
+    /// The probability of dropout on the probabilities of attention, in training mode.
+    #[serde(default = "default_dropout")]
+    pub attention_probs_dropout_prob: f64,
     /// The longest sequence.
     pub max_position_embeddings: usize,
     /// The number of token types.
@@ -40,6 +46,10 @@ pub struct BertConfig {
     pub layer_norm_eps: f64,
 }
 
+fn default_dropout() -> f64 {
+    0.1
+}
+
 fn default_padding() -> Option<u32> {
     Some(0)
 }
@@ -48,7 +58,27 @@ fn default_eps() -> f64 {
     1e-12
 }
 
+impl BertConfig {
+    fn hidden_dropout(&self) -> Result<Dropout> {
+        dropout("hidden_dropout_prob", self.hidden_dropout_prob)
+    }
+
+    fn attention_dropout(&self) -> Result<Dropout> {
+        dropout("attention_probs_dropout_prob", self.attention_probs_dropout_prob)
+    }
+}
+
+/// The dropout that the config has under `key`.
+fn dropout(key: &str, probability: f64) -> Result<Dropout> {
+    match Dropout::new(probability) {
+        Ok(dropout) => Ok(dropout),
+        Err(_) => bail!("`{key}` is {probability}; a probability of dropout must be at least 0 and below 1"),
+    }
+}
+
 /// BERT's encoder: token ids in, one vector a token out. The pooling layer is left out.
+///
+/// Its dropout acts after [`train()`](crate::PeftModel::train).
 #[derive(Clone, Debug, crate::Injectable)]
 #[peft(crate = "crate", model_type = "bert", input_embedding = "word_embeddings")]
 pub struct BertModel {
@@ -64,6 +94,7 @@ struct Embeddings {
     token_type_embeddings: Adapted<Embedding>,
     #[peft(rename = "LayerNorm")]
     layer_norm: Adapted<LayerNorm>,
+    dropout: Dropout,
 }
 
 #[derive(Clone, Debug, crate::Injectable)]
@@ -94,6 +125,7 @@ struct SelfAttention {
     query: Adapted<Linear>,
     key: Adapted<Linear>,
     value: Adapted<Linear>,
+    dropout: Dropout,
     heads: usize,
 }
 
@@ -105,13 +137,14 @@ struct Intermediate {
     activation: HiddenAct,
 }
 
-/// A projection, the residual connection and a norm.
+/// A projection, dropout, the residual connection and a norm.
 #[derive(Clone, Debug, crate::Injectable)]
 #[peft(crate = "crate")]
 struct Output {
     dense: Adapted<Linear>,
     #[peft(rename = "LayerNorm")]
     layer_norm: Adapted<LayerNorm>,
+    dropout: Dropout,
 }
 
 impl BertModel {
@@ -129,7 +162,8 @@ impl BertModel {
     /// Builds the model from the tensors of a builder.
     ///
     /// # Errors
-    /// If a tensor is missing or has another shape, or the heads do not share out the vectors evenly.
+    /// If a tensor is missing or has another shape, the heads do not share out the vectors evenly, or a probability of dropout
+    /// is not at least 0 and below 1.
     pub fn new(config: &BertConfig, vb: VarBuilder<'_>) -> Result<Self> {
         let (size, heads) = (config.hidden_size, config.num_attention_heads);
         if heads == 0 || !size.is_multiple_of(heads) {
@@ -189,6 +223,7 @@ impl Embeddings {
                 vb.pp("token_type_embeddings"),
             )?,
             layer_norm: nn::layer_norm(size, config.layer_norm_eps, vb.pp("LayerNorm"))?,
+            dropout: config.hidden_dropout()?,
         })
     }
 
@@ -202,7 +237,7 @@ impl Embeddings {
         let words = self.word_embeddings.forward(input_ids)?;
         let sum = (words + self.token_type_embeddings.forward(&types)?)?;
         let sum = sum.broadcast_add(&self.position_embeddings.forward(&positions)?)?;
-        self.layer_norm.forward(&sum)
+        self.dropout.forward(&self.layer_norm.forward(&sum)?)
     }
 }
 
@@ -237,6 +272,7 @@ impl SelfAttention {
             query: projection("query")?,
             key: projection("key")?,
             value: projection("value")?,
+            dropout: config.attention_dropout()?,
             heads: config.num_attention_heads,
         })
     }
@@ -247,7 +283,8 @@ impl SelfAttention {
         let split = |projected: Tensor| projected.reshape((batch, length, self.heads, head_size));
         let (query, key) = (split(self.query.forward(hidden)?)?, split(self.key.forward(hidden)?)?);
         let value = split(self.value.forward(hidden)?)?;
-        let options = AttentionOptions { scale: (head_size as f64).sqrt().recip(), causal: false, mask };
+        let (scale, dropout) = ((head_size as f64).sqrt().recip(), self.dropout.draw()?);
+        let options = AttentionOptions { scale, causal: false, mask, dropout };
         nn::attention(&query, &key, &value, &options)?.reshape((batch, length, size))
     }
 }
@@ -263,10 +300,12 @@ impl Output {
         Ok(Self {
             dense: nn::linear(in_dim, config.hidden_size, vb.pp("dense"))?,
             layer_norm: nn::layer_norm(config.hidden_size, config.layer_norm_eps, vb.pp("LayerNorm"))?,
+            dropout: config.hidden_dropout()?,
         })
     }
 
     fn forward(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
-        self.layer_norm.forward(&(self.dense.forward(x)? + residual)?)
+        let projected = self.dropout.forward(&self.dense.forward(x)?)?;
+        self.layer_norm.forward(&(projected + residual)?)
     }
 }

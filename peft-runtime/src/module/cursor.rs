@@ -8,7 +8,7 @@ use candle_core::quantized::QTensor;
 
 use super::{Injectable, PlainLayer};
 use crate::ModulePath;
-use crate::layer::{AdaptedLayer, AdapterStack};
+use crate::layer::{AdaptedLayer, AdapterStack, Dropout};
 use crate::schema::{Node, Schema};
 
 /// Collects the leaves and modules of a model; it keeps the path, so that nobody else has to.
@@ -117,6 +117,14 @@ impl<'a> Leaf<'a> {
         match self {
             Self::Adapted(layer) => layer.stack(),
             Self::Plain(_) => None,
+        }
+    }
+
+    /// The layer as dropout of the model's own, if that is what it is.
+    pub fn dropout(&self) -> Option<&'a Dropout> {
+        match self {
+            Self::Adapted(_) => None,
+            Self::Plain(layer) => layer.as_dropout(),
         }
     }
 }

@@ -6,14 +6,15 @@ use std::sync::Arc;
 use candle_core::quantized::QTensor;
 use candle_core::{DType, Device, Shape, Tensor, Var};
 use candle_nn::{
-    Activation, BatchNorm, Conv1d, Conv2d, ConvTranspose1d, ConvTranspose2d, Dropout, Embedding, LayerNorm,
-    Linear, PReLU, RmsNorm,
+    Activation, BatchNorm, Conv1d, Conv2d, ConvTranspose1d, ConvTranspose2d, Embedding, LayerNorm, Linear,
+    PReLU, RmsNorm,
 };
 
 use super::{Cursor, CursorMut, Injectable, Leaf, LeafMut};
 use crate::error::Result;
 use crate::layer::{
-    Adapted, AnyLinear, BaseLayer, PaddedEmbedding, ParameterMap, QuantizedLinear, TransposedLinear, Weight,
+    Adapted, AnyLinear, BaseLayer, Dropout, PaddedEmbedding, ParameterMap, QuantizedLinear, TransposedLinear,
+    Weight, python_float,
 };
 use crate::schema::{Family, LayerKind, Schema};
 
@@ -48,6 +49,16 @@ pub trait PlainLayer {
     /// # Errors
     /// If `map` fails; the layer is then as it was.
     fn map_parameters(&mut self, map: &mut ParameterMap<'_>) -> Result<()>;
+
+    /// The layer as dropout, if that is what it is.
+    fn as_dropout(&self) -> Option<&Dropout> {
+        None
+    }
+
+    /// The layer as dropout, for changing it, if that is what it is.
+    fn as_dropout_mut(&mut self) -> Option<&mut Dropout> {
+        None
+    }
 }
 
 impl<L: BaseLayer> Injectable for Adapted<L> {
@@ -116,6 +127,7 @@ impl_plain!(&Schema::plain(LayerKind::new("BatchNorm", Family::Other)) => BatchN
 impl_plain!(&Schema::plain(LayerKind::new("PReLU", Family::Other)) => PReLU);
 impl_plain!(&Schema::plain(LayerKind::new("ConvTranspose1d", Family::Convolution)) => ConvTranspose1d);
 impl_plain!(&Schema::plain(LayerKind::new("ConvTranspose2d", Family::Convolution)) => ConvTranspose2d);
+impl_plain!(&Schema::plain(LayerKind::new("Dropout", Family::Other)) => Dropout);
 impl_plain!(&Schema::parameter() => Tensor, Var);
 
 impl PlainLayer for Tensor {
@@ -153,6 +165,32 @@ impl PlainLayer for Var {
     fn map_parameters(&mut self, map: &mut ParameterMap<'_>) -> Result<()> {
         *self = Self::from_tensor(&map("", self)?)?;
         Ok(())
+    }
+}
+
+impl PlainLayer for Dropout {
+    fn type_name(&self) -> &'static str {
+        "Dropout"
+    }
+
+    fn describe(&self) -> Option<String> {
+        Some(format!("Dropout(p={}, inplace=False)", python_float(self.probability())))
+    }
+
+    fn parameters(&self) -> Vec<(&'static str, &Tensor)> {
+        Vec::new()
+    }
+
+    fn map_parameters(&mut self, _: &mut ParameterMap<'_>) -> Result<()> {
+        Ok(())
+    }
+
+    fn as_dropout(&self) -> Option<&Dropout> {
+        Some(self)
+    }
+
+    fn as_dropout_mut(&mut self) -> Option<&mut Dropout> {
+        Some(self)
     }
 }
 
@@ -285,7 +323,7 @@ impl_settings!(
     DType,
     Shape,
     Activation,
-    Dropout,
+    candle_nn::Dropout,
 );
 
 impl Injectable for &str {

@@ -34,9 +34,10 @@ use candle_nn::{
 
 use crate::layer::Adapted;
 
-pub use crate::layer::{AnyLinear, PaddedEmbedding, QuantizedLinear, TransposedLinear, Weight};
+pub use crate::layer::{AnyLinear, Dropout, PaddedEmbedding, QuantizedLinear, TransposedLinear, Weight};
 pub use crate::ops::attention::{AttentionOptions, attention};
 pub use crate::ops::cross_entropy::{cross_entropy, linear_cross_entropy};
+pub use crate::ops::dropout::DropoutMask;
 pub use crate::ops::gated::{geglu, gelu, gelu_erf, swiglu};
 pub use crate::ops::linear::linear as linear_forward;
 pub use crate::ops::rotary::rotary;

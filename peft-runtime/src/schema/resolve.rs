@@ -5,15 +5,15 @@
 
 use super::nearest::Nearest;
 use super::text::{Text, equal};
-use super::{Node, Schema};
+use super::{Family, LayerKind, Node, Schema};
 
 /// What a target name stands for in a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Resolution {
     /// How many layers of the schema can carry adapters under that name.
     pub adaptable: usize,
-    /// The type of a layer under that name that is not wrapped in `Adapted`.
-    pub plain: Option<&'static str>,
+    /// The kind of a layer under that name that is not wrapped in `Adapted`.
+    pub plain: Option<LayerKind>,
     /// The type of a module under that name that is not a layer.
     pub module: Option<&'static str>,
 }
@@ -62,10 +62,14 @@ pub const fn check_target(schema: &Schema, target: &str) {
         message.push(b" in ");
         message.push_quoted(schema.name.as_bytes());
         message.push(b" is a plain ");
-        message.push_quoted(kind.as_bytes());
-        message.push(b" and cannot carry an adapter; declare the field as `Adapted<");
-        message.push(kind.as_bytes());
-        message.push(b">`");
+        message.push_quoted(kind.name.as_bytes());
+        message.push(b" and cannot carry an adapter");
+        // No method adapts other layers, whatever the field is declared as.
+        if !matches!(kind.family, Family::Other) {
+            message.push(b"; declare the field as `Adapted<");
+            message.push(kind.name.as_bytes());
+            message.push(b">`");
+        }
         panic!("{}", message.as_str());
     }
     if resolution.adaptable == 0 {
@@ -129,13 +133,13 @@ const fn resolve(schema: &Schema, trail: &Trail<'_>, target: &[u8], mut found: R
             found = resolve(item, &child, target, found);
         }
         // A bare weight is a parameter, which target names do not mean.
-        Node::Layer { family: super::Family::Parameter, .. } => {}
-        Node::Layer { adaptable, .. } => {
+        Node::Layer { family: Family::Parameter, .. } => {}
+        Node::Layer { family, adaptable } => {
             if matches_suffix(trail, target) {
                 if adaptable {
                     found.adaptable += 1;
                 } else {
-                    found.plain = Some(schema.name);
+                    found.plain = Some(LayerKind::new(schema.name, family));
                 }
             }
         }
@@ -167,7 +171,7 @@ const fn count_adaptable_linear(schema: &Schema) -> usize {
             count
         }
         Node::List(item) | Node::Map(item) => count_adaptable_linear(item),
-        Node::Layer { family: super::Family::Linear, adaptable: true } => 1,
+        Node::Layer { family: Family::Linear, adaptable: true } => 1,
         Node::Unknown => 1,
         Node::Layer { .. } | Node::Parameter | Node::Settings => 0,
     }
@@ -195,7 +199,7 @@ const fn collect_nearest(schema: &Schema, trail: &Trail<'_>, target: &[u8], near
             let child = Trail { parent: Some(trail), name: b"*", wildcard: Wildcard::None };
             collect_nearest(item, &child, target, nearest);
         }
-        Node::Layer { family: super::Family::Parameter, .. } => {}
+        Node::Layer { family: Family::Parameter, .. } => {}
         Node::Layer { adaptable: true, .. } => {
             let mut name = Text::new();
             push_suffix(trail, count_segments(target), &mut name);
@@ -370,7 +374,8 @@ mod tests {
 
     #[test]
     fn plain_layers_and_modules_are_told_apart() {
-        assert_eq!(MODEL.resolve("gate"), Resolution { adaptable: 0, plain: Some("Linear"), module: None });
+        let plain = Some(LayerKind::new("Linear", Family::Linear));
+        assert_eq!(MODEL.resolve("gate"), Resolution { adaptable: 0, plain, module: None });
         assert_eq!(MODEL.resolve("attn").module, Some("Attention"));
     }
 

@@ -29,7 +29,7 @@ pub struct TrainingState {
     pub schedule: Schedule,
     /// The adapters that train.
     pub adapters: Vec<String>,
-    /// How many dropout masks each layer has drawn, by `adapter/layer`.
+    /// How many dropout masks each layer has drawn, by `adapter/layer`; dropout of the model's own by `/layer`.
     pub dropout: BTreeMap<String, u64>,
     /// What the caller keeps with the run: the seed of the data's order, for example.
     #[serde(default)]
@@ -83,10 +83,16 @@ fn key(adapter: &str, path: &crate::ModulePath) -> String {
     format!("{adapter}/{path}")
 }
 
-/// How many masks each adapter has drawn on each layer.
+/// The name that stands for the model itself, which no adapter can have.
+const BASE: &str = "";
+
+/// How many masks each adapter has drawn on each layer, and each dropout of the model's own.
 pub(super) fn dropout_positions<M: Injectable + ?Sized>(model: &M) -> BTreeMap<String, u64> {
     let mut positions = BTreeMap::new();
     for (path, leaf) in leaves(model) {
+        if let Some(dropout) = leaf.dropout() {
+            positions.insert(key(BASE, &path), dropout.masks().position());
+        }
         for slot in leaf.stack().into_iter().flat_map(AdapterStack::slots) {
             positions.insert(key(&slot.name, &path), slot.dropout.position());
         }
@@ -97,6 +103,9 @@ pub(super) fn dropout_positions<M: Injectable + ?Sized>(model: &M) -> BTreeMap<S
 /// Lets every stream go on at its position; one that is not listed stays where it is.
 pub(super) fn set_dropout_positions<M: Injectable + ?Sized>(model: &M, positions: &BTreeMap<String, u64>) {
     for (path, leaf) in leaves(model) {
+        if let (Some(dropout), Some(position)) = (leaf.dropout(), positions.get(&key(BASE, &path))) {
+            dropout.masks().set_position(*position);
+        }
         for slot in leaf.stack().into_iter().flat_map(AdapterStack::slots) {
             if let Some(position) = positions.get(&key(&slot.name, &path)) {
                 slot.dropout.set_position(*position);

@@ -146,7 +146,6 @@ fn main() -> Result<()> {
     let steps = arguments.epochs * training.len().div_ceil(arguments.batch);
     say(model.inject_adapter(&*arguments.config(steps), "default")?.to_string());
     say(model.trainable_summary());
-    model.train();
 
     let data = Batches { reviews: &reviews, batch: arguments.batch, device: Device::Cpu };
     let before = data.accuracy(&model, &held_out)?;
@@ -160,7 +159,9 @@ fn main() -> Result<()> {
     let mut curves = Curves::new(before);
     for epoch in 0..arguments.epochs {
         let seed = arguments.seed + epoch as u64;
+        model.train();
         data.epoch(&model, &mut trainer, &training, &mut curves, seed)?;
+        model.eval();
         let accuracy = data.accuracy(&model, &held_out)?;
         curves.end_epoch(accuracy);
         say(format!("accuracy after epoch {}: {:.2}%", epoch + 1, 100.0 * accuracy));
