@@ -1,21 +1,35 @@
-//! BERT with made-up weights: half precision, and padding that nothing sees.
+//! BERT with made-up weights: half precision, padding that nothing sees, and dropout.
+
+use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 use candle_nn::{VarBuilder, VarMap};
 use peft_runtime::models::bert::{BertConfig, BertModel};
 use peft_runtime::prelude::*;
-use peft_tests::specimen::{distance, randomise};
+use peft_runtime::train::{AdamW, Schedule, Trainer};
+use peft_tests::specimen::{bits, distance, randomise};
+use peft_tests::training::files;
+
+/// The config of a tiny model with these settings besides.
+fn config(settings: &[(&str, f64)]) -> BertConfig {
+    let mut config = serde_json::json!({
+        "vocab_size": 11, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 12,
+        "max_position_embeddings": 7, "type_vocab_size": 2
+    });
+    for (key, value) in settings {
+        config[*key] = (*value).into();
+    }
+    serde_json::from_value(config).unwrap()
+}
+
+fn build(config: &BertConfig) -> candle_core::Result<BertModel> {
+    BertModel::new(config, VarBuilder::from_varmap(&VarMap::new(), DType::F32, &Device::Cpu))
+}
 
 /// The same model in several precisions.
 fn models() -> [BertModel; 3] {
-    let config: BertConfig = serde_json::from_value(serde_json::json!({
-        "vocab_size": 11, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 12,
-        "max_position_embeddings": 7, "type_vocab_size": 2
-    }))
-    .unwrap();
-    let varmap = VarMap::new();
-    let full = BertModel::new(&config, VarBuilder::from_varmap(&varmap, DType::F32, &Device::Cpu)).unwrap();
-    let state = full.base_state_dict();
+    let config = config(&[]);
+    let state = build(&config).unwrap().base_state_dict();
     [DType::F32, DType::BF16, DType::F16].map(|dtype| {
         let vb = VarBuilder::from_tensors(state.clone().into_iter().collect(), dtype, &Device::Cpu);
         BertModel::new(&config, vb).unwrap()
@@ -67,5 +81,126 @@ fn adapters_act_in_half_precision() {
         let with = model.forward(&ids(), None, Some(&mask())).unwrap();
         assert_eq!(with.dtype(), before.dtype());
         assert!(distance(&with, &before).unwrap() > 0.01);
+    }
+}
+
+#[test]
+fn the_tree_has_dropout_where_transformers_has_it() {
+    let rates = config(&[("hidden_dropout_prob", 0.2), ("attention_probs_dropout_prob", 0.0)]);
+    let expected = "\
+BertModel(
+  (embeddings): Embeddings(
+    (word_embeddings): Embedding(11, 8, padding_idx=0)
+    (position_embeddings): Embedding(7, 8)
+    (token_type_embeddings): Embedding(2, 8)
+    (LayerNorm): LayerNorm((8,), eps=1e-12, elementwise_affine=True, bias=True)
+    (dropout): Dropout(p=0.2, inplace=False)
+  )
+  (encoder): Encoder(
+    (layer): ModuleList(
+      (0-1): 2 x BertLayer(
+        (attention): Attention(
+          (self): SelfAttention(
+            (query): Linear(in_features=8, out_features=8, bias=True)
+            (key): Linear(in_features=8, out_features=8, bias=True)
+            (value): Linear(in_features=8, out_features=8, bias=True)
+            (dropout): Dropout(p=0.0, inplace=False)
+          )
+          (output): Output(
+            (dense): Linear(in_features=8, out_features=8, bias=True)
+            (LayerNorm): LayerNorm((8,), eps=1e-12, elementwise_affine=True, bias=True)
+            (dropout): Dropout(p=0.2, inplace=False)
+          )
+        )
+        (intermediate): Intermediate(
+          (dense): Linear(in_features=8, out_features=12, bias=True)
+        )
+        (output): Output(
+          (dense): Linear(in_features=12, out_features=8, bias=True)
+          (LayerNorm): LayerNorm((8,), eps=1e-12, elementwise_affine=True, bias=True)
+          (dropout): Dropout(p=0.2, inplace=False)
+        )
+      )
+    )
+  )
+)";
+    assert_eq!(build(&rates).unwrap().module_tree(), expected);
+    let default = build(&config(&[])).unwrap().module_tree();
+    assert_eq!(default.matches("Dropout(p=0.1, inplace=False)").count(), 4);
+}
+
+#[test]
+fn a_probability_of_dropout_that_is_none_is_named() {
+    for key in ["hidden_dropout_prob", "attention_probs_dropout_prob"] {
+        for value in [-0.1, 1.0, 7.0] {
+            let error = build(&config(&[(key, value)])).unwrap_err().to_string();
+            assert!(error.contains(&format!("`{key}` is {value}; ")), "{error}");
+        }
+    }
+}
+
+fn output(model: &BertModel) -> Vec<u64> {
+    bits(&model.forward(&ids(), None, Some(&mask())).unwrap()).unwrap()
+}
+
+#[test]
+fn each_kind_of_dropout_acts_in_training_mode_alone() {
+    for (hidden, attention) in [(0.5, 0.0), (0.0, 0.5), (0.0, 0.0)] {
+        let rates = config(&[("hidden_dropout_prob", hidden), ("attention_probs_dropout_prob", attention)]);
+        let mut model = build(&rates).unwrap();
+        let start = output(&model);
+        assert_eq!(output(&model), start, "a fresh model is in evaluation mode");
+        model.train();
+        let (first, second) = (output(&model), output(&model));
+        let drops = hidden + attention > 0.0;
+        let other = [first != start, second != start, first != second];
+        assert_eq!(other, [drops; 3], "{hidden} and {attention}");
+        model.eval();
+        assert_eq!(output(&model), start);
+    }
+}
+
+#[test]
+fn dropout_in_half_precision_is_near_that_in_full_precision() {
+    let mut models = models();
+    models.iter_mut().for_each(PeftModel::train);
+    let run = |model: &BertModel| model.forward(&ids(), None, Some(&mask())).unwrap();
+    // The masks are those of the places, whatever the precision.
+    let [full, others @ ..] = models.each_ref().map(run);
+    for hidden in others {
+        let far = distance(&hidden, &full).unwrap();
+        assert!(far < 0.3, "{:?}: off by {far}", hidden.dtype());
+    }
+}
+
+/// Goes on with the run in `folder`, or starts it, until it has come to `steps` steps.
+fn run(base: &BertModel, folder: &Path, steps: u64) -> peft_runtime::Result<()> {
+    let mut model = base.clone();
+    model.inject_adapter(&LoraConfig::new(2, 4.0).with_seed(7), "default")?;
+    model.train();
+    let trainer = Trainer::new(&model, AdamW::for_model(&model, 0.05)?, Schedule::constant())?;
+    let mut trainer = trainer.with_checkpoints(folder, 1);
+    trainer.resume(&model)?;
+    while trainer.steps() < steps {
+        let hidden = model.forward(&ids(), None, Some(&mask()))?;
+        trainer.step(&model, &hidden.narrow(2, 0, 3)?.sqr()?.mean_all()?)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_run_that_goes_on_drops_what_it_would_have_dropped() {
+    let base = build(&config(&[])).unwrap();
+    let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    run(&base, whole.path(), 4).unwrap();
+    for steps in [1, 4] {
+        run(&base, parts.path(), steps).unwrap();
+    }
+    let [whole, parts] = [whole, parts].map(|folder| files(&folder.path().join("step-4")).unwrap());
+    assert!(whole == parts, "the same bytes");
+    let (_, state) = whole.iter().find(|(name, _)| name == "training.json").unwrap();
+    let state: serde_json::Value = serde_json::from_slice(state).unwrap();
+    for path in ["embeddings", "encoder.layer.1.attention.self", "encoder.layer.0.attention.output"] {
+        assert_eq!(state["dropout"][format!("/{path}.dropout")], 4, "{path}");
     }
 }

@@ -99,13 +99,35 @@ fn as_schema_has_them(paths: impl Iterator<Item = String>, schema: &[String]) ->
         .collect()
 }
 
-/// The paths of all layers with parameters, read off the keys of the base model's state dict.
+/// The paths of all layers: of those with parameters, read off the keys of the base model's state dict, and of those that are
+/// printed, which have none.
 fn visited<M: Injectable>(model: &M) -> Vec<String> {
     let bare = |key: String| match key.rsplit_once('.') {
         Some((path, "weight" | "bias")) => path.to_owned(),
         _ => key,
     };
-    model.base_state_dict().into_keys().map(bare).collect()
+    let mut paths: Vec<String> = model.base_state_dict().into_keys().map(bare).collect();
+    paths.extend(printed(&model.module_tree()));
+    paths
+}
+
+/// The paths of the layers in a module tree. Blocks that are folded count as one.
+fn printed(tree: &str) -> Vec<String> {
+    let mut paths = Vec::new();
+    let mut open: Vec<&str> = Vec::new();
+    for line in tree.lines() {
+        let text = line.trim_start();
+        let Some((name, rest)) = text.strip_prefix('(').and_then(|text| text.split_once("): ")) else {
+            continue;
+        };
+        // The model's own fields stand two spaces from the margin.
+        open.truncate((line.len() - text.len()) / 2 - 1);
+        open.push(name);
+        if !rest.ends_with('(') {
+            paths.push(open.join("."));
+        }
+    }
+    paths
 }
 
 fn schema_is_what_is_visited<M: Injectable>(model: &M, absent: &[&str]) {

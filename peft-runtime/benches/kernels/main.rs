@@ -5,6 +5,7 @@
 //! runs the benchmarks that have it in theirs: `cargo bench -p peft-runtime --bench kernels -- attention`.
 
 mod attention;
+mod dropout;
 mod gated;
 mod linear;
 mod loss;
