@@ -213,6 +213,7 @@ impl<'a> Planner<'a> {
                 Item::Open { .. } | Item::Close | Item::Leaf { .. } => {}
             }
         }
+        any
     }
 
     /// Names in a list of targets that are the end of no path.

@@ -9,7 +9,7 @@ use std::cmp::Reverse;
 use std::ops::Range;
 
 use candle_core::Result;
-use candle_core::utils::get_num_threads;
+use rayon::current_num_threads;
 use rayon::prelude::*;
 
 use super::cpu::dequantize::QuantizedMatrix;
@@ -49,7 +49,7 @@ pub(super) fn multiply_transposed<T: Real>(
     for_each(tiles(y, (rows, out_features), steps)?, |tile, scratch| {
         let dense = scratch.dense(weight, tile.columns(), 0..in_features)?;
         let x = x.block(tile.rows(), 0..in_features)?;
-        tile.matmul(write, x, dense.transposed())
+        tile.matmul(write, 1.0, x, dense.transposed())
     })
 }
 
@@ -63,7 +63,7 @@ pub(super) fn product<T: Real>(x: &[T], rows: usize, weight: &QuantizedMatrix<'_
         for start in (0..out_features).step_by(DEPTH) {
             let depth = start..out_features.min(start + DEPTH);
             let dense = scratch.dense(weight, depth.clone(), tile.columns())?;
-            tile.matmul(Write::Add, x.block(tile.rows(), depth)?, dense)?;
+            tile.matmul(Write::Add, 1.0, x.block(tile.rows(), depth)?, dense)?;
         }
         Ok(())
     })?;
@@ -72,7 +72,7 @@ pub(super) fn product<T: Real>(x: &[T], rows: usize, weight: &QuantizedMatrix<'_
 
 /// How far apart the tiles of a result start, in rows and in columns. A tile has at most `limit` columns, or `unit`.
 fn steps(rows: usize, columns: usize, unit: usize, limit: usize) -> (usize, usize) {
-    let threads = get_num_threads();
+    let threads = current_num_threads();
     let step = balanced_step(columns, unit, limit, threads);
     // Where the columns do not keep all threads busy, rows are shared as well; then a tile is made dense more than once.
     let parts = threads / columns.div_ceil(step).max(1);
@@ -129,7 +129,7 @@ fn for_each<'a, T: Real>(
         SCRATCH.set(scratch.values);
         done
     };
-    if tiles.len() <= 1 || get_num_threads() == 1 {
+    if tiles.len() <= 1 || current_num_threads() == 1 {
         return tiles.into_iter().try_for_each(run);
     }
     tiles.into_par_iter().try_for_each(run)

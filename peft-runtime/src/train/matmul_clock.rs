@@ -1,6 +1,6 @@
 //! How much of a run's time goes into matrix products.
 
-use candle_core::utils::get_num_threads;
+use rayon::current_num_threads;
 
 use crate::ops::cpu::clock;
 
@@ -36,6 +36,6 @@ impl MatmulClock {
     /// The seconds since then in which products ran: the time of all threads, divided by the number of threads.
     pub fn seconds(&self) -> f64 {
         let nanoseconds = clock::nanoseconds() - self.start;
-        nanoseconds as f64 / 1e9 / get_num_threads() as f64
+        nanoseconds as f64 / 1e9 / current_num_threads() as f64
     }
 }

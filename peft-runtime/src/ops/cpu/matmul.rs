@@ -2,10 +2,23 @@
 
 use std::ops::Range;
 
-use candle_core::{Layout, Result, WithDType, bail};
+use candle_core::{DType, Layout, Result, WithDType, bail};
 use gemm::Parallelism;
+use rayon::current_num_threads;
+use rayon::prelude::*;
 
 use super::clock::timed;
+use super::gemm::{self as panels, Destination};
+use super::tile::tiles;
+
+/// Products of fewer multiplications than this take less time than waking another thread.
+const SHARED: usize = 1 << 18;
+
+/// Columns are shared among threads in multiples of this: a vector of the processor, or several.
+const COLUMNS: usize = 16;
+
+/// Rows in multiples of this.
+const ROWS: usize = 32;
 
 /// A matrix of any strides over a slice.
 #[derive(Clone, Copy, Debug)]
@@ -15,6 +28,19 @@ pub(crate) struct Matrix<'a, T> {
     columns: usize,
     row_stride: usize,
     column_stride: usize,
+}
+
+impl<'a, T: WithDType> Matrix<'a, T> {
+    /// The same matrix, if its elements are f32.
+    fn as_f32(self) -> Option<Matrix<'a, f32>> {
+        if T::DTYPE != DType::F32 {
+            return None;
+        }
+        // SAFETY: f32 is the one type of this dtype, so the slice is one of f32 already.
+        let data = unsafe { std::slice::from_raw_parts(self.data.as_ptr().cast::<f32>(), self.data.len()) };
+        let Self { rows, columns, row_stride, column_stride, .. } = self;
+        Some(Matrix { data, rows, columns, row_stride, column_stride })
+    }
 }
 
 impl<'a, T> Matrix<'a, T> {
@@ -50,6 +76,16 @@ impl<'a, T> Matrix<'a, T> {
 
     pub(crate) fn columns(&self) -> usize {
         self.columns
+    }
+
+    /// How far apart rows and columns are.
+    pub(super) fn strides(&self) -> (usize, usize) {
+        (self.row_stride, self.column_stride)
+    }
+
+    /// The slice that the matrix is a view of; it begins with the first element.
+    pub(super) fn data(&self) -> &'a [T] {
+        self.data
     }
 
     /// Some of the rows and columns.
@@ -105,11 +141,26 @@ pub(crate) fn matmul_into<T: WithDType>(
     if rows * columns * inner == 0 {
         return Ok(());
     }
-    let threads = candle_core::utils::get_num_threads();
+    let threads = if rows * columns * inner < SHARED { 1 } else { current_num_threads() };
+    if threads > 1 && panel_factors(lhs, rhs).is_some() {
+        let steps = steps(rows, columns, threads);
+        return tiles(destination, (rows, columns), steps)?.into_par_iter().try_for_each(|mut tile| {
+            let (lhs, rhs) = (lhs.block(tile.rows(), 0..inner)?, rhs.block(0..inner, tile.columns())?);
+            tile.matmul(write, scale, lhs, rhs)
+        });
+    }
     let parallelism = if threads > 1 { Parallelism::Rayon(threads) } else { Parallelism::None };
     // SAFETY: the destination holds exactly `rows * columns` elements, and it is borrowed mutably.
     unsafe { multiply(destination.as_mut_ptr(), columns, write, scale, lhs, rhs, parallelism) };
     Ok(())
+}
+
+/// How far apart the tiles of a result start, in rows and in columns, so that each thread has one: columns are shared first,
+/// because then nobody packs what another has packed.
+fn steps(rows: usize, columns: usize, threads: usize) -> (usize, usize) {
+    let column_step = columns.div_ceil(threads).next_multiple_of(COLUMNS);
+    let row_parts = threads / columns.div_ceil(column_step);
+    (rows.div_ceil(row_parts.max(1)).next_multiple_of(ROWS), column_step)
 }
 
 /// The same on the calling thread alone, for callers that run on all threads already. The rows of the destination start
@@ -137,6 +188,15 @@ pub(super) fn matmul_serial<T: WithDType>(
     Ok(())
 }
 
+/// The matrices as matrices of f32, if they are, and panels of the right one are worth packing.
+fn panel_factors<'a, T: WithDType>(
+    lhs: Matrix<'a, T>,
+    rhs: Matrix<'a, T>,
+) -> Option<(Matrix<'a, f32>, Matrix<'a, f32>)> {
+    let (lhs, rhs) = (lhs.as_f32()?, rhs.as_f32()?);
+    panels::takes(lhs, rhs).then_some((lhs, rhs))
+}
+
 /// The same into rows that are `row_stride` elements apart, for factors that fit; an empty inner dimension makes a
 /// product of zeros.
 ///
@@ -152,6 +212,14 @@ pub(super) unsafe fn multiply<T: WithDType>(
     rhs: Matrix<'_, T>,
     parallelism: Parallelism,
 ) {
+    if matches!(parallelism, Parallelism::None)
+        && lhs.columns > 0
+        && let Some((lhs, rhs)) = panel_factors(lhs, rhs)
+    {
+        let destination = Destination { start: destination.cast(), row_stride, write, scale: scale as f32 };
+        // SAFETY: the caller vouches for the destination; its elements are f32, as those of the factors.
+        return timed(1, || unsafe { panels::multiply(destination, lhs, rhs) });
+    }
     let threads = match parallelism {
         Parallelism::None => 1,
         Parallelism::Rayon(threads) => threads,

@@ -7,6 +7,7 @@ mod dispatch;
 pub(crate) mod dropout;
 mod exp;
 pub(crate) mod gated;
+mod gemm;
 pub(crate) mod matmul;
 pub(crate) mod norm;
 pub(crate) mod real;

@@ -60,8 +60,14 @@ impl<T> Tile<'_, T> {
 }
 
 impl<T: WithDType> Tile<'_, T> {
-    /// `tile (+)= lhs · rhs` on the calling thread alone. `T` is f32 or f64.
-    pub(crate) fn matmul(&mut self, write: Write, lhs: Matrix<'_, T>, rhs: Matrix<'_, T>) -> Result<()> {
+    /// `tile (+)= scale · lhs · rhs` on the calling thread alone. `T` is f32 or f64.
+    pub(crate) fn matmul(
+        &mut self,
+        write: Write,
+        scale: f64,
+        lhs: Matrix<'_, T>,
+        rhs: Matrix<'_, T>,
+    ) -> Result<()> {
         let shape = (self.rows.len(), self.columns.len());
         if (lhs.rows(), rhs.columns()) != shape || lhs.columns() != rhs.rows() {
             bail!(
@@ -74,7 +80,7 @@ impl<T: WithDType> Tile<'_, T> {
         }
         // SAFETY: `tiles` made the tile from rows and columns of a matrix that is borrowed mutably, `row_stride` elements
         // a row, no two tiles share an element, and the shape was checked above.
-        unsafe { multiply(self.start, self.row_stride, write, 1.0, lhs, rhs, Parallelism::None) };
+        unsafe { multiply(self.start, self.row_stride, write, scale, lhs, rhs, Parallelism::None) };
         Ok(())
     }
 }
@@ -92,7 +98,7 @@ mod tests {
                 let ones = [1f32; 7];
                 let lhs = Matrix::contiguous(&ones, tile.rows().len(), 1).unwrap();
                 let rhs = Matrix::contiguous(&ones, 1, tile.columns().len()).unwrap();
-                tile.matmul(Write::Add, lhs, rhs).unwrap();
+                tile.matmul(Write::Add, 1.0, lhs, rhs).unwrap();
             }
             assert_eq!(matrix, [1.0; 35], "{steps:?}");
         }
@@ -103,9 +109,9 @@ mod tests {
         let (mut matrix, ones) = ([0f32; 6], [1f32; 6]);
         let mut tiles = tiles(&mut matrix, (2, 3), (2, 3)).unwrap();
         let factor = |rows, columns| Matrix::contiguous(&ones, rows, columns).unwrap();
-        assert!(tiles[0].matmul(Write::Add, factor(2, 1), factor(1, 2)).is_err());
-        assert!(tiles[0].matmul(Write::Add, factor(1, 1), factor(1, 3)).is_err());
-        assert!(tiles[0].matmul(Write::Add, factor(2, 1), factor(2, 3)).is_err());
+        assert!(tiles[0].matmul(Write::Add, 1.0, factor(2, 1), factor(1, 2)).is_err());
+        assert!(tiles[0].matmul(Write::Add, 1.0, factor(1, 1), factor(1, 3)).is_err());
+        assert!(tiles[0].matmul(Write::Add, 1.0, factor(2, 1), factor(2, 3)).is_err());
     }
 
     #[test]
@@ -117,7 +123,7 @@ mod tests {
             for mut tile in tiles(&mut product, (6, 9), (4, 5)).unwrap() {
                 let lhs = Matrix::contiguous(&lhs, 6, 4).unwrap().block(tile.rows(), 0..4).unwrap();
                 let rhs = Matrix::contiguous(&rhs, 4, 9).unwrap().block(0..4, tile.columns()).unwrap();
-                scope.spawn(move || tile.matmul(Write::Replace, lhs, rhs).unwrap());
+                scope.spawn(move || tile.matmul(Write::Replace, 1.0, lhs, rhs).unwrap());
             }
         });
         for (place, value) in product.iter().enumerate() {
@@ -131,9 +137,9 @@ mod tests {
     fn an_empty_inner_dimension_gives_zeros_or_leaves_what_is_there() {
         let mut matrix = [7f32; 4];
         let (lhs, rhs) = (Matrix::contiguous(&[], 2, 0).unwrap(), Matrix::contiguous(&[], 0, 2).unwrap());
-        tiles(&mut matrix, (2, 2), (2, 2)).unwrap()[0].matmul(Write::Add, lhs, rhs).unwrap();
+        tiles(&mut matrix, (2, 2), (2, 2)).unwrap()[0].matmul(Write::Add, 1.0, lhs, rhs).unwrap();
         assert_eq!(matrix, [7.0; 4]);
-        tiles(&mut matrix, (2, 2), (2, 2)).unwrap()[0].matmul(Write::Replace, lhs, rhs).unwrap();
+        tiles(&mut matrix, (2, 2), (2, 2)).unwrap()[0].matmul(Write::Replace, 1.0, lhs, rhs).unwrap();
         assert_eq!(matrix, [0.0; 4]);
     }
 
