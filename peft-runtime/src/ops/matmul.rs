@@ -12,8 +12,10 @@ pub(crate) fn product(lhs: &Tensor, rhs: &Tensor, scale: f64) -> Result<Tensor> 
         return product(&lhs.to_dtype(DType::F32)?, &rhs.to_dtype(DType::F32)?, scale)?.to_dtype(lhs.dtype());
     }
     if lhs.device().is_cpu() {
+        // Zeros of this size come from the system as they are; the product is the first to touch them.
         let zeros = Tensor::zeros((lhs.dim(0)?, rhs.dim(1)?), lhs.dtype(), lhs.device())?;
-        return add_product(zeros, lhs, rhs, scale);
+        zeros.inplace_op3(lhs, rhs, &IntoTensor { write: Write::Replace, scale })?;
+        return Ok(zeros);
     }
     scaled(lhs.matmul(rhs)?, scale)
 }
@@ -21,7 +23,7 @@ pub(crate) fn product(lhs: &Tensor, rhs: &Tensor, scale: f64) -> Result<Tensor> 
 /// `sum + scale · lhs · rhs`; on the CPU without a temporary. `sum` must be nobody else's.
 pub(crate) fn add_product(sum: Tensor, lhs: &Tensor, rhs: &Tensor, scale: f64) -> Result<Tensor> {
     if lhs.device().is_cpu() && !is_half_on_cpu(lhs) {
-        sum.inplace_op3(lhs, rhs, &AddProduct { scale })?;
+        sum.inplace_op3(lhs, rhs, &IntoTensor { write: Write::Add, scale })?;
         return Ok(sum);
     }
     sum + product(lhs, rhs, scale)?
@@ -31,50 +33,57 @@ fn scaled(tensor: Tensor, scale: f64) -> Result<Tensor> {
     if scale == 1.0 { Ok(tensor) } else { tensor * scale }
 }
 
-struct AddProduct {
+/// A product that meets what a tensor holds.
+struct IntoTensor {
+    write: Write,
     scale: f64,
 }
 
-impl InplaceOp3 for AddProduct {
+impl InplaceOp3 for IntoTensor {
     fn name(&self) -> &'static str {
-        "add-product"
+        "product-into-tensor"
     }
 
     fn cpu_fwd(
         &self,
-        sum: &mut CpuStorage,
-        sum_layout: &Layout,
+        destination: &mut CpuStorage,
+        layout: &Layout,
         lhs: &CpuStorage,
         lhs_layout: &Layout,
         rhs: &CpuStorage,
         rhs_layout: &Layout,
     ) -> Result<()> {
-        let Some((start, end)) = sum_layout.contiguous_offsets() else {
-            bail!("the sum of a product must be contiguous")
+        let Some((start, end)) = layout.contiguous_offsets() else {
+            bail!("the destination of a product must be contiguous")
         };
-        match (sum, lhs, rhs) {
-            (CpuStorage::F32(sum), CpuStorage::F32(lhs), CpuStorage::F32(rhs)) => {
+        match (destination, lhs, rhs) {
+            (CpuStorage::F32(destination), CpuStorage::F32(lhs), CpuStorage::F32(rhs)) => {
                 let lhs = Matrix::from_layout(lhs, lhs_layout)?;
                 matmul_into(
-                    &mut sum[start..end],
-                    Write::Add,
+                    &mut destination[start..end],
+                    self.write,
                     self.scale,
                     lhs,
                     Matrix::from_layout(rhs, rhs_layout)?,
                 )
             }
-            (CpuStorage::F64(sum), CpuStorage::F64(lhs), CpuStorage::F64(rhs)) => {
+            (CpuStorage::F64(destination), CpuStorage::F64(lhs), CpuStorage::F64(rhs)) => {
                 let lhs = Matrix::from_layout(lhs, lhs_layout)?;
                 matmul_into(
-                    &mut sum[start..end],
-                    Write::Add,
+                    &mut destination[start..end],
+                    self.write,
                     self.scale,
                     lhs,
                     Matrix::from_layout(rhs, rhs_layout)?,
                 )
             }
-            (sum, lhs, rhs) => {
-                bail!("cannot add a product of {:?} and {:?} to {:?}", lhs.dtype(), rhs.dtype(), sum.dtype())
+            (destination, lhs, rhs) => {
+                bail!(
+                    "cannot write a product of {:?} and {:?} into {:?}",
+                    lhs.dtype(),
+                    rhs.dtype(),
+                    destination.dtype()
+                )
             }
         }
     }
