@@ -19,8 +19,19 @@ use crate::ops::elements::Elements;
 use crate::ops::is_half_on_cpu;
 use crate::ops::linear::{contiguous_slice, linear};
 
-/// The most bytes that the logits take at a time, unless sixteen rows are more.
-const LOGITS_BYTES: usize = 32 << 20;
+/// The bytes that the logits should take at a time. They come on top of all that the model keeps for the backward pass, and
+/// are the peak of a training step if they are many.
+const LOGITS_BYTES: usize = 8 << 20;
+
+/// Fewer rows at a time would read the weight too often: each part of the rows reads all of it twice. It is as many rows as
+/// a product needs for its arithmetic to take longer than reading the weight.
+const ENOUGH_ROWS: usize = 64;
+
+/// More rows at a time are no faster.
+const MOST_ROWS: usize = 256;
+
+/// The most bytes that the logits of [`ENOUGH_ROWS`] may take with a large vocabulary, unless sixteen rows are more.
+const MOST_LOGITS_BYTES: usize = 32 << 20;
 
 /// The mean over all rows of −ln softmax(hidden·Wᵀ) at the target: a scalar. It never holds the logits of all rows.
 ///
@@ -77,7 +88,9 @@ pub fn linear_cross_entropy(
 
 /// How many rows of logits are formed at a time.
 fn rows_at_a_time(vocabulary: usize, element_bytes: usize) -> usize {
-    (LOGITS_BYTES / (vocabulary * element_bytes).max(1)).clamp(16, 256)
+    let row = (vocabulary * element_bytes).max(1);
+    let rows = (LOGITS_BYTES / row).clamp(ENOUGH_ROWS, MOST_ROWS);
+    rows.min((MOST_LOGITS_BYTES / row).max(16))
 }
 
 /// The op on the CPU.
@@ -300,7 +313,9 @@ mod tests {
     #[test]
     fn the_logits_at_a_time_are_bounded() {
         assert_eq!(rows_at_a_time(100, 4), 256);
-        assert_eq!(rows_at_a_time(49_152, 4), 170);
+        assert_eq!(rows_at_a_time(16_384, 4), 128);
+        assert_eq!(rows_at_a_time(49_152, 4), 64);
+        assert_eq!(rows_at_a_time(262_144, 4), 32);
         assert_eq!(rows_at_a_time(1 << 20, 8), 16);
     }
 }
