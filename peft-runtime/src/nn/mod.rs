@@ -41,6 +41,7 @@ pub use crate::ops::dropout::DropoutMask;
 pub use crate::ops::gated::{geglu, gelu, gelu_erf, swiglu};
 pub use crate::ops::linear::linear as linear_forward;
 pub use crate::ops::rotary::rotary;
+pub use crate::ops::rotary_attention::rotary_attention;
 pub use checkpoint::checkpointed;
 pub use transposed::{transposed_linear, transposed_linear_no_bias};
 

@@ -47,16 +47,15 @@ pub struct AttentionOptions<'a> {
 /// # Errors
 /// If the shapes do not fit, or the tensors do not hold floats of one dtype.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, options: &AttentionOptions<'_>) -> Result<Tensor> {
-    let sizes = sizes(q, k, v, options)?;
-    let mask = options.mask.map(|mask| attended(mask, &sizes)).transpose()?;
-    if !q.device().is_cpu() {
-        return composed(q, k, v, &sizes, mask.as_deref(), options.dropout);
-    }
     if is_half_on_cpu(q) {
         let wide = |tensor: &Tensor| tensor.to_dtype(DType::F32);
         return attention(&wide(q)?, &wide(k)?, &wide(v)?, options)?.to_dtype(q.dtype());
     }
-    q.apply_op3(k, v, FusedAttention { sizes, mask, dropout: options.dropout, log_sums: OnceLock::new() })
+    let op = FusedAttention::new(q, k, v, options)?;
+    if !q.device().is_cpu() {
+        return composed(q, k, v, &op.sizes, op.mask.as_deref(), op.dropout);
+    }
+    q.apply_op3(k, v, op)
 }
 
 fn sizes(q: &Tensor, k: &Tensor, v: &Tensor, options: &AttentionOptions<'_>) -> Result<Sizes> {
@@ -88,7 +87,7 @@ fn attended(mask: &Tensor, sizes: &Sizes) -> Result<Vec<bool>> {
 }
 
 /// The op on the CPU.
-struct FusedAttention {
+pub(super) struct FusedAttention {
     sizes: Sizes,
     mask: Option<Vec<bool>>,
     dropout: Option<DropoutMask>,
@@ -97,12 +96,24 @@ struct FusedAttention {
 }
 
 impl FusedAttention {
+    /// The op for tensors of these shapes.
+    pub(super) fn new(q: &Tensor, k: &Tensor, v: &Tensor, options: &AttentionOptions<'_>) -> Result<Self> {
+        let sizes = sizes(q, k, v, options)?;
+        let mask = options.mask.map(|mask| attended(mask, &sizes)).transpose()?;
+        Ok(Self { sizes, mask, dropout: options.dropout, log_sums: OnceLock::new() })
+    }
+
     fn bias<T: Real>(&self) -> Option<Vec<T>> {
         let bias = |attends: &bool| if *attends { T::ZERO } else { T::NEG_INFINITY };
         self.mask.as_ref().map(|mask| mask.iter().map(bias).collect())
     }
 
-    fn forward<T: Real>(&self, q: Heads<'_, T>, k: Heads<'_, T>, v: Heads<'_, T>) -> Result<Vec<T>> {
+    pub(super) fn forward<T: Real>(
+        &self,
+        q: Heads<'_, T>,
+        k: Heads<'_, T>,
+        v: Heads<'_, T>,
+    ) -> Result<Vec<T>> {
         let Sizes { batch, length, heads, .. } = self.sizes;
         let (bias, dropout) = (self.bias::<T>(), self.dropout);
         let attention = Attention { sizes: self.sizes, q, k, v, bias: bias.as_deref(), dropout };
@@ -112,13 +123,14 @@ impl FusedAttention {
         Ok(y)
     }
 
-    /// The gradients of queries, keys and values, of those that are part of a graph.
-    fn gradients<T: Real>(
+    /// The gradients of queries, keys and values, of those that are wanted, each in the order of its dimensions.
+    pub(super) fn gradients<T: Real>(
         &self,
         inputs: [&Tensor; 3],
+        wanted: [bool; 3],
         y: &Tensor,
         grad: &Tensor,
-    ) -> Result<[Option<Tensor>; 3]> {
+    ) -> Result<[Option<Vec<T>>; 3]> {
         let Some(log_sums) = self.log_sums.get() else {
             bail!("the backward pass of an attention came before its forward pass")
         };
@@ -135,14 +147,31 @@ impl FusedAttention {
             y: others[0].as_slice()?,
             dy: others[1].as_slice()?,
             log_sums: others[2].as_slice()?,
-            wanted: inputs.map(Tensor::track_op),
+            wanted,
         };
-        let mut found = [None, None, None];
-        for ((found, values), input) in found.iter_mut().zip(backward.run()?).zip(inputs) {
-            *found = values.map(|values| Tensor::from_vec(values, input.dims(), &Device::Cpu)).transpose()?;
-        }
-        Ok(found)
+        backward.run()
     }
+
+    fn tracked_gradients<T: Real>(
+        &self,
+        inputs: [&Tensor; 3],
+        y: &Tensor,
+        grad: &Tensor,
+    ) -> Result<[Option<Tensor>; 3]> {
+        in_tensors(self.gradients::<T>(inputs, inputs.map(Tensor::track_op), y, grad)?, inputs)
+    }
+}
+
+/// Gradients in the shapes of the inputs.
+pub(super) fn in_tensors<T: Real>(
+    gradients: [Option<Vec<T>>; 3],
+    inputs: [&Tensor; 3],
+) -> Result<[Option<Tensor>; 3]> {
+    let mut found = [None, None, None];
+    for ((found, values), input) in found.iter_mut().zip(gradients).zip(inputs) {
+        *found = values.map(|values| Tensor::from_vec(values, input.dims(), &Device::Cpu)).transpose()?;
+    }
+    Ok(found)
 }
 
 impl CustomOp3 for FusedAttention {
@@ -191,8 +220,8 @@ impl CustomOp3 for FusedAttention {
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let [dq, dk, dv] = match q.dtype() {
-            DType::F64 => self.gradients::<f64>([q, k, v], y, grad)?,
-            _ => self.gradients::<f32>([q, k, v], y, grad)?,
+            DType::F64 => self.tracked_gradients::<f64>([q, k, v], y, grad)?,
+            _ => self.tracked_gradients::<f32>([q, k, v], y, grad)?,
         };
         Ok((dq, dk, dv))
     }

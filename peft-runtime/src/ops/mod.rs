@@ -30,6 +30,7 @@ mod quantized_matmul;
 pub(crate) mod random;
 mod replay;
 pub(crate) mod rotary;
+pub(crate) mod rotary_attention;
 pub(crate) mod scale;
 pub(crate) mod task_vectors;
 

@@ -31,31 +31,43 @@ use super::linear::contiguous_slice;
 /// # Errors
 /// If the shapes do not fit, or `x` does not hold floats.
 pub fn rotary(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
-    let (_, length, _, size) = x.dims4()?;
-    let expected = [length, size / 2];
-    if size == 0 || !size.is_multiple_of(2) || cos.dims() != expected || sin.dims() != expected {
-        bail!(
-            "cosines of shape {:?} and sines of shape {:?} do not fit an input of shape {:?}, expected \
-             [length, head_dim / 2]",
-            cos.dims(),
-            sin.dims(),
-            x.dims()
-        )
-    }
     if is_half_on_cpu(x) {
         return rotary(&x.to_dtype(DType::F32)?, cos, sin)?.to_dtype(x.dtype());
     }
-    let angles = |tensor: &Tensor| tensor.detach().to_dtype(x.dtype())?.contiguous();
-    let op = Rotary { cos: angles(cos)?, sin: angles(sin)? };
+    let op = Rotary::new(x, cos, sin)?;
     if x.device().is_cpu() { x.contiguous()?.apply_op1(op) } else { op.composed(x) }
 }
 
-struct Rotary {
+/// The rotation by constant angles, in the dtype of what is rotated.
+pub(super) struct Rotary {
     cos: Tensor,
     sin: Tensor,
 }
 
 impl Rotary {
+    /// The rotation of tensors with the length and dtype of `x`.
+    pub(super) fn new(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Self> {
+        Self::check(x, cos, sin)?;
+        let angles = |tensor: &Tensor| tensor.detach().to_dtype(x.dtype())?.contiguous();
+        Ok(Self { cos: angles(cos)?, sin: angles(sin)? })
+    }
+
+    /// An error if there is not one angle for each position and pair of `x`.
+    pub(super) fn check(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<()> {
+        let (_, length, _, size) = x.dims4()?;
+        let expected = [length, size / 2];
+        if size == 0 || !size.is_multiple_of(2) || cos.dims() != expected || sin.dims() != expected {
+            bail!(
+                "cosines of shape {:?} and sines of shape {:?} do not fit an input of shape {:?}, expected \
+                 [length, head_dim / 2]",
+                cos.dims(),
+                sin.dims(),
+                x.dims()
+            )
+        }
+        Ok(())
+    }
+
     /// The same of candle's own differentiable ops.
     fn composed(&self, x: &Tensor) -> Result<Tensor> {
         let (batch, length, heads, size) = x.dims4()?;
@@ -70,25 +82,51 @@ impl Rotary {
         Tensor::cat(&[y_first, y_second], 3)
     }
 
-    /// The rotation (`direction` 1) or the rotation back (−1) of elements in order.
-    fn rotated<T: Real>(&self, x: &[T], dims: &[usize], direction: f64) -> Result<Vec<T>> {
-        let &[_, length, heads, size] = dims else { bail!("an input of shape {dims:?} has no heads") };
-        let (cos, sin) = (Elements::of(&self.cos), Elements::of(&self.sin));
-        let (cos, sin) = (cos.as_slice::<T>()?, sin.as_slice::<T>()?);
-        let (half, row) = (size / 2, (heads * size).max(1));
+    /// The rotation (`direction` 1) or the rotation back (−1) of elements in order, `[batch, length, heads, head_dim]`.
+    pub(super) fn rotated<T: Real>(&self, x: &[T], dims: &[usize], direction: f64) -> Result<Vec<T>> {
         let mut y = vec![T::ZERO; x.len()];
-        y.par_chunks_mut(row).zip(x.par_chunks(row)).enumerate().for_each(|(index, (y, x))| {
-            let start = index % length * half;
-            rotate(y, x, &cos[start..][..half], &sin[start..][..half], T::of(direction));
-        });
+        let row = row_size(dims)?;
+        self.for_each_row(&mut y, dims, |index, y, cos, sin| {
+            y.copy_from_slice(&x[index * row..][..y.len()]);
+            rotate(y, cos, sin, T::of(direction));
+        })?;
         Ok(y)
     }
 
-    fn rotated_back<T: Real>(&self, grad: &Tensor) -> Result<Tensor> {
-        let elements = Elements::of(grad);
-        let dx = self.rotated(elements.as_slice::<T>()?, grad.dims(), -1.0)?;
-        Tensor::from_vec(dx, grad.dims(), &Device::Cpu)
+    /// The same of a contiguous tensor, outside of any graph.
+    pub(super) fn rotated_tensor<T: Real>(&self, x: &Tensor, direction: f64) -> Result<Tensor> {
+        let elements = Elements::of(x);
+        let y = self.rotated(elements.as_slice::<T>()?, x.dims(), direction)?;
+        Tensor::from_vec(y, x.dims(), &Device::Cpu)
     }
+
+    /// The rotation back, in place.
+    pub(super) fn rotate_back<T: Real>(&self, values: &mut [T], dims: &[usize]) -> Result<()> {
+        self.for_each_row(values, dims, |_, values, cos, sin| rotate(values, cos, sin, T::of(-1.0)))
+    }
+
+    /// Calls `f` for the heads of each token: their number, the elements, and cosines and sines of the position.
+    fn for_each_row<T: Real>(
+        &self,
+        values: &mut [T],
+        dims: &[usize],
+        f: impl Fn(usize, &mut [T], &[T], &[T]) + Sync,
+    ) -> Result<()> {
+        let (row, (length, half)) = (row_size(dims)?, self.cos.dims2()?);
+        let (cos, sin) = (Elements::of(&self.cos), Elements::of(&self.sin));
+        let (cos, sin) = (cos.as_slice::<T>()?, sin.as_slice::<T>()?);
+        values.par_chunks_mut(row).enumerate().for_each(|(index, values)| {
+            let start = index % length * half;
+            f(index, values, &cos[start..][..half], &sin[start..][..half]);
+        });
+        Ok(())
+    }
+}
+
+/// The number of elements of a token, with `dims` `[batch, length, heads, head_dim]`.
+fn row_size(dims: &[usize]) -> Result<usize> {
+    let &[_, _, heads, size] = dims else { bail!("an input of shape {dims:?} has no heads") };
+    Ok((heads * size).max(1))
 }
 
 impl CustomOp1 for Rotary {
@@ -112,8 +150,8 @@ impl CustomOp1 for Rotary {
     fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
         let grad = grad.contiguous()?;
         Ok(Some(match x.dtype() {
-            DType::F64 => self.rotated_back::<f64>(&grad)?,
-            _ => self.rotated_back::<f32>(&grad)?,
+            DType::F64 => self.rotated_tensor::<f64>(&grad, -1.0)?,
+            _ => self.rotated_tensor::<f32>(&grad, -1.0)?,
         }))
     }
 }

@@ -117,18 +117,21 @@ impl SelfAttention {
         let (batch, length, _) = x.dims3()?;
         let split =
             |projected: Tensor, heads: usize| projected.reshape((batch, length, heads, self.head_dim));
-        let query = split(self.q_proj.forward(x)?, self.heads)?;
-        let key = split(self.k_proj.forward(x)?, self.key_value_heads)?;
+        let query = normed(self.q_norm.as_ref(), split(self.q_proj.forward(x)?, self.heads)?)?;
+        let key = normed(self.k_norm.as_ref(), split(self.k_proj.forward(x)?, self.key_value_heads)?)?;
         let value = split(self.v_proj.forward(x)?, self.key_value_heads)?;
-        let query = nn::rotary(&normed(self.q_norm.as_ref(), query)?, &context.cos, &context.sin)?;
-        let key = nn::rotary(&normed(self.k_norm.as_ref(), key)?, &context.cos, &context.sin)?;
-        let (key, value) = match cache {
-            Some((cache, place)) => cache.append(place, &key, &value)?,
-            None => (key, value),
-        };
         let scale = 1.0 / (self.head_dim as f64).sqrt();
         let options = AttentionOptions { scale, causal: true, mask: context.mask.as_ref(), dropout: None };
-        let attended = nn::attention(&query, &key, &value, &options)?;
+        let (cos, sin) = (&context.cos, &context.sin);
+        let attended = match cache {
+            // The cache holds keys that are rotated already.
+            Some((cache, place)) => {
+                let (query, key) = (nn::rotary(&query, cos, sin)?, nn::rotary(&key, cos, sin)?);
+                let (key, value) = cache.append(place, &key, &value)?;
+                nn::attention(&query, &key, &value, &options)?
+            }
+            None => nn::rotary_attention(&query, &key, &value, cos, sin, &options)?,
+        };
         self.o_proj.forward(&attended.reshape((batch, length, self.heads * self.head_dim))?)
     }
 }
