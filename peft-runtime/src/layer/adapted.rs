@@ -6,7 +6,7 @@ use candle_core::quantized::QTensor;
 use candle_core::{DType, Device, Tensor};
 use candle_nn::Module;
 
-use super::forward::forward;
+use super::forward::{forward, plain};
 use super::{AdapterStack, BaseLayer, ParameterMap};
 use crate::adapter::Geometry;
 use crate::error::Result;
@@ -81,12 +81,44 @@ impl<L> From<L> for Adapted<L> {
     }
 }
 
+impl<L: BaseLayer> Adapted<L> {
+    /// `residual` plus the layer's output: a residual connection.
+    ///
+    /// It computes what the sum of the two does. Where the layer is linear and frozen, in f32 or f64 on the CPU, and has no
+    /// adapter or one that adds a low-rank product, both are one pass, and training does not keep the layer's output beside
+    /// the sum.
+    ///
+    /// ```
+    /// use candle_core::{DType, Device, Tensor};
+    /// use candle_nn::{Linear, Module};
+    /// use peft_runtime::Adapted;
+    ///
+    /// let linear = Adapted::from(Linear::new(Tensor::ones((2, 3), DType::F32, &Device::Cpu)?, None));
+    /// let x = Tensor::ones((1, 3), DType::F32, &Device::Cpu)?;
+    /// let residual = Tensor::new(&[[10f32, 20.]], &Device::Cpu)?;
+    /// assert_eq!(linear.forward_add(&x, &residual)?.to_vec2::<f32>()?, [[13., 23.]]);
+    /// # Ok::<(), candle_core::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// If the input does not fit, or the residual does not have the output's shape.
+    pub fn forward_add(&self, x: &Tensor, residual: &Tensor) -> candle_core::Result<Tensor> {
+        self.run(x, Some(residual))
+    }
+
+    fn run(&self, x: &Tensor, residual: Option<&Tensor>) -> candle_core::Result<Tensor> {
+        match self {
+            Self::Base(layer) => plain(layer, x, residual),
+            Self::Stacked(stacked) => {
+                forward(&stacked.base, stacked.merged.as_ref(), &stacked.stack, x, residual)
+            }
+        }
+    }
+}
+
 impl<L: BaseLayer> Module for Adapted<L> {
     fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        match self {
-            Self::Base(layer) => layer.forward_base(x),
-            Self::Stacked(stacked) => forward(&stacked.base, stacked.merged.as_ref(), &stacked.stack, x),
-        }
+        self.run(x, None)
     }
 }
 

@@ -139,6 +139,18 @@ impl BaseLayer for AnyLinear {
         }
     }
 
+    fn forward_sum(
+        &self,
+        x: &Tensor,
+        terms: Option<&LowRank>,
+        residual: &Tensor,
+    ) -> Option<candle_core::Result<Tensor>> {
+        match self {
+            Self::Dense(layer) => layer.forward_sum(x, terms, residual),
+            Self::Quantized(layer) => layer.forward_sum(x, terms, residual),
+        }
+    }
+
     fn dtype_and_device(&self) -> (DType, Device) {
         match self {
             Self::Dense(layer) => layer.dtype_and_device(),

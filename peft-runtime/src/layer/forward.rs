@@ -5,26 +5,44 @@ use candle_core::{Device, Result, Tensor, bail};
 use super::scope::{self, BASE_ROW};
 use super::{AdapterStack, BaseLayer, Slot};
 use crate::adapter::{Adapter, Call, Geometry};
+use crate::ops::add_promoted;
 
-/// The output of `base` with the adapters that act.
+/// The output of `base` with the adapters that act, added to a residual if there is one.
 pub(super) fn forward<L: BaseLayer>(
     base: &L,
     merged: Option<&L>,
     stack: &AdapterStack,
     x: &Tensor,
+    residual: Option<&Tensor>,
 ) -> Result<Tensor> {
     stack.note_call(scope::tracks());
     if scope::record(stack, x) || !stack.enabled() {
-        return base.forward_base(x);
+        return plain(base, x, residual);
     }
     if let Some(rows) = scope::rows() {
-        return forward_rows(base, stack, x, &rows);
+        return added(forward_rows(base, stack, x, &rows)?, residual);
     }
     if let Some(merged) = merged {
-        return merged.forward_base(x);
+        return plain(merged, x, residual);
     }
     let slots: Vec<&Slot> = stack.active_slots().collect();
-    with_copy(base, &slots, |layer| with_facts(layer, stack.training(), |facts| adapt(facts, &slots, x)))
+    let adapt = |layer: &L| with_facts(layer, stack.training(), |facts| adapt(facts, &slots, x, residual));
+    with_copy(base, &slots, adapt)
+}
+
+/// The output of a layer without adapters, added to a residual if there is one.
+pub(super) fn plain<L: BaseLayer>(layer: &L, x: &Tensor, residual: Option<&Tensor>) -> Result<Tensor> {
+    match residual.and_then(|residual| layer.forward_sum(x, None, residual)) {
+        Some(sum) => sum,
+        None => added(layer.forward_base(x)?, residual),
+    }
+}
+
+fn added(output: Tensor, residual: Option<&Tensor>) -> Result<Tensor> {
+    match residual {
+        Some(residual) => add_promoted(residual, &output),
+        None => Ok(output),
+    }
 }
 
 /// Calls `f` with the layer that stands in for `base`: its copy, if one of the slots has one.
@@ -84,8 +102,14 @@ impl<L> Facts<'_, L> {
     }
 }
 
-/// The layer's output with the slots' adapters one after the other, rounded to the layer's own dtype at the end.
-fn adapt<L: BaseLayer>(facts: &Facts<'_, L>, slots: &[&Slot], x: &Tensor) -> Result<Tensor> {
+/// The layer's output with the slots' adapters one after the other, rounded to the layer's own dtype at the end, and added
+/// to a residual if there is one.
+fn adapt<L: BaseLayer>(
+    facts: &Facts<'_, L>,
+    slots: &[&Slot],
+    x: &Tensor,
+    residual: Option<&Tensor>,
+) -> Result<Tensor> {
     let layer = facts.layer;
     let adapters: Vec<(&dyn Adapter, Call<'_>)> = slots.iter().filter_map(|slot| facts.call(slot)).collect();
 
@@ -99,12 +123,18 @@ fn adapt<L: BaseLayer>(facts: &Facts<'_, L>, slots: &[&Slot], x: &Tensor) -> Res
         }
     }
 
-    let fused = match adapters.first() {
-        Some((adapter, call)) => {
-            adapter.low_rank(call)?.and_then(|terms| layer.forward_low_rank(&base_input, &terms))
-        }
+    let terms = match adapters.first() {
+        Some((adapter, call)) => adapter.low_rank(call)?,
         None => None,
     };
+    // No adapter, or a single one that is a low-rank product.
+    if let Some(residual) = residual
+        && adapters.len() == usize::from(terms.is_some())
+        && let Some(sum) = layer.forward_sum(&base_input, terms.as_ref(), residual)
+    {
+        return sum;
+    }
+    let fused = terms.and_then(|terms| layer.forward_low_rank(&base_input, &terms));
     let first = usize::from(fused.is_some());
     let mut output = match fused {
         Some(output) => output?,
@@ -114,7 +144,7 @@ fn adapt<L: BaseLayer>(facts: &Facts<'_, L>, slots: &[&Slot], x: &Tensor) -> Res
     for ((adapter, call), input) in adapters.iter().zip(&inputs).skip(first) {
         output = adapter.adapt_output(call, input, output)?;
     }
-    output.to_dtype(dtype)
+    added(output.to_dtype(dtype)?, residual)
 }
 
 /// Rows of a batch that one adapter computes, or none.
@@ -132,7 +162,7 @@ fn forward_rows<L: BaseLayer>(base: &L, stack: &AdapterStack, x: &Tensor, rows: 
     let groups = group_rows(stack, rows);
     let compute = |slot: Option<&Slot>, x: &Tensor| {
         let slots: Vec<&Slot> = slot.into_iter().collect();
-        let adapt = |layer: &L| with_facts(layer, stack.training(), |facts| adapt(facts, &slots, x));
+        let adapt = |layer: &L| with_facts(layer, stack.training(), |facts| adapt(facts, &slots, x, None));
         with_copy(base, &slots, adapt)
     };
     if let [group] = groups.as_slice() {

@@ -7,6 +7,7 @@ use super::{BaseLayer, ParameterMap, python_bool};
 use crate::adapter::{Geometry, LowRank};
 use crate::error::Result;
 use crate::ops::linear::linear;
+use crate::ops::linear_add::linear_add;
 use crate::ops::low_rank::{can_fuse, linear_low_rank};
 use crate::schema::{Family, LayerKind};
 
@@ -39,6 +40,15 @@ impl BaseLayer for Linear {
     fn forward_low_rank(&self, x: &Tensor, terms: &LowRank) -> Option<candle_core::Result<Tensor>> {
         let (weight, bias) = (self.weight(), self.bias());
         can_fuse(x, weight, bias, terms).then(|| linear_low_rank(x, weight, bias, terms))
+    }
+
+    fn forward_sum(
+        &self,
+        x: &Tensor,
+        terms: Option<&LowRank>,
+        residual: &Tensor,
+    ) -> Option<candle_core::Result<Tensor>> {
+        linear_add(x, self.weight(), self.bias(), terms, residual).transpose()
     }
 
     fn describe(&self) -> String {

@@ -134,6 +134,18 @@ pub trait BaseLayer: Clone + Debug + Send + Sync + 'static {
         None
     }
 
+    /// `residual` plus the layer's output, and plus a low-rank product of the same input if there is one, in one pass where
+    /// the layer can do that.
+    fn forward_sum(
+        &self,
+        x: &Tensor,
+        terms: Option<&LowRank>,
+        residual: &Tensor,
+    ) -> Option<candle_core::Result<Tensor>> {
+        let _ = (x, terms, residual);
+        None
+    }
+
     /// The dtype of the weight and where it is; by default those of the first parameter.
     fn dtype_and_device(&self) -> (DType, Device) {
         match self.parameters().first() {

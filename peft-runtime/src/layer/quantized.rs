@@ -9,6 +9,7 @@ use candle_nn::{Linear, Module};
 use super::{BaseLayer, ParameterMap, python_bool};
 use crate::adapter::{Geometry, LowRank};
 use crate::error::Result;
+use crate::ops::linear_add::quantized_linear_add;
 use crate::ops::low_rank::{can_fuse_quantized, quantized_linear_low_rank};
 use crate::ops::quantized_linear::quantized_linear;
 use crate::schema::{Family, LayerKind};
@@ -123,6 +124,15 @@ impl BaseLayer for QuantizedLinear {
     fn forward_low_rank(&self, x: &Tensor, terms: &LowRank) -> Option<candle_core::Result<Tensor>> {
         let (weight, bias) = (&self.weight, self.bias.as_ref());
         can_fuse_quantized(x, weight, bias, terms).then(|| quantized_linear_low_rank(x, weight, bias, terms))
+    }
+
+    fn forward_sum(
+        &self,
+        x: &Tensor,
+        terms: Option<&LowRank>,
+        residual: &Tensor,
+    ) -> Option<candle_core::Result<Tensor>> {
+        quantized_linear_add(x, &self.weight, self.bias.as_ref(), terms, residual).transpose()
     }
 
     fn dtype_and_device(&self) -> (DType, Device) {

@@ -7,6 +7,7 @@ use super::{BaseLayer, ParameterMap};
 use crate::adapter::{Geometry, LowRank};
 use crate::error::Result;
 use crate::ops::linear::linear;
+use crate::ops::linear_add::linear_add;
 use crate::ops::low_rank::{can_fuse, linear_low_rank};
 use crate::schema::{Family, LayerKind};
 
@@ -81,6 +82,16 @@ impl BaseLayer for TransposedLinear {
     fn forward_low_rank(&self, x: &Tensor, terms: &LowRank) -> Option<candle_core::Result<Tensor>> {
         let bias = self.bias.as_ref();
         can_fuse(x, &self.weight, bias, terms).then(|| linear_low_rank(x, &self.weight.t()?, bias, terms))
+    }
+
+    fn forward_sum(
+        &self,
+        x: &Tensor,
+        terms: Option<&LowRank>,
+        residual: &Tensor,
+    ) -> Option<candle_core::Result<Tensor>> {
+        let sum = |weight: Tensor| linear_add(x, &weight, self.bias.as_ref(), terms, residual);
+        self.weight.t().and_then(sum).transpose()
     }
 
     fn describe(&self) -> String {

@@ -244,10 +244,8 @@ impl Block {
         mask: Option<&Tensor>,
         cache: Option<(&mut KvCache, usize)>,
     ) -> Result<Tensor> {
-        let attended = self.attn.forward(&self.ln_1.forward(hidden)?, mask, cache)?;
-        let hidden = add_promoted(hidden, &attended)?;
-        let changed = self.mlp.forward(&self.ln_2.forward(&hidden)?)?;
-        add_promoted(&hidden, &changed)
+        let hidden = self.attn.forward(&self.ln_1.forward(hidden)?, hidden, mask, cache)?;
+        self.mlp.forward(&self.ln_2.forward(&hidden)?, &hidden)
     }
 }
 
@@ -264,9 +262,11 @@ impl Attention {
         })
     }
 
+    /// The residual and what attention to `x` adds to it.
     fn forward(
         &self,
         x: &Tensor,
+        residual: &Tensor,
         mask: Option<&Tensor>,
         cache: Option<(&mut KvCache, usize)>,
     ) -> Result<Tensor> {
@@ -280,7 +280,7 @@ impl Attention {
         };
         let options = AttentionOptions { scale: self.scale, causal: true, mask, dropout: None };
         let attended = nn::attention(&query, &key, &value, &options)?;
-        self.c_proj.forward(&attended.reshape((batch, length, size))?)
+        self.c_proj.forward_add(&attended.reshape((batch, length, size))?, residual)
     }
 }
 
@@ -294,7 +294,8 @@ impl FeedForward {
         })
     }
 
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.c_proj.forward(&self.activation.forward(&self.c_fc.forward(x)?)?)
+    /// The residual and what the layer makes of `x`.
+    fn forward(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
+        self.c_proj.forward_add(&self.activation.forward(&self.c_fc.forward(x)?)?, residual)
     }
 }

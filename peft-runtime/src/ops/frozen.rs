@@ -2,7 +2,9 @@
 
 use candle_core::{Result, Tensor};
 
+use super::cpu::matmul::Write;
 use super::cpu::real::Real;
+use super::cpu::vector::add;
 use super::linear::FrozenLinear;
 use super::matmul::product;
 use super::quantized_linear::FrozenQuantized;
@@ -21,6 +23,22 @@ impl FrozenBase {
         match self {
             Self::Dense(base) => base.forward_rows(x, rows),
             Self::Quantized(base) => base.forward_rows(x, rows),
+        }
+    }
+
+    /// y += x·Wᵀ + b for `x` of shape `[rows, in]` and `y` `[rows, out]`.
+    pub(super) fn add_rows<T: Real>(&self, y: &mut [T], x: &[T], rows: usize) -> Result<()> {
+        let bias = match self {
+            Self::Dense(base) => &base.bias,
+            Self::Quantized(base) => &base.bias,
+        };
+        if let Some(bias) = bias {
+            let bias = bias.to_dtype(T::DTYPE)?.to_vec1::<T>()?;
+            y.chunks_mut(bias.len().max(1)).for_each(|row| add(row, &bias));
+        }
+        match self {
+            Self::Dense(base) => base.multiply(y, Write::Add, x, rows),
+            Self::Quantized(base) => base.multiply(y, Write::Add, x, rows),
         }
     }
 

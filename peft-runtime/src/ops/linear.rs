@@ -93,18 +93,29 @@ impl FrozenLinear {
 
     /// The product on rows in main memory; the result starts as the bias.
     pub(super) fn forward_rows<T: WithDType>(&self, x: &[T], rows: usize) -> Result<Vec<T>> {
-        let (out_features, in_features) = self.weight.dims2()?;
         let (mut y, write) = match &self.bias {
             Some(bias) => (bias.to_vec1::<T>()?.repeat(rows), Write::Add),
-            None => (vec![T::from_f64(0.0); rows * out_features], Write::Replace),
+            None => (vec![T::from_f64(0.0); rows * self.weight.dim(0)?], Write::Replace),
         };
+        self.multiply(&mut y, write, x, rows)?;
+        Ok(y)
+    }
+
+    /// `y (+)= x·Wᵀ` on rows in main memory.
+    pub(super) fn multiply<T: WithDType>(
+        &self,
+        y: &mut [T],
+        write: Write,
+        x: &[T],
+        rows: usize,
+    ) -> Result<()> {
+        let in_features = self.weight.dim(1)?;
         let (storage, layout) = self.weight.storage_and_layout();
         let Storage::Cpu(storage) = &*storage else {
             bail!("the weight of a linear layer is on another device")
         };
         let weight = Matrix::from_layout(storage.as_slice::<T>()?, layout)?.transposed();
-        matmul_into(&mut y, write, 1.0, Matrix::contiguous(x, rows, in_features)?, weight)?;
-        Ok(y)
+        matmul_into(y, write, 1.0, Matrix::contiguous(x, rows, in_features)?, weight)
     }
 
     /// The product of half-precision rows, summed in f32 and rounded once.

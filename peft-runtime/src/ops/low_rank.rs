@@ -112,26 +112,33 @@ impl LowRankLinear {
     }
 
     fn forward_rows<T: Real>(&self, x: &[T], a: Matrix<'_, T>, b: Matrix<'_, T>) -> Result<Vec<T>> {
-        let (rank, in_features, out_features) = (a.rows(), a.columns(), b.rows());
-        let rows = x.len() / in_features.max(1);
-        let zero = T::from_f64(0.0);
+        let rows = x.len() / a.columns().max(1);
         let (mut y, write) = match &self.base {
             Some(base) => (base.forward_rows(x, rows)?, Write::Add),
-            None => (vec![zero; rows * out_features], Write::Replace),
+            None => (vec![T::ZERO; rows * b.rows()], Write::Replace),
         };
-        let mut hidden = vec![zero; rows * rank];
-        matmul_into(
-            &mut hidden,
-            Write::Replace,
-            1.0,
-            Matrix::contiguous(x, rows, in_features)?,
-            a.transposed(),
-        )?;
-        matmul_into(&mut y, write, self.scaling, Matrix::contiguous(&hidden, rows, rank)?, b.transposed())?;
+        let hidden = multiply_low_rank(&mut y, write, self.scaling, x, a, b)?;
         // A second value cannot come: an op runs forward once.
-        let _ = self.hidden.set(Tensor::from_vec(hidden, (rows, rank), &Device::Cpu)?);
+        let _ = self.hidden.set(Tensor::from_vec(hidden, (rows, a.rows()), &Device::Cpu)?);
         Ok(y)
     }
+}
+
+/// `y (+)= s·h·Bᵀ` with h = x·Aᵀ, `[rows, rank]`, which is returned.
+pub(super) fn multiply_low_rank<T: Real>(
+    y: &mut [T],
+    write: Write,
+    scaling: f64,
+    x: &[T],
+    a: Matrix<'_, T>,
+    b: Matrix<'_, T>,
+) -> Result<Vec<T>> {
+    let (rank, in_features) = (a.rows(), a.columns());
+    let rows = x.len() / in_features.max(1);
+    let mut hidden = vec![T::ZERO; rows * rank];
+    matmul_into(&mut hidden, Write::Replace, 1.0, Matrix::contiguous(x, rows, in_features)?, a.transposed())?;
+    matmul_into(y, write, scaling, Matrix::contiguous(&hidden, rows, rank)?, b.transposed())?;
+    Ok(hidden)
 }
 
 impl CustomOp3 for LowRankLinear {

@@ -8,6 +8,7 @@ pub(crate) mod adamw;
 pub(crate) mod attach;
 pub(crate) mod attention;
 pub(crate) mod checkpoint;
+mod computed;
 pub(crate) mod constant;
 pub(crate) mod conv;
 #[expect(unsafe_code, reason = "kernels work on raw memory")]
@@ -21,6 +22,7 @@ pub(crate) mod gated;
 #[cfg(test)]
 mod gradcheck;
 pub(crate) mod linear;
+pub(crate) mod linear_add;
 pub(crate) mod low_rank;
 pub(crate) mod matmul;
 pub(crate) mod norm;
@@ -28,6 +30,7 @@ pub(crate) mod principal;
 pub(crate) mod quantized_linear;
 mod quantized_matmul;
 pub(crate) mod random;
+mod relay;
 mod replay;
 pub(crate) mod rotary;
 pub(crate) mod rotary_attention;

@@ -53,7 +53,7 @@ fn frozen(x: &Tensor, weight: &Arc<QTensor>, bias: Option<&Tensor>) -> Result<Te
 /// The map as an op on the CPU, for f32 and f64.
 pub(super) struct FrozenQuantized {
     weight: Arc<QTensor>,
-    bias: Option<Tensor>,
+    pub(super) bias: Option<Tensor>,
 }
 
 impl FrozenQuantized {
@@ -63,13 +63,18 @@ impl FrozenQuantized {
 
     /// The product on rows in main memory; the result starts as the bias.
     pub(super) fn forward_rows<T: Real>(&self, x: &[T], rows: usize) -> Result<Vec<T>> {
-        let weight = QuantizedMatrix::new(&self.weight)?;
+        let (out_features, _) = self.weight.shape().dims2()?;
         let (mut y, write) = match &self.bias {
             Some(bias) => (bias.to_dtype(T::DTYPE)?.to_vec1::<T>()?.repeat(rows), Write::Add),
-            None => (vec![T::from_f64(0.0); rows * weight.rows()], Write::Replace),
+            None => (vec![T::from_f64(0.0); rows * out_features], Write::Replace),
         };
-        multiply_transposed(&mut y, write, x, rows, &weight)?;
+        self.multiply(&mut y, write, x, rows)?;
         Ok(y)
+    }
+
+    /// `y (+)= x·Wᵀ` on rows in main memory.
+    pub(super) fn multiply<T: Real>(&self, y: &mut [T], write: Write, x: &[T], rows: usize) -> Result<()> {
+        multiply_transposed(y, write, x, rows, &QuantizedMatrix::new(&self.weight)?)
     }
 
     /// dx = dy·W for a contiguous `grad` of shape `[rows, out]`.

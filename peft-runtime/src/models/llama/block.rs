@@ -8,7 +8,6 @@ use super::weights::Weights;
 use crate::layer::{Adapted, AnyLinear};
 use crate::models::cache::KvCache;
 use crate::nn::{self, AttentionOptions};
-use crate::ops::add_promoted;
 
 /// What all blocks of one forward pass share.
 #[derive(Clone, Debug)]
@@ -75,10 +74,9 @@ impl Block {
         context: &Context,
         cache: Option<(&mut KvCache, usize)>,
     ) -> Result<Tensor> {
-        let attended = self.self_attn.forward(&self.input_layernorm.forward(hidden)?, context, cache)?;
-        let hidden = add_promoted(hidden, &attended)?;
-        let changed = self.mlp.forward(&self.post_attention_layernorm.forward(&hidden)?)?;
-        add_promoted(&hidden, &changed)
+        let hidden =
+            self.self_attn.forward(&self.input_layernorm.forward(hidden)?, hidden, context, cache)?;
+        self.mlp.forward(&self.post_attention_layernorm.forward(&hidden)?, &hidden)
     }
 
     /// The block's linear layers, in order.
@@ -113,7 +111,14 @@ impl SelfAttention {
         })
     }
 
-    fn forward(&self, x: &Tensor, context: &Context, cache: Option<(&mut KvCache, usize)>) -> Result<Tensor> {
+    /// The residual and what attention to `x` adds to it.
+    fn forward(
+        &self,
+        x: &Tensor,
+        residual: &Tensor,
+        context: &Context,
+        cache: Option<(&mut KvCache, usize)>,
+    ) -> Result<Tensor> {
         let (batch, length, _) = x.dims3()?;
         let split =
             |projected: Tensor, heads: usize| projected.reshape((batch, length, heads, self.head_dim));
@@ -132,7 +137,8 @@ impl SelfAttention {
             }
             None => nn::rotary_attention(&query, &key, &value, cos, sin, &options)?,
         };
-        self.o_proj.forward(&attended.reshape((batch, length, self.heads * self.head_dim))?)
+        let attended = attended.reshape((batch, length, self.heads * self.head_dim))?;
+        self.o_proj.forward_add(&attended, residual)
     }
 }
 
@@ -154,8 +160,9 @@ impl FeedForward {
         })
     }
 
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    /// The residual and what the layer makes of `x`.
+    fn forward(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
         let gated = nn::swiglu(&self.gate_proj.forward(x)?, &self.up_proj.forward(x)?)?;
-        self.down_proj.forward(&gated)
+        self.down_proj.forward_add(&gated, residual)
     }
 }
