@@ -1,10 +1,11 @@
-//! A residual connection by `forward_add` is the sum of the residual and the layer's output, whatever is on the layer.
+//! A residual connection by `forward_add` or `forward_swiglu_add` is the sum of the residual and the layer's output, whatever
+//! is on the layer.
 
 use candle_core::quantized::GgmlDType;
 use candle_core::{DType, Device, Result, Tensor, Var};
 use candle_nn::{Linear, Module};
 use peft_runtime::adapter::AdapterMethod;
-use peft_runtime::nn::{AnyLinear, QuantizedLinear, TransposedLinear};
+use peft_runtime::nn::{AnyLinear, QuantizedLinear, TransposedLinear, swiglu};
 use peft_runtime::prelude::*;
 use peft_tests::methods::every_pair;
 use peft_tests::specimen::{Kind, bits, distance, randomise};
@@ -71,41 +72,56 @@ impl Model {
             AnyLayer::Any(layer) => layer.forward_add(x, residual),
         }
     }
+
+    fn forward_swiglu_add(&self, gate: &Tensor, up: &Tensor, residual: &Tensor) -> Result<Tensor> {
+        match &self.layer {
+            AnyLayer::Linear(layer) => layer.forward_swiglu_add(gate, up, residual),
+            AnyLayer::Transposed(layer) => layer.forward_swiglu_add(gate, up, residual),
+            AnyLayer::Quantized(layer) => layer.forward_swiglu_add(gate, up, residual),
+            AnyLayer::Any(layer) => layer.forward_swiglu_add(gate, up, residual),
+        }
+    }
 }
 
 fn random(shape: &[usize], dtype: DType) -> Tensor {
     Tensor::randn(0f32, 0.5, shape, &Device::Cpu).unwrap().to_dtype(dtype).unwrap()
 }
 
-/// An input and a residual that want gradients.
-fn variables(dtype: DType) -> (Var, Var) {
-    let variable = |shape: &[usize]| Var::from_tensor(&random(shape, dtype)).unwrap();
-    (variable(&[ROWS, 5, IN]), variable(&[ROWS, 5, OUT]))
+/// Two inputs and a residual that want gradients.
+fn variables(dtype: DType) -> [Var; 3] {
+    let variable = |features: usize| Var::from_tensor(&random(&[ROWS, 5, features], dtype)).unwrap();
+    [variable(IN), variable(IN), variable(OUT)]
 }
 
 fn near(ours: &Tensor, theirs: &Tensor, what: &str) {
     assert_eq!((ours.dims(), ours.dtype()), (theirs.dims(), theirs.dtype()), "{what}");
+    if matches!(ours.dtype(), DType::F16 | DType::BF16) {
+        // It is never one pass.
+        assert_eq!(bits(ours).unwrap(), bits(theirs).unwrap(), "{what}");
+    }
     let size = distance(theirs, &theirs.zeros_like().unwrap()).unwrap();
     let error = distance(ours, theirs).unwrap();
     assert!(error <= 1e-5 * (1.0 + size), "{what}: {error} of {size}");
 }
 
-/// Checks both ways against each other, in value and gradients.
+/// Checks sums in one pass, or what takes its place, against the ops one after the other, in value and gradients.
 fn check(model: &Model, dtype: DType, what: &str) {
-    let (x, residual) = variables(dtype);
-    let ours = model.forward_add(&x, &residual).unwrap();
-    let theirs = (residual.as_tensor() + model.forward(&x).unwrap()).unwrap();
-    if matches!(dtype, DType::F16 | DType::BF16) {
-        assert_eq!(bits(&ours).unwrap(), bits(&theirs).unwrap(), "{what}");
-    }
-    near(&ours, &theirs, what);
-    let grads = |y: &Tensor| y.sqr().unwrap().sum_all().unwrap().backward().unwrap();
-    let (ours, theirs) = (grads(&ours), grads(&theirs));
+    let [x, up, residual] = variables(dtype);
+    let sum = |x: &Tensor| (residual.as_tensor() + model.forward(x).unwrap()).unwrap();
+    let plain = (model.forward_add(&x, &residual).unwrap(), sum(&x));
+    let gated = model.forward_swiglu_add(&x, &up, &residual).unwrap();
+    let gated = (gated, sum(&swiglu(&x, &up).unwrap()));
     let trained = model.trainable_parameters().into_iter().map(|(_, variable)| variable);
-    for variable in [x, residual].into_iter().chain(trained) {
-        match (ours.get(&variable), theirs.get(&variable)) {
-            (Some(ours), Some(theirs)) => near(ours, theirs, what),
-            (ours, theirs) => assert_eq!((ours.is_some(), theirs.is_some()), (false, false), "{what}"),
+    let variables: Vec<Var> = [x.clone(), up.clone(), residual.clone()].into_iter().chain(trained).collect();
+    for (ours, theirs) in [plain, gated] {
+        near(&ours, &theirs, what);
+        let grads = |y: &Tensor| y.sqr().unwrap().sum_all().unwrap().backward().unwrap();
+        let (ours, theirs) = (grads(&ours), grads(&theirs));
+        for variable in &variables {
+            match (ours.get(variable), theirs.get(variable)) {
+                (Some(ours), Some(theirs)) => near(ours, theirs, what),
+                (ours, theirs) => assert_eq!((ours.is_some(), theirs.is_some()), (false, false), "{what}"),
+            }
         }
     }
 }
@@ -179,19 +195,25 @@ fn quantized_layers_do_so_too() {
 }
 
 #[test]
-fn the_residual_has_the_shape_of_the_output() {
+fn what_does_not_fit_is_refused() {
     let model = Model::of_kind(Kind::Linear, DType::F32).unwrap();
-    let (x, residual) = variables(DType::F32);
-    assert!(model.forward_add(&x, &residual.narrow(0, 0, 1).unwrap()).is_err());
-    assert!(model.forward_add(&residual, &residual).is_err());
+    let [x, up, residual] = variables(DType::F32);
+    let first = |tensor: &Tensor| tensor.narrow(0, 0, 1).unwrap();
+    assert!(model.forward_add(&x, &first(&residual)).is_err(), "a residual of another shape");
+    assert!(model.forward_add(&residual, &residual).is_err(), "an input of another size");
+    assert!(model.forward_swiglu_add(&x, &first(&up), &residual).is_err(), "two shapes");
+    assert!(model.forward_swiglu_add(&residual, &residual, &residual).is_err(), "factors of another size");
 }
 
 #[test]
 fn no_grad_keeps_adapters_out_of_the_graph() {
     let mut model = Model::of_kind(Kind::Linear, DType::F32).unwrap();
     model.inject_adapter(&LoraConfig::new(2, 2.0).with_targets(["layer"]), NAME).unwrap();
-    let (x, residual) = variables(DType::F32);
-    let (x, residual) = (x.as_detached_tensor(), residual.as_detached_tensor());
-    assert!(model.forward_add(&x, &residual).unwrap().track_op());
-    assert!(!no_grad(|| model.forward_add(&x, &residual)).unwrap().track_op());
+    let [x, up, residual] = variables(DType::F32).map(|variable| variable.as_detached_tensor());
+    let both = || {
+        let sums = [model.forward_add(&x, &residual), model.forward_swiglu_add(&x, &up, &residual)];
+        sums.map(|sum| sum.unwrap().track_op())
+    };
+    assert_eq!(both(), [true, true]);
+    assert_eq!(no_grad(both), [false, false]);
 }

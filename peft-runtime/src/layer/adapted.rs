@@ -7,7 +7,7 @@ use candle_core::{DType, Device, Tensor};
 use candle_nn::Module;
 
 use super::forward::{forward, plain};
-use super::{AdapterStack, BaseLayer, ParameterMap};
+use super::{AdapterStack, BaseLayer, LayerInput, ParameterMap};
 use crate::adapter::Geometry;
 use crate::error::Result;
 use crate::schema::LayerKind;
@@ -103,14 +103,45 @@ impl<L: BaseLayer> Adapted<L> {
     /// # Errors
     /// If the input does not fit, or the residual does not have the output's shape.
     pub fn forward_add(&self, x: &Tensor, residual: &Tensor) -> candle_core::Result<Tensor> {
-        self.run(x, Some(residual))
+        self.run(LayerInput::Tensor(x), Some(residual))
     }
 
-    fn run(&self, x: &Tensor, residual: Option<&Tensor>) -> candle_core::Result<Tensor> {
+    /// `residual` plus the layer's output for `silu(gate) ∘ up`: the end of a gated feed-forward layer and the residual
+    /// connection around it.
+    ///
+    /// It computes what [`swiglu`](crate::nn::swiglu) and [`forward_add`](Self::forward_add) do. Where the latter is one pass,
+    /// this is, too, and training does not keep the product: the backward pass forms it once more.
+    ///
+    /// ```
+    /// use candle_core::{DType, Device, Tensor};
+    /// use candle_nn::Linear;
+    /// use peft_runtime::{Adapted, nn};
+    ///
+    /// let down = Adapted::from(Linear::new(Tensor::ones((2, 3), DType::F32, &Device::Cpu)?, None));
+    /// let (gate, up) = (Tensor::new(&[[1f32, -1., 2.]], &Device::Cpu)?, Tensor::new(&[[3f32, 4., 5.]], &Device::Cpu)?);
+    /// let residual = Tensor::new(&[[10f32, 20.]], &Device::Cpu)?;
+    /// let y = down.forward_swiglu_add(&gate, &up, &residual)?;
+    /// let same = down.forward_add(&nn::swiglu(&gate, &up)?, &residual)?;
+    /// assert_eq!(y.to_vec2::<f32>()?, same.to_vec2::<f32>()?);
+    /// # Ok::<(), candle_core::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// If the shapes of gate and up differ, they do not fit the layer, or the residual does not have the output's shape.
+    pub fn forward_swiglu_add(
+        &self,
+        gate: &Tensor,
+        up: &Tensor,
+        residual: &Tensor,
+    ) -> candle_core::Result<Tensor> {
+        self.run(LayerInput::Swiglu { gate, up }, Some(residual))
+    }
+
+    fn run(&self, input: LayerInput<'_>, residual: Option<&Tensor>) -> candle_core::Result<Tensor> {
         match self {
-            Self::Base(layer) => plain(layer, x, residual),
+            Self::Base(layer) => plain(layer, input, residual),
             Self::Stacked(stacked) => {
-                forward(&stacked.base, stacked.merged.as_ref(), &stacked.stack, x, residual)
+                forward(&stacked.base, stacked.merged.as_ref(), &stacked.stack, input, residual)
             }
         }
     }
@@ -118,7 +149,7 @@ impl<L: BaseLayer> Adapted<L> {
 
 impl<L: BaseLayer> Module for Adapted<L> {
     fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        self.run(x, None)
+        self.run(LayerInput::Tensor(x), None)
     }
 }
 

@@ -6,7 +6,7 @@ use candle_core::quantized::QTensor;
 use candle_core::{DType, Device, Tensor};
 use candle_nn::{Linear, Module};
 
-use super::{Adapted, BaseLayer, ParameterMap, QuantizedLinear};
+use super::{Adapted, BaseLayer, LayerInput, ParameterMap, QuantizedLinear};
 use crate::adapter::{Geometry, LowRank};
 use crate::error::Result;
 use crate::schema::{Family, LayerKind};
@@ -141,13 +141,13 @@ impl BaseLayer for AnyLinear {
 
     fn forward_sum(
         &self,
-        x: &Tensor,
+        input: LayerInput<'_>,
         terms: Option<&LowRank>,
         residual: &Tensor,
     ) -> Option<candle_core::Result<Tensor>> {
         match self {
-            Self::Dense(layer) => layer.forward_sum(x, terms, residual),
-            Self::Quantized(layer) => layer.forward_sum(x, terms, residual),
+            Self::Dense(layer) => layer.forward_sum(input, terms, residual),
+            Self::Quantized(layer) => layer.forward_sum(input, terms, residual),
         }
     }
 

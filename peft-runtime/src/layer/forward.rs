@@ -3,7 +3,7 @@
 use candle_core::{Device, Result, Tensor, bail};
 
 use super::scope::{self, BASE_ROW};
-use super::{AdapterStack, BaseLayer, Slot};
+use super::{AdapterStack, BaseLayer, LayerInput, Slot};
 use crate::adapter::{Adapter, Call, Geometry};
 use crate::ops::add_promoted;
 
@@ -12,29 +12,34 @@ pub(super) fn forward<L: BaseLayer>(
     base: &L,
     merged: Option<&L>,
     stack: &AdapterStack,
-    x: &Tensor,
+    input: LayerInput<'_>,
     residual: Option<&Tensor>,
 ) -> Result<Tensor> {
     stack.note_call(scope::tracks());
-    if scope::record(stack, x) || !stack.enabled() {
-        return plain(base, x, residual);
+    if scope::record(stack, input)? || !stack.enabled() {
+        return plain(base, input, residual);
     }
     if let Some(rows) = scope::rows() {
-        return added(forward_rows(base, stack, x, &rows)?, residual);
+        return added(forward_rows(base, stack, &input.tensor()?, &rows)?, residual);
     }
     if let Some(merged) = merged {
-        return plain(merged, x, residual);
+        return plain(merged, input, residual);
     }
     let slots: Vec<&Slot> = stack.active_slots().collect();
-    let adapt = |layer: &L| with_facts(layer, stack.training(), |facts| adapt(facts, &slots, x, residual));
+    let adapt =
+        |layer: &L| with_facts(layer, stack.training(), |facts| adapt(facts, &slots, input, residual));
     with_copy(base, &slots, adapt)
 }
 
 /// The output of a layer without adapters, added to a residual if there is one.
-pub(super) fn plain<L: BaseLayer>(layer: &L, x: &Tensor, residual: Option<&Tensor>) -> Result<Tensor> {
-    match residual.and_then(|residual| layer.forward_sum(x, None, residual)) {
+pub(super) fn plain<L: BaseLayer>(
+    layer: &L,
+    input: LayerInput<'_>,
+    residual: Option<&Tensor>,
+) -> Result<Tensor> {
+    match residual.and_then(|residual| layer.forward_sum(input, None, residual)) {
         Some(sum) => sum,
-        None => added(layer.forward_base(x)?, residual),
+        None => added(layer.forward_base(&input.tensor()?)?, residual),
     }
 }
 
@@ -107,15 +112,26 @@ impl<L> Facts<'_, L> {
 fn adapt<L: BaseLayer>(
     facts: &Facts<'_, L>,
     slots: &[&Slot],
-    x: &Tensor,
+    input: LayerInput<'_>,
     residual: Option<&Tensor>,
 ) -> Result<Tensor> {
     let layer = facts.layer;
     let adapters: Vec<(&dyn Adapter, Call<'_>)> = slots.iter().filter_map(|slot| facts.call(slot)).collect();
+    let terms = match adapters.first() {
+        Some((adapter, call)) => adapter.low_rank(call)?,
+        None => None,
+    };
+    // No adapter, or a single one that adds a low-rank product and does nothing else.
+    if let Some(residual) = residual
+        && adapters.len() == usize::from(terms.is_some())
+        && let Some(sum) = layer.forward_sum(input, terms.as_ref(), residual)
+    {
+        return sum;
+    }
 
     // An adapter that changes the input changes it for the layer and all adapters before it, as merging would.
-    let mut base_input = x.clone();
-    let mut inputs = vec![x.clone(); adapters.len()];
+    let mut base_input = input.tensor()?;
+    let mut inputs = vec![base_input.clone(); adapters.len()];
     for (i, (adapter, call)) in adapters.iter().enumerate().rev() {
         inputs[i] = base_input.clone();
         if let Some(changed) = adapter.adapt_input(call, &base_input)? {
@@ -123,17 +139,6 @@ fn adapt<L: BaseLayer>(
         }
     }
 
-    let terms = match adapters.first() {
-        Some((adapter, call)) => adapter.low_rank(call)?,
-        None => None,
-    };
-    // No adapter, or a single one that is a low-rank product.
-    if let Some(residual) = residual
-        && adapters.len() == usize::from(terms.is_some())
-        && let Some(sum) = layer.forward_sum(&base_input, terms.as_ref(), residual)
-    {
-        return sum;
-    }
     let fused = terms.and_then(|terms| layer.forward_low_rank(&base_input, &terms));
     let first = usize::from(fused.is_some());
     let mut output = match fused {
@@ -162,7 +167,9 @@ fn forward_rows<L: BaseLayer>(base: &L, stack: &AdapterStack, x: &Tensor, rows: 
     let groups = group_rows(stack, rows);
     let compute = |slot: Option<&Slot>, x: &Tensor| {
         let slots: Vec<&Slot> = slot.into_iter().collect();
-        let adapt = |layer: &L| with_facts(layer, stack.training(), |facts| adapt(facts, &slots, x, None));
+        let input = LayerInput::Tensor(x);
+        let adapt =
+            |layer: &L| with_facts(layer, stack.training(), |facts| adapt(facts, &slots, input, None));
         with_copy(base, &slots, adapt)
     };
     if let [group] = groups.as_slice() {

@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 use candle_nn::Linear;
 
-use super::{BaseLayer, ParameterMap, python_bool};
+use super::{BaseLayer, LayerInput, ParameterMap, python_bool};
 use crate::adapter::{Geometry, LowRank};
 use crate::error::Result;
 use crate::ops::linear::linear;
@@ -44,11 +44,11 @@ impl BaseLayer for Linear {
 
     fn forward_sum(
         &self,
-        x: &Tensor,
+        input: LayerInput<'_>,
         terms: Option<&LowRank>,
         residual: &Tensor,
     ) -> Option<candle_core::Result<Tensor>> {
-        linear_add(x, self.weight(), self.bias(), terms, residual).transpose()
+        linear_add(input, self.weight(), self.bias(), terms, residual).transpose()
     }
 
     fn describe(&self) -> String {

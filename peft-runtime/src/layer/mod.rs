@@ -25,6 +25,7 @@ use crate::adapter::{Geometry, LowRank};
 use crate::error::Result;
 use crate::schema::LayerKind;
 
+pub use crate::ops::input::LayerInput;
 pub use adapted::{Adapted, AdaptedLayer};
 pub use any_linear::AnyLinear;
 pub(crate) use calls::Called;
@@ -135,14 +136,14 @@ pub trait BaseLayer: Clone + Debug + Send + Sync + 'static {
     }
 
     /// `residual` plus the layer's output, and plus a low-rank product of the same input if there is one, in one pass where
-    /// the layer can do that.
+    /// the layer can do that. [`LayerInput::tensor`] is the input as [`forward_base`](Self::forward_base) gets it.
     fn forward_sum(
         &self,
-        x: &Tensor,
+        input: LayerInput<'_>,
         terms: Option<&LowRank>,
         residual: &Tensor,
     ) -> Option<candle_core::Result<Tensor>> {
-        let _ = (x, terms, residual);
+        let _ = (input, terms, residual);
         None
     }
 

@@ -6,7 +6,7 @@ use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{DType, Device, Tensor, bail};
 use candle_nn::{Linear, Module};
 
-use super::{BaseLayer, ParameterMap, python_bool};
+use super::{BaseLayer, LayerInput, ParameterMap, python_bool};
 use crate::adapter::{Geometry, LowRank};
 use crate::error::Result;
 use crate::ops::linear_add::quantized_linear_add;
@@ -128,11 +128,11 @@ impl BaseLayer for QuantizedLinear {
 
     fn forward_sum(
         &self,
-        x: &Tensor,
+        input: LayerInput<'_>,
         terms: Option<&LowRank>,
         residual: &Tensor,
     ) -> Option<candle_core::Result<Tensor>> {
-        quantized_linear_add(x, &self.weight, self.bias.as_ref(), terms, residual).transpose()
+        quantized_linear_add(input, &self.weight, self.bias.as_ref(), terms, residual).transpose()
     }
 
     fn dtype_and_device(&self) -> (DType, Device) {

@@ -3,9 +3,9 @@
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 
-use candle_core::Tensor;
+use candle_core::{Result, Tensor};
 
-use super::AdapterStack;
+use super::{AdapterStack, LayerInput};
 
 /// The name that stands for a row without an adapter.
 pub(crate) const BASE_ROW: &str = "__base__";
@@ -77,13 +77,13 @@ pub(crate) fn record_inputs<T>(adapter: &str, f: impl FnOnce() -> T) -> (T, Vec<
 }
 
 /// Hands the input of a layer to the recorder; the answer is whether there is one, so that adapters do not act.
-pub(super) fn record(stack: &AdapterStack, x: &Tensor) -> bool {
+pub(super) fn record(stack: &AdapterStack, input: LayerInput<'_>) -> Result<bool> {
     RECORDER.with_borrow_mut(|recorder| {
-        let Some(recorder) = recorder else { return false };
+        let Some(recorder) = recorder else { return Ok(false) };
         if let Some(slot) = stack.slot(&recorder.adapter) {
-            recorder.inputs.push((slot.address(), x.detach()));
+            recorder.inputs.push((slot.address(), input.tensor()?.detach()));
         }
-        true
+        Ok(true)
     })
 }
 

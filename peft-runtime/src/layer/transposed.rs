@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 use candle_nn::Module;
 
-use super::{BaseLayer, ParameterMap};
+use super::{BaseLayer, LayerInput, ParameterMap};
 use crate::adapter::{Geometry, LowRank};
 use crate::error::Result;
 use crate::ops::linear::linear;
@@ -86,11 +86,11 @@ impl BaseLayer for TransposedLinear {
 
     fn forward_sum(
         &self,
-        x: &Tensor,
+        input: LayerInput<'_>,
         terms: Option<&LowRank>,
         residual: &Tensor,
     ) -> Option<candle_core::Result<Tensor>> {
-        let sum = |weight: Tensor| linear_add(x, &weight, self.bias.as_ref(), terms, residual);
+        let sum = |weight: Tensor| linear_add(input, &weight, self.bias.as_ref(), terms, residual);
         self.weight.t().and_then(sum).transpose()
     }
 

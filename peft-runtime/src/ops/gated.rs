@@ -27,6 +27,15 @@ pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     gated::<Silu>(gate, up, Tensor::silu)
 }
 
+/// The gradients of gate and up of [`swiglu`] on the CPU in f32 or f64, of those that are part of a graph.
+pub(super) fn swiglu_gradients(
+    gate: &Tensor,
+    up: &Tensor,
+    grad: &Tensor,
+) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    Gated::<Silu>::gradients(&gate.contiguous()?, &up.contiguous()?, grad)
+}
+
 /// `gelu(gate) ∘ up`; both of one shape and dtype. <https://arxiv.org/abs/2002.05202>
 ///
 /// `approximate` takes GELU's approximation by a tanh, as transformers' `gelu_pytorch_tanh` and `gelu_new` do; without it
@@ -145,7 +154,15 @@ impl<A: Activation> Gated<A> {
     }
 
     /// The gradients of gate and up, of those that are part of a graph.
-    fn gradients<T: Real>(
+    fn gradients(gate: &Tensor, up: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let grad = grad.contiguous()?;
+        match gate.dtype() {
+            DType::F64 => Self::gradients_as::<f64>(gate, up, &grad),
+            _ => Self::gradients_as::<f32>(gate, up, &grad),
+        }
+    }
+
+    fn gradients_as<T: Real>(
         gates: &Tensor,
         up: &Tensor,
         grad: &Tensor,
@@ -200,11 +217,7 @@ impl<A: Activation> CustomOp2 for Gated<A> {
         _: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let grad = grad.contiguous()?;
-        match gate.dtype() {
-            DType::F64 => Self::gradients::<f64>(gate, up, &grad),
-            _ => Self::gradients::<f32>(gate, up, &grad),
-        }
+        Self::gradients(gate, up, grad)
     }
 }
 

@@ -21,6 +21,7 @@ mod frozen;
 pub(crate) mod gated;
 #[cfg(test)]
 mod gradcheck;
+pub(crate) mod input;
 pub(crate) mod linear;
 pub(crate) mod linear_add;
 pub(crate) mod low_rank;

@@ -162,7 +162,7 @@ impl FeedForward {
 
     /// The residual and what the layer makes of `x`.
     fn forward(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
-        let gated = nn::swiglu(&self.gate_proj.forward(x)?, &self.up_proj.forward(x)?)?;
-        self.down_proj.forward_add(&gated, residual)
+        let (gate, up) = (self.gate_proj.forward(x)?, self.up_proj.forward(x)?);
+        self.down_proj.forward_swiglu_add(&gate, &up, residual)
     }
 }

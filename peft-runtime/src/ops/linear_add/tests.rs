@@ -3,7 +3,8 @@ use std::sync::Arc;
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{DType, Device, Result, Tensor, Var, bail};
 
-use super::{linear_add, quantized_linear_add};
+use super::{LayerInput, linear_add, quantized_linear_add};
+use crate::ops::gated::swiglu;
 use crate::ops::gradcheck::{assert_agree, assert_close, assert_differences, assert_precise, values};
 use crate::ops::low_rank::LowRank;
 
@@ -30,9 +31,10 @@ fn bias() -> Tensor {
     values("bias", &[OUT])
 }
 
-/// The factors among the operands, if they are there.
-fn terms(t: &[Tensor]) -> Option<LowRank> {
-    (t.len() > 2).then(|| LowRank { a: t[2].clone(), b: t[3].clone(), scaling: 0.5 })
+/// The factors behind the residual, if they are there.
+fn terms(factors: &[Tensor]) -> Option<LowRank> {
+    let [a, b] = factors else { return None };
+    Some(LowRank { a: a.clone(), b: b.clone(), scaling: 0.5 })
 }
 
 fn one_pass(sum: Result<Option<Tensor>>) -> Result<Tensor> {
@@ -42,10 +44,20 @@ fn one_pass(sum: Result<Option<Tensor>>) -> Result<Tensor> {
     }
 }
 
-fn fused(t: &[Tensor], bias: Option<&Tensor>) -> Result<Tensor> {
-    let in_dtype = |tensor: &Tensor| tensor.to_dtype(t[0].dtype());
+/// The sum of an input, and of the residual and the factors in `rest`.
+fn fused_with(x: LayerInput<'_>, rest: &[Tensor], bias: Option<&Tensor>) -> Result<Tensor> {
+    let in_dtype = |tensor: &Tensor| tensor.to_dtype(rest[0].dtype());
     let bias = bias.map(in_dtype).transpose()?;
-    one_pass(linear_add(&t[0], &in_dtype(&weight())?, bias.as_ref(), terms(t).as_ref(), &t[1]))
+    one_pass(linear_add(x, &in_dtype(&weight())?, bias.as_ref(), terms(&rest[1..]).as_ref(), &rest[0]))
+}
+
+fn fused(t: &[Tensor], bias: Option<&Tensor>) -> Result<Tensor> {
+    fused_with(LayerInput::Tensor(&t[0]), &t[1..], bias)
+}
+
+/// Gate and up in the place of the input.
+fn fused_gated(t: &[Tensor], bias: Option<&Tensor>) -> Result<Tensor> {
+    fused_with(LayerInput::Swiglu { gate: &t[0], up: &t[1] }, &t[2..], bias)
 }
 
 /// The same of candle's own ops.
@@ -55,7 +67,7 @@ fn composed(t: &[Tensor], weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
     if let Some(bias) = bias {
         y = y.broadcast_add(bias)?;
     }
-    if let Some(LowRank { a, b, scaling }) = terms(t) {
+    if let Some(LowRank { a, b, scaling }) = terms(&t[2..]) {
         y = (y + (rows.matmul(&a.t()?)?.matmul(&b.t()?)? * scaling)?)?;
     }
     &t[1] + y.reshape(t[1].dims())?
@@ -84,10 +96,52 @@ fn a_quantized_weight_computes_what_its_dense_one_does() {
     let dense = weight.dequantize(&Device::Cpu).unwrap().to_dtype(DType::F64).unwrap();
     let (weight, all, bias) = (Arc::new(weight), operands(), bias());
     for (inputs, bias) in cases(&all, &bias) {
-        let ours =
-            |t: &[Tensor]| one_pass(quantized_linear_add(&t[0], &weight, bias, terms(t).as_ref(), &t[1]));
+        let ours = |t: &[Tensor]| {
+            one_pass(quantized_linear_add(
+                LayerInput::Tensor(&t[0]),
+                &weight,
+                bias,
+                terms(&t[2..]).as_ref(),
+                &t[1],
+            ))
+        };
         assert_agree(&ours, &|t| composed(t, &dense, bias), inputs, 1e-12, "quantized");
     }
+}
+
+/// Gate and up, and the other operands.
+fn gated_operands() -> Vec<Tensor> {
+    [vec![values("gate", &[2, 7, IN]), values("up", &[2, 7, IN])], operands().split_off(1)].concat()
+}
+
+#[test]
+fn an_input_that_is_a_product_has_the_value_and_gradients_of_the_ops_one_after_the_other() {
+    let (all, bias) = (gated_operands(), bias());
+    let product =
+        |t: &[Tensor]| Ok::<_, candle_core::Error>([&[swiglu(&t[0], &t[1])?][..], &t[2..]].concat());
+    for (inputs, bias) in
+        [(&all[..3], None), (&all[..3], Some(&bias)), (&all[..], None), (&all[..], Some(&bias))]
+    {
+        let what = format!("{} operands, bias: {}", inputs.len(), bias.is_some());
+        let ours = |t: &[Tensor]| fused_gated(t, bias);
+        assert_agree(&ours, &|t| composed(&product(t)?, &weight(), bias), inputs, 1e-12, &what);
+        assert_differences(&ours, inputs, 1e-6, &what);
+        assert_precise(&ours, inputs, DType::F32, 1e-5, &what);
+    }
+}
+
+#[test]
+fn strided_factors_of_a_product_give_the_same() {
+    let turned = [values("gate", &[7, 2, IN]), values("up", &[IN, 7, 2]), operands().swap_remove(1)];
+    let turn = |t: &[Tensor]| {
+        Ok::<_, candle_core::Error>([t[0].transpose(0, 1)?, t[1].transpose(0, 2)?, t[2].clone()])
+    };
+    let strided = |t: &[Tensor]| fused_gated(&turn(t)?, None);
+    let copied = |t: &[Tensor]| {
+        let copies = turn(t)?.iter().map(Tensor::contiguous).collect::<Result<Vec<_>>>()?;
+        fused_gated(&copies, None)
+    };
+    assert_agree(&strided, &copied, &turned, 1e-12, "strided");
 }
 
 #[test]
@@ -104,18 +158,22 @@ fn strided_inputs_give_the_same() {
 
 #[test]
 fn constants_get_no_gradient() {
-    for count in [2, 4] {
-        for tracked in 0..count {
-            let mut t = operands();
-            t.truncate(count);
-            let variable = Var::from_tensor(&t[tracked]).unwrap();
+    let check = |all: &[Tensor], op: fn(&[Tensor], Option<&Tensor>) -> Result<Tensor>| {
+        for (tracked, operand) in all.iter().enumerate() {
+            let what = format!("operand {tracked} of {}", all.len());
+            let variable = Var::from_tensor(operand).unwrap();
+            let mut t = all.to_vec();
             t[tracked] = variable.as_tensor().clone();
-            let grads = fused(&t, Some(&bias())).unwrap().sum_all().unwrap().backward().unwrap();
-            assert_eq!(grads.get_ids().count(), 1, "operand {tracked} of {count}");
-            assert!(grads.get(&variable).is_some(), "operand {tracked} of {count}");
+            let grads = op(&t, Some(&bias())).unwrap().sum_all().unwrap().backward().unwrap();
+            assert_eq!(grads.get_ids().count(), 1, "{what}");
+            assert!(grads.get(&variable).is_some(), "{what}");
         }
-    }
-    assert!(!fused(&operands(), None).unwrap().track_op());
+        assert!(!op(all, None).unwrap().track_op());
+    };
+    check(&operands()[..2], fused);
+    check(&operands(), fused);
+    check(&gated_operands()[..3], fused_gated);
+    check(&gated_operands(), fused_gated);
 }
 
 #[test]
@@ -141,7 +199,9 @@ fn several_backward_passes_go_through_one_graph_also_at_once() {
 #[test]
 fn what_cannot_be_one_pass_is_left_and_what_does_not_fit_is_refused() {
     let t = operands();
-    let sum = |x: &Tensor, weight: &Tensor, residual: &Tensor| linear_add(x, weight, None, None, residual);
+    let sum = |x: &Tensor, weight: &Tensor, residual: &Tensor| {
+        linear_add(LayerInput::Tensor(x), weight, None, None, residual)
+    };
     let left = |x: &Tensor, weight: &Tensor, residual: &Tensor| sum(x, weight, residual).unwrap().is_none();
     assert!(!left(&t[0], &weight(), &t[1]));
     assert!(left(&t[0], Var::from_tensor(&weight()).unwrap().as_tensor(), &t[1]), "the weight trains");
@@ -150,4 +210,7 @@ fn what_cannot_be_one_pass_is_left_and_what_does_not_fit_is_refused() {
     let half = |tensor: &Tensor| tensor.to_dtype(DType::BF16).unwrap();
     assert!(left(&half(&t[0]), &half(&weight()), &half(&t[1])), "half precision");
     assert!(sum(&t[1], &weight(), &t[1]).is_err(), "an input of another size");
+    let first = t[0].narrow(0, 0, 1).unwrap();
+    let product = LayerInput::Swiglu { gate: &t[0], up: &first };
+    assert!(linear_add(product, &weight(), None, None, &t[1]).unwrap().is_none(), "a product of two shapes");
 }
