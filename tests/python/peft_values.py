@@ -3,7 +3,7 @@
     python tests/python/peft_values.py [FILE]
 
 Trainable tokens (a list, a dictionary, a tied head), target parameters (matrices, experts, transposed experts), repeated
-layers, and EVA. For each case NAME the file holds the base model (`NAME/base/…`), the adapter as PEFT saves it
+layers, EVA, and inits that take from the weight of a head whose rest goes into the file. For each case NAME the file holds the base model (`NAME/base/…`), the adapter as PEFT saves it
 (`NAME/adapter/…`), inputs (`NAME/x`) and outputs (`NAME/expected/…`). Its metadata hold one text, `json`: an object with the
 text of each adapter's config (`NAME`) and the versions. Two runs write the same bytes.
 """
@@ -63,6 +63,25 @@ class Tied(nn.Module):
         self.lin = nn.Linear(6, 6)
         self.lm_head = nn.Linear(6, 8, bias=False)
         self.lm_head.weight = self.embed_tokens.weight
+
+    def get_input_embeddings(self):
+        return self.embed_tokens
+
+    def get_output_embeddings(self):
+        return self.lm_head
+
+    def forward(self, x):
+        return self.lm_head(torch.tanh(self.lin(self.embed_tokens(x))))
+
+
+class Language(nn.Module):
+    """An embedding, a layer, and a head with a weight of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed_tokens = nn.Embedding(8, 6)
+        self.lin = nn.Linear(6, 6)
+        self.lm_head = nn.Linear(6, 8, bias=False)
 
     def get_input_embeddings(self):
         return self.embed_tokens
@@ -190,9 +209,9 @@ def put_base(case, model):
         tensors[f"{case}/base/{key}"] = value.detach().clone()
 
 
-def put_adapter(case, model):
+def put_adapter(case, model, embeddings=False):
     with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder, save_embedding_layers=False)
+        model.save_pretrained(folder, save_embedding_layers=embeddings)
         text = json.loads((Path(folder) / "adapter_config.json").read_text())
         for field in ("target_modules", "exclude_modules"):
             if isinstance(text[field], list):
@@ -209,20 +228,31 @@ def put(case, **values):
 
 
 @torch.no_grad()
-def record(case, model, config, x, merges=True):
-    """Base, adapter, and the outputs: fresh, acting, merged, disabled."""
+def record(case, model, config, x, merges=True, embeddings=False):
+    """Base, adapter, and the outputs: fresh, acting, merged, disabled. Returns the model in its last state."""
     put_base(case, model)
     put(case, x=x, expected__base=model(x))
     model = peft.get_peft_model(model, config).eval()
     put(case, expected__fresh=model(x))
     filled(model)
-    put_adapter(case, model)
+    put_adapter(case, model, embeddings)
     put(case, expected__output=model(x))
     with model.disable_adapter():
         put(case, expected__disabled=model(x))
     if merges:
         model.merge_adapter()
         put(case, expected__merged=model(x))
+    return model
+
+
+def loaded(case, model):
+    """The adapter of a case on another model."""
+    prefix = f"{case}/adapter/"
+    adapter = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "adapter_config.json").write_text(texts[case])
+        save_file(adapter, Path(folder) / "adapter_model.safetensors")
+        return peft.PeftModel.from_pretrained(model, folder).eval()
 
 
 def tokens():
@@ -271,6 +301,21 @@ def eva():
     put_adapter(case, model.eval())
 
 
+@torch.no_grad()
+def heads():
+    ids = torch.tensor([[2, 5, 1], [7, 2, 0]])
+    for init in ("pissa", "olora"):
+        case = f"{init}_head"
+        config = peft.LoraConfig(r=2, lora_alpha=3, target_modules=["lin", "lm_head"], init_lora_weights=init)
+        model = record(case, seeded(10, Language), config, ids, embeddings="auto").base_model.model
+        for name in ("lin", "lm_head"):
+            put(case, **{f"expected__{name}": getattr(model, name).base_layer.weight})
+        # What the file has of the head acts, whatever head the model had.
+        other = seeded(10, Language)
+        other.lm_head.weight *= 0.5
+        put(case, expected__other_head=loaded(case, other)(ids))
+
+
 def main() -> None:
     if os.environ.get("PYTHONHASHSEED") != "0":
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, "PYTHONHASHSEED": "0", "HF_HUB_OFFLINE": "1"})
@@ -280,6 +325,7 @@ def main() -> None:
     parameters()
     replication()
     eva()
+    heads()
     texts.update(peft=peft.__version__, torch=torch.__version__)
     path = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parents[1] / "fixtures" / "peft_values.safetensors"
     # Several entries would be written in an order that changes from run to run.

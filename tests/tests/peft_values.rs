@@ -1,14 +1,15 @@
-//! Tokens, bare parameters, repeated blocks and EVA, against what PEFT computed: `tests/python/peft_values.py` wrote the
-//! fixture.
+//! Tokens, bare parameters, repeated blocks, EVA, and heads of which an init took a part, against what PEFT computed:
+//! `tests/python/peft_values.py` wrote the fixture.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use candle_core::{DType, Device, Result, Tensor};
+use candle_nn::var_builder::SimpleBackend;
 use candle_nn::{Embedding, Linear, Module};
 use peft_runtime::nn::Weight;
 use peft_runtime::prelude::*;
-use peft_runtime::{Checkpoint, PeftConfig};
+use peft_runtime::{Checkpoint, MergedWeights, PeftConfig, StoredAdapter};
 use peft_tests::specimen::{bits, distance};
 use serde_json::Value;
 
@@ -58,11 +59,15 @@ impl Case {
         if x.dtype() == DType::I64 { x.to_dtype(DType::U32).unwrap() } else { x }
     }
 
-    fn adapter(&self) -> BTreeMap<String, Tensor> {
-        let own = |(key, tensor): (&String, &Tensor)| {
-            Some((key.strip_prefix("adapter/")?.to_owned(), tensor.clone()))
-        };
+    /// The tensors whose keys begin with `prefix`, without it.
+    fn part(&self, prefix: &str) -> BTreeMap<String, Tensor> {
+        let own =
+            |(key, tensor): (&String, &Tensor)| Some((key.strip_prefix(prefix)?.to_owned(), tensor.clone()));
         self.tensors.iter().filter_map(own).collect()
+    }
+
+    fn adapter(&self) -> BTreeMap<String, Tensor> {
+        self.part("adapter/")
     }
 
     /// The adapter's folder, as PEFT wrote it.
@@ -170,23 +175,54 @@ fn a_dictionary_of_tokens_computes_what_peft_computes() {
 
 #[derive(Clone, Injectable)]
 #[peft(input_embedding = "embed_tokens", output_embedding = "lm_head")]
-struct Tied {
+struct Language {
     embed_tokens: Adapted<Embedding>,
     lin: Adapted<Linear>,
     lm_head: Adapted<Linear>,
 }
 
+impl Language {
+    fn new(case: &Case, head: Tensor) -> Self {
+        Self {
+            embed_tokens: case.embedding("embed_tokens"),
+            lin: case.linear("lin"),
+            lm_head: Linear::new(head, None).into(),
+        }
+    }
+
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.lm_head.forward(&self.lin.forward(&self.embed_tokens.forward(x)?)?.tanh()?)
+    }
+}
+
 #[test]
 fn tokens_of_a_tied_head_compute_what_peft_computes() {
     let case = Case::read("tokens_tied");
-    let base = Tied {
-        embed_tokens: case.embedding("embed_tokens"),
-        lin: case.linear("lin"),
-        lm_head: Linear::new(case.base("embed_tokens.weight"), None).into(),
-    };
-    case.replay(&base, |model, x| {
-        model.lm_head.forward(&model.lin.forward(&model.embed_tokens.forward(x)?)?.tanh()?)
-    });
+    case.replay(&Language::new(&case, case.base("embed_tokens.weight")), Language::forward);
+}
+
+#[test]
+fn a_head_of_which_the_file_has_what_an_init_left_computes_what_peft_computes() {
+    for name in ["pissa_head", "olora_head"] {
+        let case = Case::read(name);
+        let head = case.base("lm_head.weight");
+        case.replay(&Language::new(&case, head.clone()), Language::forward);
+        // What the file has of the head acts, whatever head the model had.
+        let folder = case.folder();
+        let mut other = Language::new(&case, (head * 0.5).unwrap());
+        other.load_adapter(folder.path(), "default").unwrap();
+        case.expect("other_head", &other.forward(&case.input()).unwrap());
+        // The same weights come out where no model is.
+        let base = folder.path().join("base.safetensors");
+        std::fs::write(&base, safetensors::serialize(case.part("base/").iter(), None).unwrap()).unwrap();
+        let adapter = StoredAdapter::open(folder.path()).unwrap();
+        let merged = MergedWeights::new(Checkpoint::open(&base).unwrap()).add(adapter, 1.0).unwrap();
+        for layer in ["lin", "lm_head"] {
+            let weight = merged.get_unchecked(&format!("{layer}.weight"), DType::F32, &Device::Cpu);
+            case.expect(layer, &weight.unwrap());
+        }
+        merged.finish().unwrap();
+    }
 }
 
 #[derive(Clone, Injectable)]

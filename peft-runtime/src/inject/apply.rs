@@ -58,10 +58,7 @@ pub(crate) fn make<M: Injectable + ?Sized>(
             Leaf::Adapted(_) | Leaf::Plain(_) => Made { bias, ..Made::default() },
         })
     };
-    let all = match &plan.replication {
-        Some(order) => leaves_of(replicated_tree(model, order)),
-        None => leaves(model),
-    };
+    let all = planned_leaves(model, plan);
     let mut made =
         all.iter().map(|(path, leaf)| make_one((path.clone(), *leaf))).collect::<Result<Vec<_>>>()?;
     for (place, (path, leaf)) in all.iter().enumerate() {
@@ -80,7 +77,32 @@ pub(crate) fn make<M: Injectable + ?Sized>(
     Ok(made)
 }
 
-/// The same with tensors that are in memory, of which each has to be used.
+/// The leaves that a model has once `plan` has repeated its blocks.
+fn planned_leaves<'m, M: Injectable + ?Sized>(model: &'m M, plan: &'m Plan) -> Vec<(ModulePath, Leaf<'m>)> {
+    match &plan.replication {
+        Some(order) => leaves_of(replicated_tree(model, order)),
+        None => leaves(model),
+    }
+}
+
+/// Leaves the weights that `is_given` names as they are, though making the adapters took something out of them.
+pub(crate) fn keep_weights<M: Injectable + ?Sized>(
+    model: &M,
+    plan: &Plan,
+    made: &mut [Made],
+    is_given: impl Fn(&ModulePath, &'static str) -> bool,
+) {
+    for ((path, leaf), made) in planned_leaves(model, plan).iter().zip(made) {
+        if let Leaf::Adapted(layer) = leaf
+            && made.weight.is_some()
+            && is_given(path, layer.weight_name())
+        {
+            made.weight = None;
+        }
+    }
+}
+
+/// Makes everything out of tensors that are in memory, of which each has to be used.
 pub(crate) fn make_from_memory<M: Injectable + ?Sized>(
     model: &M,
     plan: &Plan,

@@ -9,7 +9,9 @@ mod reach;
 mod replication;
 mod report;
 
-pub(crate) use apply::{COPIED_BIAS, Made, Tensors, build, commit, make, make_from_memory, swap};
+pub(crate) use apply::{
+    COPIED_BIAS, Made, Tensors, build, commit, keep_weights, make, make_from_memory, swap,
+};
 pub(crate) use exact::exactly_targeted;
 pub(crate) use plan::{Origin, Plan, name_fault, selector};
 pub(crate) use reach::{TokenPlan, stored_paths};

@@ -11,7 +11,9 @@ use super::standalone::{StoredAdapter, StoredContents};
 use crate::adapter::{AdapterMethod, StoredTensors};
 use crate::config::PeftConfig;
 use crate::error::{Error, Result};
-use crate::inject::{InjectionReport, Made, Origin, Plan, Tensors, commit, make, name_fault, swap};
+use crate::inject::{
+    InjectionReport, Made, Origin, Plan, Tensors, commit, keep_weights, make, name_fault, swap,
+};
 use crate::manage::{check_known, check_not_merged};
 use crate::module::{Injectable, leaves};
 
@@ -85,7 +87,7 @@ impl Loaded {
         let tensors = adapter.stored();
         let plan = Plan::new(model, method, name, origin).map_err(|error| adapter.of_config(error))?;
         let mut stored = StoredTensors::new(&tensors);
-        let made =
+        let mut made =
             make(model, &plan, Tensors::Stored(&mut stored)).map_err(|error| adapter.of_weights(error))?;
         let mut report = stored.report();
         let base =
@@ -93,6 +95,8 @@ impl Loaded {
         if !report.is_empty() {
             return Err(adapter.of_weights(Error::Tensors { adapter: name.to_owned(), report }));
         }
+        // What a file has of a weight is what an init left of it already.
+        keep_weights(model, &plan, &mut made, |path, name| base.contains_key(&(path.clone(), name)));
         Ok(Self { folder: adapter.folder(), plan, made, base })
     }
 

@@ -9,9 +9,10 @@ use candle_nn::Linear;
 use candle_nn::var_builder::SimpleBackend;
 use peft_runtime::models::llama::LlamaModel;
 use peft_runtime::prelude::*;
-use peft_runtime::{Error, MergedWeights, NameMap};
+use peft_runtime::{Error, MergedWeights, NameMap, SaveEmbeddings};
 use peft_tests::methods::every_pair;
 use peft_tests::specimen::{Specimen, distance};
+use tempfile::TempDir;
 
 use crate::bases::{
     Memory, everywhere, llama_config, llama_tensors, open, own_llama, own_llama_output, random, read, saved,
@@ -25,9 +26,7 @@ fn fused_and_renamed_weights_get_the_parts_that_belong_to_them() {
     let tensors = llama_tensors();
     let base = sharded(&tensors);
     let projections_alone = everywhere().with_exclude_modules(["embed_tokens", "lm_head"]);
-    let pissa = LoraConfig::new(4, 6.0)
-        .with_targets(["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"])
-        .with_init(LoraInit::Pissa);
+    let pissa = everywhere().with_init(LoraInit::Pissa);
     for config in [everywhere(), everywhere().with_dora(true), projections_alone, pissa] {
         let mut own = own_llama(&base);
         let folder = saved(&mut own, &config, "default");
@@ -72,12 +71,20 @@ fn fused_and_renamed_weights_get_the_parts_that_belong_to_them() {
 }
 
 #[test]
-fn a_base_weight_that_an_init_left_in_the_file_is_refused_by_name() {
+fn no_adapter_takes_its_part_out_of_what_the_init_of_another_left() {
     let base = sharded(&llama_tensors());
-    let folder = saved(&mut own_llama(&base), &everywhere().with_init(LoraInit::Pissa), "default");
-    let merged = MergedWeights::new(Memory::new(llama_tensors())).add(stored(&folder, "default"), 1.0);
-    let error = merged.err().unwrap().chain();
-    assert!(error.contains("lm_head.base_layer.weight"), "{error}");
+    let mut own = own_llama(&base);
+    let pissa = LoraConfig::new(4, 6.0).with_targets(["lm_head"]).with_init(LoraInit::Pissa);
+    let with_rest = saved(&mut own, &pissa, "default");
+    let alone = tempfile::tempdir().unwrap();
+    let no_embeddings = SaveOptions::new().embeddings(SaveEmbeddings::Never);
+    own.save_pretrained_with(alone.path(), "default", no_embeddings).unwrap();
+    let both = |first: &TempDir, second: &TempDir| {
+        let merged = MergedWeights::new(open(&base)).add(stored(first, "default"), 1.0)?;
+        merged.add(stored(second, "default"), 1.0)
+    };
+    refusal(both(&alone, &with_rest).unwrap_err(), &["its init left of `lm_head`"]);
+    assert!(both(&with_rest, &alone).is_ok());
 }
 
 fn is_projection(name: &str) -> bool {

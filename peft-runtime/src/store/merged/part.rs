@@ -38,6 +38,8 @@ pub(super) struct PlacedLayer {
     pub(super) path: ModulePath,
     /// The outputs that are the layer's, if it is a part of a fused one.
     pub(super) rows: Option<Range<usize>>,
+    /// Whether the file has the base model's weight too, as it is under the adapter.
+    has_weight: bool,
     keys: Vec<String>,
     shapes: LayerShapes,
 }
@@ -128,12 +130,24 @@ impl Part {
                 );
                 return Err(unsupported(self.name(), reason));
             }
+            if layer.has_weight && self.changes_base() && other.changes_base() {
+                let reason = format!(
+                    "its file has what its init left of `{module}`, of which `{}` would take another part",
+                    other.name()
+                );
+                return Err(unsupported(self.name(), reason));
+            }
             let has_rows = |part: &Self, layer: &PlacedLayer| part.plan.tokens.contains_key(&layer.path);
             if has_rows(self, layer) && has_rows(other, their) {
                 return Err(self.collision(module, other));
             }
         }
         Ok(())
+    }
+
+    /// Whether making the adapter changes the weights that it is on.
+    fn changes_base(&self) -> bool {
+        self.plan.method.as_lora().is_some_and(|config| config.init().changes_base())
     }
 
     fn collision(&self, module: &str, other: &Self) -> Error {
@@ -223,6 +237,8 @@ impl Part {
         self.check(source.report())?;
         self.note(layer.keys.iter().map(String::as_str));
         let Built { adapter, weight } = built;
+        // What a file has of a weight is what an init left of it already.
+        let weight = weight.filter(|_| !layer.has_weight);
         Ok(Built { adapter: self.weighted(adapter), weight })
     }
 
@@ -282,16 +298,12 @@ impl Places<'_> {
                 self.unexpected.extend(keys);
                 continue;
             }
+            let has = |end: &str| adapter.shape(&path.parameter(end)).is_some();
+            let has_weight = has("base_layer.weight") || has("weight");
             let shapes = layer_shapes(adapter, own, &ends);
-            layers.entry(module).or_default().push(PlacedLayer { path, rows, keys, shapes });
+            layers.entry(module).or_default().push(PlacedLayer { path, rows, has_weight, keys, shapes });
         }
         layers
-    }
-
-    /// Whether making the adapter changes the weight of the layer at `path`.
-    fn takes_from(&self, adapter: &StoredAdapter, path: &ModulePath) -> bool {
-        let changes_base = self.plan.method.as_lora().is_some_and(|config| config.init().changes_base());
-        changes_base && adapter.shape(&path.parameter("lora_A.weight")).is_some()
     }
 
     fn parameters(&mut self, adapter: &StoredAdapter) -> BTreeMap<String, Vec<Replacement>> {
@@ -309,11 +321,6 @@ impl Places<'_> {
             // The bias of the copy is the one that acts.
             if is_superseded {
                 self.ignored.insert(key.to_owned());
-                continue;
-            }
-            // What an init left of the base weight is no weight that it could take its part out of once more.
-            if parameter == "weight" && self.takes_from(adapter, &own) {
-                self.unexpected.push(key.to_owned());
                 continue;
             }
             let Placement { module, rows } = self.names.place(path);
