@@ -36,6 +36,10 @@ pub(super) fn as_plain_lora<M: Injectable + ?Sized>(
         return Ok((config.clone(), tensors));
     }
     for (path, lora) in states {
+        if lora.start().is_some() {
+            // What the init left of the weight: the plain adapter is for all of it.
+            tensors.remove(&with_prefix(&path.parameter("base_layer.weight")));
+        }
         for (key, tensor) in lora.relative_to_original()? {
             tensors.insert(with_prefix(&path.parameter(key)), tensor);
         }

@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use candle_nn::{Embedding, Linear};
+use candle_core::{Device, Tensor};
+use candle_nn::{Embedding, Linear, Module};
 use peft_runtime::prelude::*;
 use peft_runtime::{Error, PeftConfig, SaveEmbeddings};
 use peft_tests::specimen::{distance, randomise};
@@ -158,6 +159,26 @@ fn embedding_weights_go_into_the_file_as_peft_decides_or_as_asked() {
         let expected: BTreeSet<String> = expected.iter().map(|key| (*key).to_owned()).collect();
         assert_eq!(base_keys(folder.path()), expected, "{:?} {embeddings:?}", config.targets());
     }
+}
+
+#[test]
+fn plain_lora_has_beside_it_no_weight_that_an_init_took_from() {
+    let base = language();
+    let mut model = base.clone();
+    let pissa = on(&["embed_tokens", "lm_head"]).with_init(LoraInit::Pissa);
+    model.inject_adapter(&pissa, "default").unwrap();
+    randomise(&mut model, "default", 0.5).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    model.save_pretrained_with(folder.path(), "default", plain()).unwrap();
+    // An embedding loses nothing to an init.
+    assert_eq!(base_keys(folder.path()), BTreeSet::from(["embed_tokens.base_layer.weight".to_owned()]));
+    let mut other = base;
+    other.load_adapter(folder.path(), "default").unwrap();
+    let ids = Tensor::new(&[3u32, 1, 8], &Device::Cpu).unwrap();
+    let output = |model: &Language| -> candle_core::Result<Tensor> {
+        model.lm_head.forward(&model.lin.forward(&model.embed_tokens.forward(&ids)?)?)
+    };
+    assert!(distance(&output(&other).unwrap(), &output(&model).unwrap()).unwrap() < 1e-3);
 }
 
 #[test]
