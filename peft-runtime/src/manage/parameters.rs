@@ -1,6 +1,6 @@
 //! What trains, and how much of it there is.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use candle_core::{Tensor, Var};
@@ -16,6 +16,8 @@ use crate::ops::place;
 pub(crate) fn trainable_parameters<M: Injectable + ?Sized>(model: &M) -> Vec<(String, Var)> {
     let leaves = leaves(model);
     let mut parameters = Vec::new();
+    // An adapter that is active twice trains once.
+    let mut known = BTreeSet::new();
     let mut active_slots =
         leaves.iter().filter_map(|(_, leaf)| leaf.stack()).flat_map(AdapterStack::active_slots);
     let biases_train = active_slots.any(|slot| slot.method.bias() != Bias::None && slot.trainable);
@@ -25,11 +27,8 @@ pub(crate) fn trainable_parameters<M: Injectable + ?Sized>(model: &M) -> Vec<(St
         }
         let Some(stack) = leaf.stack().filter(|stack| stack.enabled()) else { continue };
         for slot in stack.active_slots().filter(|slot| slot.trainable) {
-            for (name, var) in slot_variables(path, slot) {
-                if !parameters.iter().any(|(known, _)| *known == name) {
-                    parameters.push((name, var));
-                }
-            }
+            let variables = slot_variables(path, slot).into_iter();
+            parameters.extend(variables.filter(|(name, _)| known.insert(name.clone())));
         }
     }
     parameters
