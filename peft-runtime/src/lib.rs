@@ -35,7 +35,7 @@ pub use config::{
     AdaLoraConfig, Bias, CombinationType, CombineOptions, EvaConfig, Ia3Config, LoraConfig, LoraInit,
     MajoritySign, PeftConfig, TokenIndices,
 };
-pub use display::{LayerStatus, ModelStatus, Uniform};
+pub use display::{LayerStatus, ModelStatus, Uniform, thousands};
 pub use error::{Error, Result};
 pub use inject::InjectionReport;
 pub use layer::{Adapted, no_grad};

@@ -16,7 +16,11 @@ pub(crate) fn trainable_summary<M: Injectable + ?Sized>(model: &M) -> String {
 }
 
 /// A number with commas between groups of three digits.
-fn thousands(number: usize) -> String {
+///
+/// ```
+/// assert_eq!(peft_runtime::thousands(3_686_400), "3,686,400");
+/// ```
+pub fn thousands(number: usize) -> String {
     let digits = number.to_string();
     let mut text = String::new();
     for (i, digit) in digits.chars().enumerate() {
@@ -34,7 +38,7 @@ mod tests {
 
     #[test]
     fn thousands_are_separated_by_commas() {
-        let texts = [0, 7, 290, 1_280, 3_686_400, 3_089_625_088].map(thousands);
-        assert_eq!(texts, ["0", "7", "290", "1,280", "3,686,400", "3,089,625,088"]);
+        let texts = [0, 7, 290, 999, 1_000, 1_280, 3_686_400, 3_089_625_088].map(thousands);
+        assert_eq!(texts, ["0", "7", "290", "999", "1,000", "1,280", "3,686,400", "3,089,625,088"]);
     }
 }

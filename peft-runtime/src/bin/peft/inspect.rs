@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use peft_runtime::candle_core::{DType, Tensor};
-use peft_runtime::{StoredAdapter, StoredKind, StoredLayer};
+use peft_runtime::{StoredAdapter, StoredKind, StoredLayer, thousands};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -12,7 +12,7 @@ use crate::args::InspectArguments;
 use crate::failure::Failure;
 use crate::heat_map;
 use crate::output::{bytes, print, print_json, warn};
-use crate::table::{Table, count, number};
+use crate::table::{Table, number};
 
 /// What an adapter holds.
 #[derive(Serialize)]
@@ -200,7 +200,7 @@ fn text(report: &Report) -> String {
         report.dtypes.iter().map(|(dtype, number)| format!("{number} {dtype}")).collect();
     let size = bytes(report.bytes as u64);
     let tensors = dtypes.join(", ");
-    line("parameters", &format!("{} in {tensors} tensors, {size}", count(report.parameters)));
+    line("parameters", &format!("{} in {tensors} tensors, {size}", thousands(report.parameters)));
     let mut table =
         Table::new(&["module", "kind", "rank", "scaling", "parameters", "‖A‖", "‖B‖", "‖s·BA‖", "others"]);
     for layer in &report.layers {
@@ -209,7 +209,7 @@ fn text(report: &Report) -> String {
             layer.kind.clone(),
             layer.rank.map_or_else(|| "-".to_owned(), |rank| rank.to_string()),
             number(layer.scaling),
-            count(layer.parameters),
+            thousands(layer.parameters),
             number(layer.norm_a),
             number(layer.norm_b),
             number(layer.norm_update),

@@ -63,22 +63,9 @@ pub fn number(value: Option<f64>) -> String {
     }
 }
 
-/// A count with commas between thousands.
-pub fn count(value: usize) -> String {
-    let digits = value.to_string();
-    let mut text = String::new();
-    for (place, digit) in digits.chars().enumerate() {
-        if place > 0 && (digits.len() - place).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
-    use super::{Table, count, number};
+    use super::{Table, number};
 
     #[test]
     fn numbers_are_short() {
@@ -86,7 +73,6 @@ mod tests {
         let texts = all.map(|value| number(Some(value)));
         assert_eq!(texts, ["0", "1", "0.5", "123.5", "0.001234", "12346", "1.00e-9", "NaN", "10"]);
         assert_eq!(number(None), "-");
-        assert_eq!([0, 999, 1000, 1_234_567].map(count), ["0", "999", "1,000", "1,234,567"]);
     }
 
     #[test]
