@@ -123,37 +123,53 @@ fn range(layout: &Layout) -> Result<Range<usize>> {
     }
 }
 
-impl InplaceOp2 for Step<'_, f32> {
-    fn name(&self) -> &'static str {
-        "adamw-step"
-    }
+/// What moments are kept in: f32, and f64 for variables of f64.
+pub(crate) trait Moment: Real {
+    /// Takes the step on a part of the storage; `None` if variables of that dtype have other moments.
+    fn run(
+        step: &Step<'_, Self>,
+        values: (&mut CpuStorage, Range<usize>),
+        grads: (&CpuStorage, Range<usize>),
+    ) -> Option<Result<()>>;
+}
 
-    fn cpu_fwd(
-        &self,
-        values: &mut CpuStorage,
-        layout: &Layout,
-        grads: &CpuStorage,
-        grads_layout: &Layout,
-    ) -> Result<()> {
-        let (to, from) = (range(layout)?, range(grads_layout)?);
-        match (values, grads) {
+impl Moment for f32 {
+    fn run(
+        step: &Step<'_, Self>,
+        (values, to): (&mut CpuStorage, Range<usize>),
+        (grads, from): (&CpuStorage, Range<usize>),
+    ) -> Option<Result<()>> {
+        Some(match (values, grads) {
             (CpuStorage::F32(values), CpuStorage::F32(grads)) => {
-                self.run(&mut values[to], &grads[from], |value| value, |value| value)
+                step.run(&mut values[to], &grads[from], |value| value, |value| value)
             }
             (CpuStorage::F16(values), CpuStorage::F16(grads)) => {
-                self.run(&mut values[to], &grads[from], f16::to_f32, f16::from_f32)
+                step.run(&mut values[to], &grads[from], f16::to_f32, f16::from_f32)
             }
             (CpuStorage::BF16(values), CpuStorage::BF16(grads)) => {
-                self.run(&mut values[to], &grads[from], bf16::to_f32, bf16::from_f32)
+                step.run(&mut values[to], &grads[from], bf16::to_f32, bf16::from_f32)
             }
-            (values, grads) => {
-                bail!("cannot change {:?} by a gradient of {:?}", values.dtype(), grads.dtype())
+            _ => return None,
+        })
+    }
+}
+
+impl Moment for f64 {
+    fn run(
+        step: &Step<'_, Self>,
+        (values, to): (&mut CpuStorage, Range<usize>),
+        (grads, from): (&CpuStorage, Range<usize>),
+    ) -> Option<Result<()>> {
+        match (values, grads) {
+            (CpuStorage::F64(values), CpuStorage::F64(grads)) => {
+                Some(step.run(&mut values[to], &grads[from], |value| value, |value| value))
             }
+            _ => None,
         }
     }
 }
 
-impl InplaceOp2 for Step<'_, f64> {
+impl<S: Moment> InplaceOp2 for Step<'_, S> {
     fn name(&self) -> &'static str {
         "adamw-step"
     }
@@ -166,27 +182,21 @@ impl InplaceOp2 for Step<'_, f64> {
         grads_layout: &Layout,
     ) -> Result<()> {
         let (to, from) = (range(layout)?, range(grads_layout)?);
-        match (values, grads) {
-            (CpuStorage::F64(values), CpuStorage::F64(grads)) => {
-                self.run(&mut values[to], &grads[from], |value| value, |value| value)
-            }
-            (values, grads) => {
-                bail!("cannot change {:?} by a gradient of {:?}", values.dtype(), grads.dtype())
-            }
+        let (dtype, grads_dtype) = (values.dtype(), grads.dtype());
+        match S::run(self, (values, to), (grads, from)) {
+            Some(done) => done,
+            None => bail!("cannot change {dtype:?} by a gradient of {grads_dtype:?}"),
         }
     }
 }
 
 /// Takes one step of a variable in main memory; `grad` has its shape and dtype and is contiguous.
-pub(crate) fn step_in_place<'a, S: Real>(
+pub(crate) fn step_in_place<S: Moment>(
     var: &Var,
     grad: &Tensor,
-    moments: Moments<'a, S>,
+    moments: Moments<'_, S>,
     coefficients: Coefficients<f64>,
-) -> Result<()>
-where
-    Step<'a, S>: InplaceOp2,
-{
+) -> Result<()> {
     let step = Step { moments: RefCell::new(moments), coefficients: coefficients.cast() };
     var.inplace_op2(grad, &step)
 }
