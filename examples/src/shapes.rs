@@ -38,27 +38,35 @@ impl ModelShape {
     /// # Errors
     /// If the sizes do not go together.
     pub fn config(self) -> Result<LlamaConfig> {
-        let (model_type, [vocabulary, hidden, wide, blocks, heads, key_value_heads]) = match self {
-            Self::Tiny => ("llama", [256, 64, 160, 2, 4, 2]),
-            Self::Smol135M => ("llama", [49_152, 576, 1536, 30, 9, 3]),
-            Self::Smol360M => ("llama", [49_152, 960, 2560, 32, 15, 5]),
-            Self::Qwen500M => ("qwen2", [151_936, 896, 4864, 24, 14, 2]),
-            Self::Llama1B => ("llama", [128_256, 2048, 8192, 16, 32, 8]),
-        };
-        let config = json!({
-            "model_type": model_type,
-            "vocab_size": vocabulary,
-            "hidden_size": hidden,
-            "intermediate_size": wide,
-            "num_hidden_layers": blocks,
-            "num_attention_heads": heads,
-            "num_key_value_heads": key_value_heads,
-            "rms_norm_eps": 1e-5,
-            "rope_theta": 100_000.0,
-            "tie_word_embeddings": true,
-        });
-        Ok(serde_json::from_value(config)?)
+        match self {
+            Self::Tiny => config_of("llama", [256, 64, 160, 2, 4, 2]),
+            Self::Smol135M => config_of("llama", [49_152, 576, 1536, 30, 9, 3]),
+            Self::Smol360M => config_of("llama", [49_152, 960, 2560, 32, 15, 5]),
+            Self::Qwen500M => config_of("qwen2", [151_936, 896, 4864, 24, 14, 2]),
+            Self::Llama1B => config_of("llama", [128_256, 2048, 8192, 16, 32, 8]),
+        }
     }
+}
+
+/// The settings of a model with these sizes: vocabulary, hidden, feed-forward, blocks, heads, key and value heads.
+///
+/// # Errors
+/// If the sizes do not go together.
+pub fn config_of(model_type: &str, sizes: [usize; 6]) -> Result<LlamaConfig> {
+    let [vocabulary, hidden, wide, blocks, heads, key_value_heads] = sizes;
+    let config = json!({
+        "model_type": model_type,
+        "vocab_size": vocabulary,
+        "hidden_size": hidden,
+        "intermediate_size": wide,
+        "num_hidden_layers": blocks,
+        "num_attention_heads": heads,
+        "num_key_value_heads": key_value_heads,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 100_000.0,
+        "tie_word_embeddings": true,
+    });
+    Ok(serde_json::from_value(config)?)
 }
 
 /// Weights that are drawn when they are asked for: the same name and seed give the same values.

@@ -5,18 +5,16 @@ use std::thread::{self, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
-use candle_core::{DType, Device, Shape, Tensor};
-use candle_nn::var_builder::SimpleBackend;
-use candle_nn::{Init, VarBuilder};
+use candle_core::{DType, Device, Tensor};
 use clap::Parser;
 use peft_examples::memory::peak_resident_mib;
 use peft_examples::progress::{bar, result, say};
+use peft_examples::shapes::{RandomWeights, config_of};
 use peft_runtime::models::generate::CausalModel;
-use peft_runtime::models::llama::{LlamaConfig, LlamaModel};
+use peft_runtime::models::llama::LlamaModel;
 use peft_runtime::prelude::*;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use serde_json::json;
 
 /// Serves prompts of many adapters in mixed batches, from several threads, and prints latency and throughput.
 ///
@@ -53,7 +51,7 @@ struct Arguments {
     /// How often all three ways are measured in turn, after a round that does not count.
     #[arg(long, default_value_t = 3)]
     rounds: usize,
-    /// The seed of the adapters, the prompts and the choice of adapters.
+    /// The seed of the random weights, the adapters, the prompts and the choice of adapters.
     #[arg(long, default_value_t = 0)]
     seed: u64,
 }
@@ -75,47 +73,8 @@ impl Arguments {
         if let Some(folder) = &self.model {
             return Ok(LlamaModel::from_folder(folder, DType::F32, &Device::Cpu)?);
         }
-        let config: LlamaConfig = serde_json::from_value(json!({
-            "model_type": "llama",
-            "vocab_size": 4096,
-            "hidden_size": self.size,
-            "intermediate_size": 4 * self.size,
-            "num_hidden_layers": self.blocks,
-            "num_attention_heads": 8,
-            "num_key_value_heads": 4,
-            "tie_word_embeddings": true,
-        }))?;
-        Ok(LlamaModel::new(
-            &config,
-            VarBuilder::from_backend(Box::new(RandomWeights), DType::F32, Device::Cpu),
-        )?)
-    }
-}
-
-/// Random weights, in the place of a file with trained ones.
-struct RandomWeights;
-
-impl SimpleBackend for RandomWeights {
-    fn get(
-        &self,
-        shape: Shape,
-        name: &str,
-        _: Init,
-        dtype: DType,
-        device: &Device,
-    ) -> candle_core::Result<Tensor> {
-        match name.contains("norm") {
-            true => Tensor::ones(shape, dtype, device),
-            false => Tensor::randn(0f32, 0.05f32, shape, device)?.to_dtype(dtype),
-        }
-    }
-
-    fn get_unchecked(&self, name: &str, _: DType, _: &Device) -> candle_core::Result<Tensor> {
-        candle_core::bail!("the shape of `{name}` is not known")
-    }
-
-    fn contains_tensor(&self, _: &str) -> bool {
-        true
+        let config = config_of("llama", [4096, self.size, 4 * self.size, self.blocks, 8, 4])?;
+        Ok(LlamaModel::new(&config, RandomWeights::builder(self.seed, &Device::Cpu))?)
     }
 }
 
