@@ -227,10 +227,10 @@ fn the_report_and_the_errors_read_as_sentences() {
         .unwrap();
     assert_eq!(
         report.to_string(),
-        "adapter `default` (active): 3 layers adapted, 56 elements, 1 layers trained in full"
+        "adapter `default` (active): 3 layers adapted, 56 elements, 1 layer trained in full"
     );
     let report = model.inject_adapter(&lora().with_targets(["lm_head"]), "second").unwrap();
-    assert!(!report.active && report.to_string().contains("(not active)"));
+    assert!(!report.active && report.to_string().contains("(not active): 1 layer adapted, "));
     assert_eq!(
         model.set_adapter("scond").unwrap_err().to_string(),
         "no adapter named `scond`; the model has `default` and `second`"

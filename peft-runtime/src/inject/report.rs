@@ -52,16 +52,22 @@ impl fmt::Display for InjectionReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { adapter, adapted, copied, biases, unmatched_targets, active, elements } = self;
         let state = if *active { "active" } else { "not active" };
-        write!(f, "adapter `{adapter}` ({state}): {} layers adapted, {elements} elements", adapted.len())?;
+        let (layers, elements) = (of(adapted.len(), "layer", "layers"), of(*elements, "element", "elements"));
+        write!(f, "adapter `{adapter}` ({state}): {layers} adapted, {elements}")?;
         if !copied.is_empty() {
-            write!(f, ", {} layers trained in full", copied.len())?;
+            write!(f, ", {} trained in full", of(copied.len(), "layer", "layers"))?;
         }
         if !biases.is_empty() {
-            write!(f, ", {} biases of the base model", biases.len())?;
+            write!(f, ", {} of the base model", of(biases.len(), "bias", "biases"))?;
         }
         if !unmatched_targets.is_empty() {
             write!(f, "; targets that match nothing: {}", unmatched_targets.join(", "))?;
         }
         Ok(())
     }
+}
+
+/// A number of things.
+fn of(count: usize, one: &str, many: &str) -> String {
+    format!("{count} {}", if count == 1 { one } else { many })
 }
