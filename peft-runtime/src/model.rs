@@ -36,7 +36,8 @@ pub trait PeftModel: Injectable {
     /// layers vary most, and moves ranks to the layers where they explain most: <https://arxiv.org/abs/2410.07170>.
     ///
     /// `forward` runs the model on one batch of `batches`; the adapters do not act meanwhile. Only linear layers are
-    /// changed; those that end without a rank lose the adapter.
+    /// changed; those that end without a rank lose the adapter. The adapter's variables are new ones: an optimiser that was
+    /// made before holds others, and is made anew.
     ///
     /// # Errors
     /// [`Error::UnknownAdapter`], [`Error::Merged`], [`Error::Unsupported`] if the adapter does not start as EVA does or a
@@ -344,6 +345,8 @@ pub trait PeftModel: Injectable {
 
     /// Puts the adapter in `folder`, or in its subfolder `name`, in the place of the adapter called `name`. It may have
     /// other ranks, another scaling, other layers; it is active and trainable as the one before was.
+    ///
+    /// The adapter's variables are new ones: an optimiser that was made before holds others, and is made anew.
     ///
     /// A model is swapped under a lock while others read it: a forward pass sees the adapter before or the one after.
     ///

@@ -35,6 +35,9 @@ impl SaveOptions {
 
     /// Saves an adapter whose init changed the base weights (PiSSA, OLoRA, LoftQ) as plain LoRA of twice the rank for the
     /// base model as it was.
+    ///
+    /// The model computes the same, but for rounding, with PiSSA and OLoRA. With LoftQ it does so at full rank with alpha equal
+    /// to the rank alone; otherwise what the factors had not made up for of the quantisation is the difference.
     #[must_use]
     pub fn plain_lora(mut self, plain: bool) -> Self {
         self.plain_lora = plain;

@@ -38,8 +38,8 @@ impl StoredAdapter {
     /// in its B.
     ///
     /// AdaLoRA's singular values go into A. An adapter whose init changed the base weights (PiSSA, OLoRA, LoftQ) gets twice
-    /// the rank and is then for the base model as it was, which is needed for that. Tensors that are none of the factors
-    /// stay as they are.
+    /// the rank and is then for the base model as it was, which is needed for that; with LoftQ the result is exact at full
+    /// rank with alpha equal to the rank alone. Tensors that are none of the factors stay as they are.
     ///
     /// # Errors
     /// [`Error::Unsupported`] for IA3 and DoRA, which are no low-rank updates, and where the base model is needed and not
