@@ -13,8 +13,7 @@ use safetensors::tensor::{Metadata, TensorInfo, TensorView};
 use tempfile::NamedTempFile;
 
 use super::header;
-use super::keys::canonical;
-use crate::error::{Error, Result, shortened};
+use crate::error::{Error, Result};
 
 /// How the names of files and folders begin and end that are not yet complete.
 pub(super) const TEMPORARY_PREFIX: &str = ".adapter-";
@@ -156,10 +155,4 @@ impl MappedFile {
         let info = info.ok_or_else(|| SafeTensorError::TensorNotFound(name.to_owned()))?;
         self.view(info)?.load(device)
     }
-}
-
-/// Two keys, with and without PEFT's prefix, that mean the same tensor.
-pub(super) fn two_names(key: &str) -> Error {
-    let reason = format!("`{}` is there under two names", shortened(canonical(key)));
-    Error::Config { field: "state_dict", reason }
 }

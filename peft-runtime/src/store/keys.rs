@@ -1,5 +1,9 @@
 //! The keys of a state dict: `base_model.model.PATH.lora_A.weight`.
 
+use std::collections::BTreeMap;
+
+use crate::error::{Error, Result, shortened};
+
 /// What PEFT's two wrapper levels put before every path.
 pub(super) const PREFIX: &str = "base_model.model.";
 
@@ -24,5 +28,49 @@ pub(super) fn canonical(key: &str) -> &str {
     match key.strip_suffix(".weight") {
         Some(stem) if stem.ends_with(".lora_magnitude_vector") => stem,
         _ => key,
+    }
+}
+
+/// The values under their canonical keys.
+///
+/// # Errors
+/// If two keys mean the same tensor.
+pub(super) fn by_canonical_key<'k, V>(
+    values: impl IntoIterator<Item = (&'k String, V)>,
+) -> Result<BTreeMap<&'k str, V>> {
+    let mut named: BTreeMap<&str, (&str, V)> = BTreeMap::new();
+    for (key, value) in values {
+        if let Some((other, _)) = named.get(canonical(key)) {
+            return Err(two_names(other, key));
+        }
+        named.insert(canonical(key), (key, value));
+    }
+    Ok(named.into_iter().map(|(key, (_, value))| (key, value)).collect())
+}
+
+/// Two keys, with and without PEFT's prefix for example, that mean the same tensor.
+pub(super) fn two_names(first: &str, second: &str) -> Error {
+    let (first, second) = (shortened(first), shortened(second));
+    let reason = format!("a tensor is there under two names, `{first}` and `{second}`");
+    Error::Config { field: "state_dict", reason }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::by_canonical_key;
+    use crate::error::Result;
+
+    #[test]
+    fn two_names_of_one_tensor_are_both_in_the_error() {
+        let names = ["base_model.model.lin.lora_A.weight", "lin.lora_B.weight", "lin.lora_A.weight"];
+        let keyed = |names: &[&str]| -> Result<Vec<(String, usize)>> {
+            let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+            let keyed = by_canonical_key(names.iter().map(|name| (name, name.len())));
+            keyed.map(|keyed| keyed.into_iter().map(|(key, length)| (key.to_owned(), length)).collect())
+        };
+        let expected = [("lin.lora_A.weight".to_owned(), 34), ("lin.lora_B.weight".to_owned(), 17)];
+        assert_eq!(keyed(&names[..2]).unwrap(), expected);
+        let error = keyed(&names).unwrap_err().to_string();
+        assert!(error.contains(&format!("`{}` and `{}`", names[0], names[2])), "{error}");
     }
 }

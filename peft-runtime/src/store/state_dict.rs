@@ -7,8 +7,7 @@ use candle_core::{Tensor, Var};
 
 use super::base_model::{base_parameters, replace_base};
 use super::embeddings::{SaveEmbeddings, embedding_weights};
-use super::file::two_names;
-use super::keys::{canonical, with_prefix};
+use super::keys::{by_canonical_key, with_prefix};
 use crate::ModulePath;
 use crate::adapter::{Adapter, AdapterMethod, AdapterTensor, StoredTensor};
 use crate::config::Bias;
@@ -147,12 +146,9 @@ pub(crate) fn inject_adapter_from_state_dict<M: Injectable + ?Sized>(
     method: &dyn AdapterMethod,
     name: &str,
 ) -> Result<InjectionReport> {
-    let mut tensors = BTreeMap::new();
-    for (key, tensor) in state {
-        if tensors.insert(canonical(key).to_owned(), tensor.clone()).is_some() {
-            return Err(two_names(key));
-        }
-    }
+    let tensors = by_canonical_key(state)?.into_iter();
+    let tensors: BTreeMap<String, Tensor> =
+        tensors.map(|(key, tensor)| (key.to_owned(), tensor.clone())).collect();
     let shapes = tensors.iter().map(|(key, tensor)| (key.as_str(), tensor.dims())).collect();
     let method = exactly_targeted(model, method.for_tensors(&shapes)?);
     let plan = Plan::new(model, method.as_ref(), name, Origin::File)?;
@@ -168,12 +164,7 @@ pub(crate) fn load_adapter_state_dict<M: Injectable + ?Sized>(
 ) -> Result<()> {
     let entries = entries(model, name)?;
     check_not_merged(model, name, "load weights into")?;
-    let mut values: BTreeMap<&str, &Tensor> = BTreeMap::new();
-    for (key, tensor) in state {
-        if values.insert(canonical(key), tensor).is_some() {
-            return Err(two_names(key));
-        }
-    }
+    let mut values = by_canonical_key(state)?;
     let mut report = TensorReport::default();
     let mut updates = Vec::new();
     for entry in &entries {

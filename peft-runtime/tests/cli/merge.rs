@@ -130,7 +130,7 @@ fn what_goes_wrong_leaves_nothing_behind() {
     let broken = tensors.values_mut().next().unwrap();
     *broken = (&*broken * f64::NAN).unwrap();
     let bad = folder.path().join("bad");
-    StoredAdapter::new("bad", stored.config().clone(), tensors).save(&bad).unwrap();
+    StoredAdapter::new("bad", stored.config().clone(), tensors).unwrap().save(&bad).unwrap();
     let error = merge(&[], &bad, 1);
     assert!(error.contains("NaN") && error.contains("peft inspect"), "{error}");
     assert!(!output.exists());
@@ -155,7 +155,7 @@ fn modules_without_tensors_are_a_warning() {
     tensors.retain(|key, _| !key.contains("layers.1.self_attn.o_proj"));
     let folder = tempfile::tempdir().unwrap();
     let (short, output) = (folder.path().join("short"), folder.path().join("merged"));
-    StoredAdapter::new("short", stored.config().clone(), tensors).save(&short).unwrap();
+    StoredAdapter::new("short", stored.config().clone(), tensors).unwrap().save(&short).unwrap();
     let arguments = ["merge", "--base", text(base.path()), "--adapter", text(&short), "-o", text(&output)];
     let report = tells(&arguments);
     assert_eq!(report["unadapted"], json!(["model.layers.1.self_attn.o_proj"]));
@@ -184,7 +184,7 @@ fn memory_does_not_grow_with_the_model() {
     });
     let adapter = folder.path().join("adapter");
     let config = LoraConfig::new(2, 4.0).with_targets(["proj"]);
-    StoredAdapter::new("adapter", config, factors.collect()).save(&adapter).unwrap();
+    StoredAdapter::new("adapter", config, factors.collect()).unwrap().save(&adapter).unwrap();
     let output = folder.path().join("merged");
     let status = Command::new("sh")
         .args([

@@ -49,7 +49,7 @@ fn inspecting_warns_of_zeros_and_of_what_is_no_number() {
     let infinite = (&tensors[&key("o_proj.lora_A.weight")] / 0.0).unwrap();
     tensors.insert(key("o_proj.lora_A.weight"), infinite);
     let folder = tempfile::tempdir().unwrap();
-    StoredAdapter::new("bad", stored.config().clone(), tensors).save(folder.path()).unwrap();
+    StoredAdapter::new("bad", stored.config().clone(), tensors).unwrap().save(folder.path()).unwrap();
     let output = peft(&["inspect", text(folder.path())]);
     let warnings = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.success());
@@ -175,7 +175,7 @@ fn adapters_of_different_models_are_not_combined() {
     ]
     .into();
     let other = tempfile::tempdir().unwrap();
-    StoredAdapter::new("other", lora(), tensors).save(other.path()).unwrap();
+    StoredAdapter::new("other", lora(), tensors).unwrap().save(other.path()).unwrap();
     let output = other.path().join("sum");
     let error = fails(&["combine", text(first.path()), text(other.path()), "-o", text(&output)], 1);
     assert!(error.contains("q_proj") && !output.exists(), "{error}");

@@ -163,7 +163,7 @@ fn layers_that_the_file_leaves_out_are_an_error_of_finish() {
     let adapter = stored(&folder, "default");
     let mut tensors = adapter.tensors(&Device::Cpu).unwrap();
     tensors.retain(|key, _| !key.contains("layers.1."));
-    let shortened = StoredAdapter::new("short", adapter.config().clone(), tensors);
+    let shortened = StoredAdapter::new("short", adapter.config().clone(), tensors).unwrap();
     let merged = MergedWeights::new(open(&base)).add(shortened, 1.0).unwrap();
     their_llama_output(merged.var_builder(DType::F32, &Device::Cpu), 2);
     let error = merged.finish().unwrap_err().chain();

@@ -6,7 +6,7 @@ use candle_core::{DType, Device, Tensor};
 use candle_nn::{Embedding, Linear};
 use peft_runtime::adapter::AdapterMethod;
 use peft_runtime::prelude::*;
-use peft_runtime::{Error, InjectionReport};
+use peft_runtime::{Error, InjectionReport, StoredAdapter};
 use peft_tests::fingerprint::Fingerprint;
 use peft_tests::specimen::distance;
 
@@ -53,6 +53,23 @@ fn targets_and_ranks_are_read_off_the_keys_and_the_rest_is_the_configs() {
     other.load_adapter(folder.path(), "x").unwrap();
     let x = Model::input();
     assert!(same(&other.forward(&x), &model.forward(&x)));
+}
+
+#[test]
+fn one_tensor_under_two_names_is_an_error_that_has_both() {
+    let mut model = Model::new().with(&lora(), "x");
+    let mut state = model.adapter_state_dict("x").unwrap();
+    let long = "base_model.model.head.lora_A.weight";
+    let short = "head.lora_A.weight";
+    state.insert(short.to_owned(), state[long].clone());
+    let errors = [
+        model.load_adapter_state_dict(&state, "x").unwrap_err(),
+        model.inject_adapter_from_state_dict(&state, &lora(), "y").unwrap_err(),
+        StoredAdapter::new("x", lora(), state).unwrap_err(),
+    ];
+    for error in errors.map(|error| error.to_string()) {
+        assert!(error.contains(&format!("`{long}` and `{short}`")), "{error}");
+    }
 }
 
 #[test]

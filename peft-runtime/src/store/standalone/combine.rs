@@ -50,7 +50,7 @@ impl StoredAdapter {
         let config = method_of(&skeleton, sum)?.to_json(&[])?;
         let mut tensors = adapter_state_dict(&skeleton, sum)?;
         tensors.extend(kept.into_iter().map(|(key, tensor)| (with_prefix(&key), tensor)));
-        Ok(Self::new(SUM, PeftConfig::from_json(&config)?, tensors))
+        Self::new(SUM, PeftConfig::from_json(&config)?, tensors)
     }
 
     /// Adds the values of the base model's `parameters` to those that other parts have, unless the two differ.

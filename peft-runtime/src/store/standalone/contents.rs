@@ -10,8 +10,8 @@ use super::StoredShape;
 use crate::adapter::StoredTensor;
 use crate::error::{Error, Result};
 use crate::store::adapter_files::{self, AdapterFiles};
-use crate::store::file::{MappedFile, text_of, two_names};
-use crate::store::keys::{CONFIG_FILE, WEIGHTS_FILE, canonical, with_prefix};
+use crate::store::file::{MappedFile, text_of};
+use crate::store::keys::{CONFIG_FILE, WEIGHTS_FILE, by_canonical_key, canonical, two_names, with_prefix};
 use crate::store::layout::{Layout, Place};
 
 /// An adapter but for its config.
@@ -55,20 +55,26 @@ impl StoredContents {
             let file = MappedFile::of(&weights?, &weights_path)?;
             (weights_path, file)
         };
-        let mut places = BTreeMap::new();
+        let mut places: BTreeMap<String, Place> = BTreeMap::new();
         for place in Layout::of(&file).tensors {
-            if let Some(other) = places.insert(canonical(&place.name).to_owned(), place) {
-                return Err(two_names(&other.name).in_file(&weights_path));
+            let key = canonical(&place.name).to_owned();
+            if let Some(other) = places.get(&key) {
+                return Err(two_names(&other.name, &place.name).in_file(&weights_path));
             }
+            places.insert(key, place);
         }
         let files = Some(Files { config: config_path, weights: weights_path });
         Ok((config, Self { files, tensors: Tensors::Mapped { file, places } }))
     }
 
     /// Tensors under PEFT's keys, with or without the prefix.
-    pub(super) fn in_memory(tensors: BTreeMap<String, Tensor>) -> Self {
-        let tensors = tensors.into_iter().map(|(key, tensor)| (canonical(&key).to_owned(), tensor));
-        Self { files: None, tensors: Tensors::Memory(tensors.collect()) }
+    ///
+    /// # Errors
+    /// If two keys mean the same tensor.
+    pub(super) fn in_memory(tensors: &BTreeMap<String, Tensor>) -> Result<Self> {
+        let tensors = by_canonical_key(tensors)?.into_iter();
+        let tensors = tensors.map(|(key, tensor)| (key.to_owned(), tensor.clone())).collect();
+        Ok(Self { files: None, tensors: Tensors::Memory(tensors) })
     }
 
     /// What is known of every tensor without reading it, in the order of the keys.

@@ -13,6 +13,7 @@ use std::path::Path;
 
 use candle_core::{Device, Tensor};
 
+use super::adapter_files::holds_adapter;
 use super::keys::with_prefix;
 use super::save::write_folder;
 use crate::adapter::{StoredTensor, split_layer_key};
@@ -82,9 +83,18 @@ impl StoredAdapter {
     }
 
     /// An adapter in memory, with tensors under PEFT's keys, with or without the prefix.
-    pub fn new(name: &str, config: impl Into<PeftConfig>, tensors: BTreeMap<String, Tensor>) -> Self {
-        let contents = StoredContents::in_memory(tensors);
-        Self { name: adapter_name(name), config: config.into(), contents }
+    ///
+    /// # Errors
+    /// [`Error::Config`] with both keys if two of them mean the same tensor.
+    pub fn new(name: &str, config: impl Into<PeftConfig>, tensors: BTreeMap<String, Tensor>) -> Result<Self> {
+        let contents = StoredContents::in_memory(&tensors)?;
+        Ok(Self { name: adapter_name(name), config: config.into(), contents })
+    }
+
+    /// Whether there is an adapter in `folder` itself, also one that a killed process had saved and not yet moved to its
+    /// place.
+    pub fn is_in(folder: impl AsRef<Path>) -> bool {
+        holds_adapter(folder.as_ref())
     }
 
     /// The name of its folder, as far as an adapter can be called so.

@@ -80,7 +80,7 @@ impl StoredAdapter {
             let rank = ranks.get(path.as_str()).copied().unwrap_or_default();
             put(&mut tensors, path, factors, scaling_left(&plain, rank)).map_err(Error::on_layer(path))?;
         }
-        Ok(Self::new(self.name(), plain, tensors))
+        Self::new(self.name(), plain, tensors)
     }
 
     fn check_plain(&self, config: &LoraConfig, base: Option<&BaseWeights>) -> Result<()> {
