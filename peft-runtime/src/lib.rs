@@ -48,7 +48,7 @@ pub use peft_macros::Injectable;
 pub use select::TargetModules;
 pub use store::{
     BaseWeights, Checkpoint, LoadOptions, LoadReport, MergedWeights, NameMap, SaveEmbeddings, SaveOptions,
-    StoredAdapter, StoredKind, StoredLayer, StoredShape, Unadapted, WriteProgress, WriteReport,
+    StoredAdapter, StoredKind, StoredLayer, StoredShape, Unadapted, WriteProgress, WriteReport, read_text,
 };
 
 /// Target modules whose names are checked against the model at compile time.

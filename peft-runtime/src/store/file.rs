@@ -78,8 +78,11 @@ pub(super) fn open_file(path: &Path) -> std::io::Result<File> {
 /// The most bytes of a file of settings.
 const LONGEST_TEXT: u64 = 64 << 20;
 
-/// The text of a file of settings.
-pub(crate) fn read_text(path: &Path) -> Result<String> {
+/// The text of a file of settings, such as a model's `config.json`.
+///
+/// # Errors
+/// [`Error::Io`] if it cannot be read, is no file, is no text, or has more than 64 MiB.
+pub fn read_text(path: &Path) -> Result<String> {
     open_file(path).and_then(|file| text_of(&file)).map_err(Error::io("read", path))
 }
 

@@ -22,7 +22,8 @@ pub use checkpoint::Checkpoint;
 #[cfg(feature = "hub")]
 pub(crate) use checkpoint::shard_names;
 pub use embeddings::SaveEmbeddings;
-pub(crate) use file::{PendingFile, read_text, sync_folder, to_bytes};
+pub use file::read_text;
+pub(crate) use file::{PendingFile, sync_folder, to_bytes};
 pub(crate) use header::parse as parse_safetensors;
 pub use load::{LoadOptions, LoadReport};
 pub(crate) use load::{hotswap_adapter, load_adapter, load_adapter_as};

@@ -183,5 +183,10 @@ fn what_llama_cpp_has_no_place_for_is_refused() {
     std::fs::write(base.path().join("config.json"), "{\"model_type\": \"mamba\"}").unwrap();
     let error = fails(&[&arguments[..], &["--base", text(base.path())]].concat(), 1);
     assert!(error.contains("mamba") && error.contains("qwen3"), "{error}");
+    // A file that is far too long is not read to its end.
+    let config = File::create(base.path().join("config.json")).unwrap();
+    config.set_len(1 << 30).unwrap();
+    let error = fails(&[&arguments[..], &["--base", text(base.path())]].concat(), 1);
+    assert!(error.contains("config.json") && error.contains("more than"), "{error}");
     assert!(!output.exists());
 }

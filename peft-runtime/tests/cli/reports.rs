@@ -163,6 +163,14 @@ fn sums_that_start_from_the_base_model_need_it() {
     assert_same(&found, &model.adapter_state_dict("sum").unwrap(), 1e-5);
     let error = fails(&arguments, 1);
     assert!(error.contains("--force"), "{error}");
+    // So does one whose files a killed process has not moved to their places.
+    let complete = folder.path().join(".adapter.new");
+    std::fs::create_dir(&complete).unwrap();
+    for file in ["adapter_config.json", "adapter_model.safetensors"] {
+        std::fs::rename(folder.path().join(file), complete.join(file)).unwrap();
+    }
+    let error = fails(&arguments, 1);
+    assert!(error.contains("--force"), "{error}");
 }
 
 #[test]

@@ -12,7 +12,7 @@ use crate::output::{check_free, open_base, print, print_json};
 /// # Errors
 /// If a file cannot be read or written, or the adapters do not go together.
 pub fn run(arguments: &CombineArguments) -> Result<(), Failure> {
-    check_free(&arguments.output, "adapter_config.json", arguments.force)?;
+    check_free(&arguments.output, StoredAdapter::is_in(&arguments.output), arguments.force)?;
     let adapters = arguments.adapters.iter().map(StoredAdapter::open).collect::<Result<Vec<_>, _>>()?;
     let parts: Vec<(&StoredAdapter, f64)> =
         adapters.iter().zip(weights(&arguments.weights, adapters.len())).collect();

@@ -15,8 +15,11 @@ use crate::output::{check_free, open_base, print, print_json};
 /// # Errors
 /// If a file cannot be read or written, or the adapter has no such form.
 pub fn run(arguments: &ConvertArguments) -> Result<(), Failure> {
-    let file = if arguments.to == Form::PlainLora { "adapter_config.json" } else { "" };
-    check_free(&arguments.output, file, arguments.force)?;
+    let is_there = match arguments.to {
+        Form::PlainLora => StoredAdapter::is_in(&arguments.output),
+        Form::Gguf => arguments.output.exists(),
+    };
+    check_free(&arguments.output, is_there, arguments.force)?;
     let adapter = StoredAdapter::open(&arguments.adapter)?;
     let plain = adapter.to_plain_lora(base_weights(arguments)?.as_ref())?;
     let tensors = match arguments.to {

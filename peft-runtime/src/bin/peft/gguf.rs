@@ -5,15 +5,13 @@
 //! tensor. Its Llama turns neighbouring pairs where transformers' turns halves, so that rows of queries and keys are in
 //! another order.
 
-use std::fs::File;
-use std::io::BufReader;
 use std::path::Path;
 
 use peft_runtime::adapter::LowRank;
 use peft_runtime::candle_core::quantized::gguf_file::{self, Value};
 use peft_runtime::candle_core::quantized::{GgmlDType, QTensor};
 use peft_runtime::candle_core::{Device, Tensor};
-use peft_runtime::{PeftConfig, StoredAdapter, StoredKind, StoredLayer};
+use peft_runtime::{PeftConfig, StoredAdapter, StoredKind, StoredLayer, read_text};
 use serde::Deserialize;
 
 use crate::failure::Failure;
@@ -56,14 +54,12 @@ impl ModelConfig {
     /// # Errors
     /// If it cannot be read or says no model type.
     pub fn read(path: &Path) -> Result<Self, Failure> {
-        let wrong = |error: &dyn std::fmt::Display| {
+        serde_json::from_str(&read_text(path)?).map_err(|error| {
             Failure::new(
                 format!("cannot use `{}`: {error}", path.display()),
                 "give the `config.json` of the base model as transformers writes it",
             )
-        };
-        let file = File::open(path).map_err(|error| wrong(&error))?;
-        serde_json::from_reader(BufReader::new(file)).map_err(|error| wrong(&error))
+        })
     }
 
     /// llama.cpp's name for the architecture, and whether it turns pairs.

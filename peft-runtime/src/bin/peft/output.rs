@@ -50,17 +50,16 @@ pub fn open_base(paths: &[PathBuf]) -> Result<Checkpoint, Failure> {
     })
 }
 
-/// Refuses a folder with an adapter in it, unless it may be replaced.
+/// Refuses an output that is there already, unless it may be replaced.
 ///
 /// # Errors
-/// If there is one.
-pub fn check_free(folder: &Path, file: &str, force: bool) -> Result<(), Failure> {
-    let path = if file.is_empty() { folder.to_owned() } else { folder.join(file) };
-    if force || !path.exists() {
+/// If it is.
+pub fn check_free(output: &Path, is_there: bool, force: bool) -> Result<(), Failure> {
+    if force || !is_there {
         return Ok(());
     }
     Err(Failure::new(
-        format!("`{}` is there already", path.display()),
+        format!("`{}` is there already", output.display()),
         "choose another output, or replace it with `--force`",
     ))
 }
