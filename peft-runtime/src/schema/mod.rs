@@ -7,6 +7,7 @@
 mod nearest;
 mod resolve;
 mod text;
+mod trail;
 
 use std::fmt;
 

@@ -4,7 +4,8 @@
 //! A `*` in a target stands for any one segment; an index stands for itself.
 
 use super::nearest::Nearest;
-use super::text::{Text, equal};
+use super::text::Text;
+use super::trail::{Trail, Wildcard, count_segments, matches_suffix, push_suffix};
 use super::{Family, LayerKind, Node, Schema};
 
 /// What a target name stands for in a model.
@@ -18,29 +19,11 @@ pub struct Resolution {
     pub module: Option<&'static str>,
 }
 
-/// The segments that lead to a place in the schema, innermost first.
-#[derive(Clone, Copy)]
-struct Trail<'a> {
-    parent: Option<&'a Trail<'a>>,
-    name: &'a [u8],
-    wildcard: Wildcard,
-}
-
-/// Which names a `*` of the schema stands for.
-#[derive(Clone, Copy)]
-enum Wildcard {
-    None,
-    Index,
-    Key,
-}
-
-const ROOT: Trail<'static> = Trail { parent: None, name: b"", wildcard: Wildcard::None };
-
 impl Schema {
     /// What `target` names in this model.
     pub const fn resolve(&self, target: &str) -> Resolution {
         let none = Resolution { adaptable: 0, plain: None, module: None };
-        resolve(self, &ROOT, target.as_bytes(), none)
+        resolve(self, &Trail::ROOT, target.as_bytes(), none)
     }
 }
 
@@ -91,7 +74,7 @@ pub const fn check_target(schema: &Schema, target: &str) {
             }
         }
         let mut nearest = Nearest::new();
-        collect_nearest(schema, &ROOT, target.as_bytes(), &mut nearest);
+        collect_nearest(schema, &Trail::ROOT, target.as_bytes(), &mut nearest);
         nearest.describe(target.as_bytes(), &mut message);
         panic!("{}", message.as_str());
     }
@@ -105,8 +88,7 @@ const fn resolve(schema: &Schema, trail: &Trail<'_>, target: &[u8], mut found: R
             }
             let mut i = 0;
             while i < fields.len() {
-                let child =
-                    Trail { parent: Some(trail), name: fields[i].name.as_bytes(), wildcard: Wildcard::None };
+                let child = trail.child(fields[i].name.as_bytes(), Wildcard::None);
                 found = resolve(fields[i].schema, &child, target, found);
                 i += 1;
             }
@@ -122,14 +104,14 @@ const fn resolve(schema: &Schema, trail: &Trail<'_>, target: &[u8], mut found: R
             if matches_suffix(trail, target) {
                 found.module = Some(schema.name);
             }
-            let child = Trail { parent: Some(trail), name: b"*", wildcard: Wildcard::Index };
+            let child = trail.child(b"*", Wildcard::Index);
             found = resolve(item, &child, target, found);
         }
         Node::Map(item) => {
             if matches_suffix(trail, target) {
                 found.module = Some(schema.name);
             }
-            let child = Trail { parent: Some(trail), name: b"*", wildcard: Wildcard::Key };
+            let child = trail.child(b"*", Wildcard::Key);
             found = resolve(item, &child, target, found);
         }
         // A bare weight is a parameter, which target names do not mean.
@@ -182,8 +164,7 @@ const fn collect_nearest(schema: &Schema, trail: &Trail<'_>, target: &[u8], near
         Node::Module(fields) => {
             let mut i = 0;
             while i < fields.len() {
-                let child =
-                    Trail { parent: Some(trail), name: fields[i].name.as_bytes(), wildcard: Wildcard::None };
+                let child = trail.child(fields[i].name.as_bytes(), Wildcard::None);
                 collect_nearest(fields[i].schema, &child, target, nearest);
                 i += 1;
             }
@@ -196,7 +177,7 @@ const fn collect_nearest(schema: &Schema, trail: &Trail<'_>, target: &[u8], near
             }
         }
         Node::List(item) | Node::Map(item) => {
-            let child = Trail { parent: Some(trail), name: b"*", wildcard: Wildcard::None };
+            let child = trail.child(b"*", Wildcard::None);
             collect_nearest(item, &child, target, nearest);
         }
         Node::Layer { family: Family::Parameter, .. } => {}
@@ -206,107 +187,6 @@ const fn collect_nearest(schema: &Schema, trail: &Trail<'_>, target: &[u8], near
             nearest.offer(target, name);
         }
         Node::Layer { .. } | Node::Parameter | Node::Settings | Node::Unknown => {}
-    }
-}
-
-/// Whether `target` is the end of the trail, by whole segments of which at least one is a name of the schema: otherwise any
-/// name would fit a map, whose keys are not known.
-const fn matches_suffix(trail: &Trail<'_>, target: &[u8]) -> bool {
-    let mut trail = trail;
-    let mut end = trail.name.len();
-    let mut target_end = target.len();
-    let mut anchored = false;
-    loop {
-        // Empty names (the root, flattened fields) are no segments.
-        while end == 0 {
-            match trail.parent {
-                Some(parent) => {
-                    trail = parent;
-                    end = trail.name.len();
-                }
-                None => return false,
-            }
-        }
-        let start = segment_start(trail.name, end);
-        let target_start = segment_start(target, target_end);
-        let segment = trail.name.split_at(end).0.split_at(start).1;
-        let wanted = target.split_at(target_end).0.split_at(target_start).1;
-        if !matches_segment(segment, trail.wildcard, wanted) {
-            return false;
-        }
-        anchored = anchored || (matches!(trail.wildcard, Wildcard::None) && !equal(wanted, b"*"));
-        if target_start == 0 {
-            return anchored;
-        }
-        target_end = target_start - 1;
-        end = if start == 0 { 0 } else { start - 1 };
-    }
-}
-
-const fn matches_segment(segment: &[u8], wildcard: Wildcard, wanted: &[u8]) -> bool {
-    if equal(wanted, b"*") {
-        return true;
-    }
-    match wildcard {
-        Wildcard::None => equal(segment, wanted),
-        Wildcard::Index => is_number(wanted),
-        Wildcard::Key => !wanted.is_empty(),
-    }
-}
-
-const fn segment_start(name: &[u8], end: usize) -> usize {
-    let mut start = end;
-    while start > 0 && name[start - 1] != b'.' {
-        start -= 1;
-    }
-    start
-}
-
-const fn is_number(text: &[u8]) -> bool {
-    let mut i = 0;
-    while i < text.len() {
-        if !text[i].is_ascii_digit() {
-            return false;
-        }
-        i += 1;
-    }
-    !text.is_empty()
-}
-
-const fn count_segments(name: &[u8]) -> usize {
-    let mut count = 1;
-    let mut i = 0;
-    while i < name.len() {
-        if name[i] == b'.' {
-            count += 1;
-        }
-        i += 1;
-    }
-    count
-}
-
-/// Writes the last `count` segments of the trail, outermost first.
-const fn push_suffix(trail: &Trail<'_>, count: usize, text: &mut Text<96>) {
-    if count == 0 {
-        return;
-    }
-    let own = if trail.name.is_empty() { 0 } else { count_segments(trail.name) };
-    let mut start = 0;
-    let mut surplus = own.saturating_sub(count);
-    while surplus > 0 {
-        if trail.name[start] == b'.' {
-            surplus -= 1;
-        }
-        start += 1;
-    }
-    if let Some(parent) = trail.parent {
-        push_suffix(parent, count.saturating_sub(own), text);
-    }
-    if own > 0 {
-        if !text.as_bytes().is_empty() {
-            text.push(b".");
-        }
-        text.push(trail.name.split_at(start).1);
     }
 }
 
