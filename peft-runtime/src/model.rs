@@ -9,7 +9,7 @@ use candle_core::{Tensor, Var};
 use crate::adapter::AdapterMethod;
 use crate::config::CombineOptions;
 use crate::error::{Error, Result};
-use crate::inject::{InjectionReport, Origin, Plan, Tensors, commit, make};
+use crate::inject::{self, InjectionReport};
 use crate::manage::{self, MergeOptions};
 use crate::module::{Injectable, leaves};
 use crate::store::{self, LoadOptions, LoadReport, SaveOptions};
@@ -27,9 +27,7 @@ pub trait PeftModel: Injectable {
     /// # Errors
     /// [`Error::Plan`] with every fault found: names that match nothing, layers the method cannot adapt, invalid values.
     fn inject_adapter(&mut self, config: &dyn AdapterMethod, name: &str) -> Result<InjectionReport> {
-        let plan = Plan::new(self, config, name, Origin::Caller)?;
-        let made = make(self, &plan, Tensors::Fresh)?;
-        commit(self, &plan, made, true)
+        inject::inject_adapter(self, config, name)
     }
 
     /// Gives the adapter `name`, injected with [`with_eva`](LoraConfig::with_eva), the directions in which the inputs of its
@@ -81,16 +79,8 @@ pub trait PeftModel: Injectable {
     where
         Self: Sized,
     {
-        match Self::declared_config() {
-            Some(config) => self.inject_adapter(&config, name),
-            None => {
-                let reason = format!(
-                    "`{}` declares none; add `#[peft(lora(rank = 8, alpha = 16))]`",
-                    Self::SCHEMA.name()
-                );
-                Err(Error::Config { field: "lora", reason })
-            }
-        }
+        let config = Self::declared_config().ok_or_else(|| Error::undeclared(Self::SCHEMA.name()))?;
+        self.inject_adapter(&config, name)
     }
 
     /// The names of the model's adapters.
@@ -344,9 +334,8 @@ pub trait PeftModel: Injectable {
     }
 
     /// Puts the adapter in `folder`, or in its subfolder `name`, in the place of the adapter called `name`. It may have
-    /// other ranks, another scaling, other layers; it is active and trainable as the one before was.
-    ///
-    /// The adapter's variables are new ones: an optimiser that was made before holds others, and is made anew.
+    /// other ranks, another scaling, other layers; it is active and trainable as the one before was. Its variables are new
+    /// ones: an optimiser that was made before holds others, and is made anew.
     ///
     /// A model is swapped under a lock while others read it: a forward pass sees the adapter before or the one after.
     ///

@@ -309,6 +309,12 @@ impl Error {
         move |source| Self::Io { operation, path, source }
     }
 
+    /// A model without a config of its own.
+    pub(crate) fn undeclared(model: &str) -> Self {
+        let reason = format!("`{model}` declares none; add `#[peft(lora(rank = 8, alpha = 16))]`");
+        Self::Config { field: "lora", reason }
+    }
+
     pub(crate) fn on_layer(path: &ModulePath) -> impl FnOnce(candle_core::Error) -> Self + '_ {
         move |source| Self::OnLayer { path: path.clone(), source }
     }

@@ -5,11 +5,13 @@ use std::sync::Arc;
 
 use candle_core::{Tensor, Var};
 
-use super::plan::Plan;
+use super::plan::{Origin, Plan};
 use super::reach::TokenPlan;
 use super::report::InjectionReport;
 use crate::ModulePath;
-use crate::adapter::{Built, FreshTensors, Site, StoredTensor, StoredTensors, TensorSource, TrainableTokens};
+use crate::adapter::{
+    AdapterMethod, Built, FreshTensors, Site, StoredTensor, StoredTensors, TensorSource, TrainableTokens,
+};
 use crate::error::{Error, Fault, Result};
 use crate::layer::{AdaptedLayer, AdapterStack, Content, CopiedParameter, Dropout, Slot};
 use crate::module::{Injectable, Leaf, LeafMut, leaves, leaves_mut, leaves_of, replicate, replicated_tree};
@@ -32,6 +34,17 @@ pub(crate) struct Made {
     content: Option<Content>,
     bias: Option<Var>,
     weight: Option<Tensor>,
+}
+
+/// Puts a fresh adapter on a model.
+pub(crate) fn inject_adapter<M: Injectable + ?Sized>(
+    model: &mut M,
+    method: &dyn AdapterMethod,
+    name: &str,
+) -> Result<InjectionReport> {
+    let plan = Plan::new(model, method, name, Origin::Caller)?;
+    let made = make(model, &plan, Tensors::Fresh)?;
+    commit(model, &plan, made, true)
 }
 
 /// Makes everything that `plan` puts on the leaves of a model, in their order. Nothing is changed.

@@ -10,7 +10,7 @@ mod replication;
 mod report;
 
 pub(crate) use apply::{
-    COPIED_BIAS, Made, Tensors, build, commit, keep_weights, make, make_from_memory, swap,
+    COPIED_BIAS, Made, Tensors, build, commit, inject_adapter, keep_weights, make, make_from_memory, swap,
 };
 pub(crate) use exact::exactly_targeted;
 pub(crate) use plan::{Origin, Plan, name_fault, selector};
