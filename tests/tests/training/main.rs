@@ -1,0 +1,17 @@
+//! Training: optimisers, checkpoints of a run, losses that are no numbers, the gradient audit, checkpoints of the graph.
+
+mod audit;
+mod gradient_checkpointing;
+mod not_finite;
+mod optimisers;
+mod runs;
+
+use peft_runtime::prelude::*;
+use peft_tests::specimen::bits;
+use peft_tests::training::Mlp;
+
+/// The bits of everything that trains.
+fn trained(model: &Mlp) -> Vec<(String, Vec<u64>)> {
+    let parameters = model.trainable_parameters().into_iter();
+    parameters.map(|(name, var)| (name, bits(&var).unwrap())).collect()
+}
