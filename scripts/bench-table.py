@@ -26,7 +26,7 @@ def medians(path: pathlib.Path) -> dict:
         run = json.loads(line)
         values = runs.setdefault(run["configuration"], {}).setdefault(run["program"], {})
         for key, value in run["result"].items():
-            if value is not None:
+            if isinstance(value, (int, float)):
                 values.setdefault(key, []).append(value)
     return {
         configuration: {
@@ -35,6 +35,11 @@ def medians(path: pathlib.Path) -> dict:
         }
         for configuration, programs in runs.items()
     }
+
+
+def imports(result: dict) -> float:
+    """What of the peak was there once the modules were imported, where the program tells."""
+    return result.get("imports_rss_mb", 0)
 
 
 def seconds(result: dict) -> float:
@@ -50,14 +55,18 @@ def steps_table(found: dict) -> list[str]:
         for program, result in programs.items():
             share = result.get("matmul_share")
             share = f"{share:.0%}" if share is not None else "–"
-            lines.append(
-                f"| {configuration} | {PROGRAMS[program]} | {seconds(result):.2f} | {result['peak_rss_mb']:,.0f} MiB | {share} |"
-            )
+            memory = f"{result['peak_rss_mb']:,.0f} MiB"
+            if imports(result):
+                memory += f", {imports(result):,.0f} of them imports"
+            lines.append(f"| {configuration} | {PROGRAMS[program]} | {seconds(result):.2f} | {memory} | {share} |")
     return lines
 
 
 def ratios_table(found: dict) -> list[str]:
-    lines = ["| this library, in relation to | | time | memory |", "| --- | --- | ---: | ---: |"]
+    lines = [
+        "| this library, in relation to | | time | memory | memory without its imports |",
+        "| --- | --- | ---: | ---: | ---: |",
+    ]
     for configuration, programs in found.items():
         references = [(PROGRAMS[name], programs[name]) for name in ("pytorch", "candle") if name in programs]
         if configuration in REFERENCES:
@@ -65,8 +74,10 @@ def ratios_table(found: dict) -> list[str]:
             references.append((name, found[other][program]))
         for name, reference in references:
             time = seconds(programs["ours"]) / seconds(reference)
-            memory = programs["ours"]["peak_rss_mb"] / reference["peak_rss_mb"]
-            lines.append(f"| {name} | {configuration} | {time:.2f} | {memory:.2f} |")
+            peak = programs["ours"]["peak_rss_mb"]
+            memory = peak / reference["peak_rss_mb"]
+            without = f"{peak / (reference['peak_rss_mb'] - imports(reference)):.2f}" if imports(reference) else "–"
+            lines.append(f"| {name} | {configuration} | {time:.2f} | {memory:.2f} | {without} |")
     return lines
 
 
@@ -119,10 +130,22 @@ def candle_version() -> str:
     return found.group(1) if found else "unknown"
 
 
+def build(path: pathlib.Path) -> str:
+    """What PyTorch was built for, where that makes its imports larger."""
+    results = [json.loads(line)["result"] for line in path.read_text(encoding="utf-8").splitlines()]
+    cuda = next((result["cuda"] for result in results if result.get("cuda")), None)
+    return f" (a build for CUDA {cuda}, used or not)" if cuda else ""
+
+
 def circumstances(arguments, found: dict) -> list[str]:
     results = [result for programs in found.values() for result in programs.values()]
-    imported = [result["imports_rss_mb"] for result in results if "imports_rss_mb" in result]
-    imports = f" Of PyTorch's, {imported[0]:,.0f} MiB are there once the modules are imported." if imported else ""
+    imported = max(map(imports, results), default=0)
+    note = (
+        f" Of PyTorch's, about {imported:,.0f} MiB are there once its modules are imported and before there is a model"
+        f"{build(arguments.work / 'results')}; the last column of the ratios leaves them out."
+        if imported
+        else ""
+    )
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "transformers", "peft"))
     commit = first_line("git", "rev-parse", "--short", "HEAD")
     return [
@@ -131,7 +154,7 @@ def circumstances(arguments, found: dict) -> list[str]:
         "",
         f"Programs take turns, {arguments.rounds} rounds in one go; a value is the median of the rounds. A step's seconds "
         f"are the median of {arguments.steps - 2} steps after two that do not count. Memory is the largest resident size of "
-        f"the process.{imports} "
+        f"the process.{note} "
         "SmolLM2-135M's sizes with random weights, f32, LoRA of rank 8 on all seven projections, AdamW. candle alone is "
         "`examples/src/bin/stock_candle`, of candle's own differentiable ops.",
         "",

@@ -2,8 +2,9 @@
 
     python tests/python/train_bench.py [--shape smollm2-135m] [--batch 1] [--seq 256] [--steps 10] [--threads 2] --json
 
-LoRA on all seven projections of a Llama with random weights, in f32, with AdamW. The last line of standard output is the same
-JSON object that the Rust example prints; the share of matrix products comes from one more step under PyTorch's profiler.
+LoRA on all seven projections of a Llama with random weights, in f32, with AdamW. The last line of standard output is the JSON
+object that the Rust example prints, with the resident size after the imports as `imports_rss_mb` and the CUDA version that PyTorch
+was built for as `cuda`; the share of matrix products comes from one more step under PyTorch's profiler.
 """
 
 import argparse
@@ -116,6 +117,7 @@ def main() -> None:
             "tokens_per_second": arguments.batch * arguments.seq / median,
             "matmul_share": product_share(step),
             "imports_rss_mb": imported,
+            "cuda": torch.version.cuda,
         }))
 
 
