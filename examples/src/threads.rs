@@ -1,30 +1,46 @@
-//! How many threads a program computes on.
+//! How many threads a program computes on, and what they do between two tasks.
 
 use std::env;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
+use candle_core::utils::with_threadpool;
 
-/// The variable in which rayon and candle look.
-const VARIABLE: &str = "RAYON_NUM_THREADS";
+/// The variable in which rayon and candle look for the number of threads.
+const THREADS: &str = "RAYON_NUM_THREADS";
 
-/// Makes the program compute on `count` threads, if a number is given. It belongs at the beginning of `main`.
+/// How often a thread of candle's own pool looks for work before it sleeps; 25,000 times if nothing is said.
 ///
-/// The number is in the environment, and may not be changed there once threads run: where the environment says something
-/// else, the program takes its own place with the right one.
+/// That pool computes candle's elementwise operations, which a backward pass is full of. Its threads look on while rayon's
+/// compute a matrix product, and with as many threads as cores they take a core from them.
+const SPINS: &str = "CANDLE_BARRIER_POOL_SPIN_LIMIT";
+
+/// Runs `program`, which is all of `main` but reading the arguments, on `count` threads if a number is given.
+///
+/// It runs on one of the threads that compute, which saves handing each operation over to them and waiting asleep. Candle's own
+/// threads sleep while they have nothing to do, unless the environment says otherwise.
 ///
 /// # Errors
-/// If the number is 0, or the program cannot be started again.
-pub fn use_threads(count: Option<usize>) -> Result<()> {
-    let Some(count) = count else { return Ok(()) };
-    ensure!(count > 0, "`--threads` has to be at least 1");
-    let count = count.to_string();
-    if env::var(VARIABLE).is_ok_and(|value| value == count) {
+/// That of `program`; and if the number is 0, or the program cannot be started again.
+pub fn on_threads<T: Send>(count: Option<usize>, program: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    set_environment(count)?;
+    with_threadpool(program)
+}
+
+/// Number and spins are read from the environment, which may not be changed once threads run: where it says something else, the
+/// program takes its own place with the right one.
+fn set_environment(count: Option<usize>) -> Result<()> {
+    ensure!(count != Some(0), "`--threads` has to be at least 1");
+    let spins = env::var_os(SPINS).is_none().then(|| (SPINS, "1".to_owned()));
+    let threads = count.map(|count| (THREADS, count.to_string()));
+    let threads = threads.filter(|(name, count)| env::var(name).as_ref() != Ok(count));
+    let changes: Vec<(&str, String)> = spins.into_iter().chain(threads).collect();
+    if changes.is_empty() {
         return Ok(());
     }
     let mut again = Command::new(env::current_exe()?);
-    again.args(env::args_os().skip(1)).env(VARIABLE, count);
-    restart(again).context("starting the program again with another number of threads")
+    again.args(env::args_os().skip(1)).envs(changes);
+    restart(again).context("starting the program again with another environment")
 }
 
 #[cfg(unix)]

@@ -3,8 +3,8 @@
 //! The file is no part of the repository: `scripts/fetch-assets.sh DIR smollm2` brings it, and `PEFT_ASSETS=DIR` tells where it
 //! is. Without that variable the tests say that they were skipped.
 //!
-//! candle's product with a quantized weight rounds the other factor to 8 bits, ours does not. On this model that moves logits by
-//! up to about 1.5, so that either of two tokens that are closer than that may come first. On `PROMPTS` none changes places.
+//! candle's product with a quantized weight rounds the other factor to 8 bits, ours does not, so that either of two tokens with
+//! nearly the same logit may come first. Of twelve prompts that were tried, seven go on alike for 32 tokens, among them `PROMPTS`.
 //! With `CANDLE_DEQUANTIZE_ALL` candle makes the weights dense and rounds nothing: then the logits have to agree as well, on
 //! `CLOSE_PROMPT` too, whose continuation is another one with rounding.
 
@@ -31,7 +31,7 @@ const DENSE: &str = "CANDLE_DEQUANTIZE_ALL";
 
 /// A text, code, and a question in the model's chat format, as tokens of the file: `Ġ` is a space, `Ċ` the end of a line.
 const PROMPTS: [&str; 3] = [
-    "The Ġthree Ġstates Ġof Ġmatter Ġare",
+    "Water Ġis Ġmade Ġof",
     "def Ġfactor ial ( n ): ĊĠĠĠ Ġif Ġn Ġ== Ġ 0 : Ċ",
     "<|im_start|> system Ċ You Ġare Ġa Ġhelpful ĠAI Ġassistant Ġnamed ĠSm ol LM , Ġtrained Ġby \
      ĠH ugging ĠFace <|im_end|> Ċ <|im_start|> user Ċ What Ġis Ġgravity ? <|im_end|> Ċ <|im_start|> ass istant Ċ",

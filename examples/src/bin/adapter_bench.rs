@@ -8,7 +8,7 @@ use clap::Parser;
 use peft_examples::bench::median;
 use peft_examples::progress::{result, say};
 use peft_examples::shapes::{ModelShape, RandomWeights, random_tokens};
-use peft_examples::threads::use_threads;
+use peft_examples::threads::on_threads;
 use peft_runtime::models::llama::LlamaModel;
 use peft_runtime::prelude::*;
 use serde_json::{Value, json};
@@ -159,7 +159,10 @@ fn elapsed(start: Instant) -> f64 {
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
-    use_threads(arguments.threads)?;
+    on_threads(arguments.threads, || run(&arguments))
+}
+
+fn run(arguments: &Arguments) -> Result<()> {
     ensure!(arguments.rounds > 0, "`--rounds` has to be at least 1");
     ensure!(arguments.adapters >= ROWS, "a mixed batch needs {ROWS} adapters");
     let base = LlamaModel::new(&arguments.shape.config()?, RandomWeights::builder(0, &Device::Cpu))?;

@@ -169,7 +169,7 @@ mod tests {
 
     fn padding() -> Tensor {
         let flags: Vec<u32> =
-            (0..2 * LENGTH).map(|index| u32::from(index < LENGTH || index >= LENGTH + 2)).collect();
+            (0..2 * LENGTH).map(|index| u32::from(!(LENGTH..LENGTH + 2).contains(&index))).collect();
         Tensor::from_vec(flags, (2, LENGTH), &Device::Cpu).unwrap()
     }
 

@@ -167,7 +167,12 @@ fn plain_lora_has_beside_it_no_weight_that_an_init_took_from() {
     let mut model = base.clone();
     let pissa = on(&["embed_tokens", "lm_head"]).with_init(LoraInit::Pissa);
     model.inject_adapter(&pissa, "default").unwrap();
-    randomise(&mut model, "default", 0.5).unwrap();
+    // Factors that training has moved, on the weight that the init left.
+    let mut state = model.adapter_state_dict("default").unwrap();
+    for (key, tensor) in state.iter_mut().filter(|(key, _)| key.contains("lora_")) {
+        *tensor = tensor.affine(1.5, 0.25 * key.len() as f64 / 50.0).unwrap();
+    }
+    model.load_adapter_state_dict(&state, "default").unwrap();
     let folder = tempfile::tempdir().unwrap();
     model.save_pretrained_with(folder.path(), "default", plain()).unwrap();
     // An embedding loses nothing to an init.
@@ -178,7 +183,8 @@ fn plain_lora_has_beside_it_no_weight_that_an_init_took_from() {
     let output = |model: &Language| -> candle_core::Result<Tensor> {
         model.lm_head.forward(&model.lin.forward(&model.embed_tokens.forward(&ids)?)?)
     };
-    assert!(distance(&output(&other).unwrap(), &output(&model).unwrap()).unwrap() < 1e-3);
+    let error = distance(&output(&other).unwrap(), &output(&model).unwrap()).unwrap();
+    assert!(error < 1e-3, "off by {error}");
 }
 
 #[test]

@@ -14,7 +14,7 @@ use clap::Parser;
 use peft_examples::memory::peak_resident_mib;
 use peft_examples::progress::{result, say};
 use peft_examples::source::model_path;
-use peft_examples::threads::use_threads;
+use peft_examples::threads::on_threads;
 use peft_runtime::models::generate::{GenerateOptions, generate};
 use peft_runtime::models::llama::LlamaModel;
 use peft_runtime::prelude::*;
@@ -27,14 +27,18 @@ use training::Run;
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
-    use_threads(arguments.threads)?;
+    on_threads(arguments.threads, || run(&arguments))
+}
+
+/// Loads, trains, and shows what came of it.
+fn run(arguments: &Arguments) -> Result<()> {
     let path = model_path(&arguments.model)?;
     let language = Language::open(&path, arguments.tokenizer.as_deref())?;
     let data = Data::load(arguments.data.as_deref(), &language, arguments.seq)?;
     let (training, held_out) = data.sizes();
     say(format!("{training} tokens to train on, {held_out} held out"));
 
-    let mut model = load(&arguments, &path)?;
+    let mut model = load(arguments, &path)?;
     say(model.inject_adapter(&*arguments.config(), "default")?.to_string());
     say(model.trainable_summary());
     model.set_gradient_checkpointing(arguments.checkpointing);
@@ -54,7 +58,7 @@ fn main() -> Result<()> {
     };
     // Before the first checkpoint is read, the adapter changes nothing.
     result(format!("before training:\n{}\n", write(&model)?));
-    let mut run = Run::new(&arguments, &data, &model)?;
+    let mut run = Run::new(arguments, &data, &model)?;
     let before = run.evaluate(&mut model)?;
     result(format!("held-out loss at the beginning: {before:.4}"));
     run.train(&mut model)?;
@@ -66,7 +70,7 @@ fn main() -> Result<()> {
         say(table);
     }
 
-    write_files(&arguments, &data, &model, &run)?;
+    write_files(arguments, &data, &model, &run)?;
     let trainable: usize = model.trainable_parameters().iter().map(|(_, var)| var.elem_count()).sum();
     let summary = json!({
         "held_out_before": before,

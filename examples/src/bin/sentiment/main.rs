@@ -13,6 +13,7 @@ use clap::{Parser, ValueEnum};
 use peft_examples::memory::peak_resident_mib;
 use peft_examples::progress::{result, say};
 use peft_examples::source::model_path;
+use peft_examples::threads::on_threads;
 use peft_runtime::adapter::AdapterMethod;
 use peft_runtime::prelude::*;
 use peft_runtime::train::{AdamW, RankAllocator, Schedule, Trainer};
@@ -69,6 +70,9 @@ pub struct Arguments {
     /// Trains on this many snippets only.
     #[arg(long)]
     limit: Option<usize>,
+    /// The number of threads; all cores if it is not given.
+    #[arg(long)]
+    threads: Option<usize>,
 }
 
 /// The adapter methods of the example.
@@ -137,6 +141,10 @@ impl Arguments {
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
+    on_threads(arguments.threads, || run(&arguments))
+}
+
+fn run(arguments: &Arguments) -> Result<()> {
     let folder = model_path(&arguments.model)?;
     let reviews = Reviews::load(&arguments.data, &folder, arguments.max_len)?;
     let (training, held_out) = reviews.split(arguments.seed, arguments.limit);

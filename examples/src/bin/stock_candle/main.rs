@@ -11,7 +11,7 @@ use clap::Parser;
 use peft_examples::bench::{StepOptions, StepTime, report};
 use peft_examples::progress::say;
 use peft_examples::shapes::{RandomWeights, random_tokens};
-use peft_examples::threads::use_threads;
+use peft_examples::threads::on_threads;
 
 use model::Llama;
 
@@ -27,7 +27,10 @@ struct Arguments {
 
 fn main() -> Result<()> {
     let Arguments { step: options } = Arguments::parse();
-    use_threads(options.threads)?;
+    on_threads(options.threads, || run(&options))
+}
+
+fn run(options: &StepOptions) -> Result<()> {
     options.check()?;
     let config = options.shape.config()?;
     let weights = RandomWeights::builder(options.seed, &Device::Cpu);
@@ -50,6 +53,6 @@ fn main() -> Result<()> {
         say(format!("step {}: loss {value:.4}, {:.3} s", number + 1, time.seconds));
         steps.push(time);
     }
-    report(&options, &steps);
+    report(options, &steps);
     Ok(())
 }

@@ -10,7 +10,7 @@ use peft_examples::bench::{StepOptions, StepTime, report};
 use peft_examples::progress::say;
 use peft_examples::quantization::ggml_type;
 use peft_examples::shapes::{RandomWeights, random_tokens};
-use peft_examples::threads::use_threads;
+use peft_examples::threads::on_threads;
 use peft_runtime::adapter::AdapterMethod;
 use peft_runtime::models::llama::LlamaModel;
 use peft_runtime::prelude::*;
@@ -90,7 +90,10 @@ impl Arguments {
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
-    use_threads(arguments.step.threads)?;
+    on_threads(arguments.step.threads, || run(&arguments))
+}
+
+fn run(arguments: &Arguments) -> Result<()> {
     arguments.step.check()?;
     let mut model = arguments.model()?;
     say(model.inject_adapter(&*arguments.config(), "default")?.to_string());

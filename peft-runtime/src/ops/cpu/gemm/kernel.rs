@@ -43,16 +43,10 @@ impl Panel<'_> {
             // the panel.
             let sums = unsafe { self.sums::<S, ROWS, WIDTH>(simd, starts, column_stride) };
             for (i, sums) in sums.iter().enumerate().take(lhs.rows() - row) {
-                for (j, sum) in sums.iter().enumerate() {
-                    let first = j * S::F32_LANES;
-                    if first >= self.width {
-                        break;
-                    }
-                    let product = simd.mul_f32s(scale, *sum);
-                    let place = destination.start.wrapping_add((row + i) * destination.row_stride + first);
-                    // SAFETY: the mask ends with the row, which the caller vouches for.
-                    unsafe { store(simd, place, self.width - first, destination.write, product) };
-                }
+                let place = destination.start.wrapping_add((row + i) * destination.row_stride);
+                let sums = sums.map(|sum| simd.mul_f32s(scale, sum));
+                // SAFETY: the caller vouches for `width` columns of this row.
+                unsafe { store_row(simd, place, self.width, destination.write, &sums) };
             }
             row += ROWS;
         }
@@ -87,6 +81,18 @@ impl Panel<'_> {
             panel_row = panel_row.wrapping_add(self.stride);
         }
         sums
+    }
+}
+
+/// Writes the first `width` values of the vectors, or adds them to what is there.
+///
+/// # Safety
+/// `place` points to `width` values.
+#[inline(always)]
+unsafe fn store_row<S: Simd>(simd: S, place: *mut f32, width: usize, write: Write, vectors: &[S::f32s]) {
+    for (first, values) in (0..width).step_by(S::F32_LANES).zip(vectors) {
+        // SAFETY: there is room up to `width`.
+        unsafe { store(simd, place.add(first), width - first, write, *values) };
     }
 }
 

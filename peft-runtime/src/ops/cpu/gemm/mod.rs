@@ -115,7 +115,7 @@ impl Product<'_> {
             (&self.rhs.data()[depth.start * row_stride + columns.start..], row_stride)
         } else {
             let packed = &mut scratch[..depth.len() * width];
-            pack(self.rhs, depth.clone(), columns.clone(), width, packed);
+            pack::<S, WIDTH>(self.rhs, depth.clone(), columns.clone(), packed);
             (&*packed, width)
         };
         let mut destination = self.destination;
@@ -152,36 +152,41 @@ mod tests {
         }
     }
 
+    /// What `multiply` makes of a destination of hundreds, whose rows are `stride` apart.
+    fn product(a: Matrix<'_, f32>, b: Matrix<'_, f32>, stride: usize, write: Write) -> Vec<f32> {
+        let mut c = vec![100f32; a.rows() * stride];
+        let destination = Destination { start: c.as_mut_ptr(), row_stride: stride, write, scale: 0.5 };
+        // SAFETY: `c` has as many rows as `a`, of `stride` elements, which are more than the columns of `b`.
+        unsafe { multiply(destination, a, b) };
+        c
+    }
+
+    /// The same by the definition.
+    fn expected(a: Matrix<'_, f32>, b: Matrix<'_, f32>, stride: usize, write: Write) -> Vec<f32> {
+        let before = if write == Write::Add { 100.0 } else { 0.0 };
+        let element = |place: usize| {
+            let (row, column) = (place / stride, place % stride);
+            let sum = |column| (0..a.columns()).map(|p| at(a, row, p) * at(b, p, column)).sum::<f32>();
+            if column < b.columns() { before + 0.5 * sum(column) } else { 100.0 }
+        };
+        (0..a.rows() * stride).map(element).collect()
+    }
+
     #[test]
     fn products_of_any_size_and_order_are_those_of_the_definition() {
         let sizes =
             [(8, 1, 1), (9, 5, 3), (13, 17, 49), (16, 64, 48), (33, 70, 95), (64, 40, 130), (8, 1030, 20)];
-        for (rows, inner, columns) in sizes {
-            for (left, right) in [(false, false), (false, true), (true, false), (true, true)] {
-                let (a, b) = (integers(rows * inner, 11), integers(inner * columns, 7));
-                let (a, b) = (matrix(&a, rows, inner, left), matrix(&b, inner, columns, right));
-                assert!(takes(a, b));
-                for write in [Write::Replace, Write::Add] {
-                    let stride = columns + 2;
-                    let mut c = vec![100f32; rows * stride];
-                    let destination =
-                        Destination { start: c.as_mut_ptr(), row_stride: stride, write, scale: 0.5 };
-                    // SAFETY: `c` has `rows` rows of `stride` elements, which are more than `columns`.
-                    unsafe { multiply(destination, a, b) };
-                    for (place, value) in c.iter().enumerate() {
-                        let (row, column) = (place / stride, place % stride);
-                        let expected = if column >= columns {
-                            100.0
-                        } else {
-                            let sum: f32 = (0..inner).map(|p| at(a, row, p) * at(b, p, column)).sum();
-                            if write == Write::Add { 100.0 + 0.5 * sum } else { 0.5 * sum }
-                        };
-                        assert_eq!(
-                            *value, expected,
-                            "{rows}x{inner}x{columns} {left} {right} {row} {column}"
-                        );
-                    }
-                }
+        let orders = [(false, false), (false, true), (true, false), (true, true)];
+        for ((rows, inner, columns), (left, right)) in
+            sizes.into_iter().flat_map(|size| orders.map(|order| (size, order)))
+        {
+            let (a, b) = (integers(rows * inner, 11), integers(inner * columns, 7));
+            let (a, b) = (matrix(&a, rows, inner, left), matrix(&b, inner, columns, right));
+            assert!(takes(a, b));
+            for write in [Write::Replace, Write::Add] {
+                let stride = columns + 2;
+                let (c, expected) = (product(a, b, stride, write), expected(a, b, stride, write));
+                assert_eq!(c, expected, "{rows}x{inner}x{columns} {left} {right} {write:?}");
             }
         }
     }
