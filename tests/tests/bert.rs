@@ -62,6 +62,27 @@ fn half_precision_computes_what_full_precision_does_also_with_a_mask() {
 }
 
 #[test]
+fn without_padding_tokens_have_the_same_vectors_and_the_same_gradients() {
+    let mut model = models()[0].clone();
+    model
+        .inject_adapter(&LoraConfig::new(2, 4.0).with_targets(["query", "value", "dense"]), "default")
+        .unwrap();
+    randomise(&mut model, "default", 0.3).unwrap();
+    let padding = (mask().unsqueeze(2).unwrap() * 1.0).unwrap();
+    let padded = model.forward(&ids(), None, Some(&mask())).unwrap().broadcast_mul(&padding).unwrap();
+    let hidden = model.forward_unpadded(&ids(), None, &mask()).unwrap();
+    let far = distance(&hidden, &padded).unwrap();
+    assert!(far < 1e-5, "off by {far}");
+
+    let gradients = |hidden: Tensor| hidden.sqr().unwrap().sum_all().unwrap().backward().unwrap();
+    let (with, without) = (gradients(padded), gradients(hidden));
+    for (name, var) in model.trainable_parameters() {
+        let far = distance(with.get(&var).unwrap(), without.get(&var).unwrap()).unwrap();
+        assert!(far < 1e-4, "{name}: off by {far}");
+    }
+}
+
+#[test]
 fn what_is_masked_changes_nothing() {
     for model in models() {
         let short = ids().narrow(0, 1, 1).unwrap().narrow(1, 0, 3).unwrap().contiguous().unwrap();

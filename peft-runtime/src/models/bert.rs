@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use super::folder;
 use crate::layer::Adapted;
-use crate::nn::{self, AttentionOptions, Dropout, PaddedEmbedding};
+use crate::nn::{self, AttentionOptions, Dropout, Packing, PaddedEmbedding};
 
 pub use super::activation::HiddenAct;
 
@@ -194,11 +194,58 @@ impl BertModel {
         token_type_ids: Option<&Tensor>,
         attention_mask: Option<&Tensor>,
     ) -> Result<Tensor> {
-        let mut hidden = self.embeddings.forward(input_ids, token_type_ids)?;
+        self.encode(input_ids, token_type_ids, &Batch { mask: attention_mask, packing: None })
+    }
+
+    /// The last hidden state, `[batch, length, hidden]`, with zeros where `attention_mask` is 0.
+    ///
+    /// The tokens' vectors are those of [`forward`](Self::forward); padding is only computed by attention, so that a batch costs
+    /// little more than its tokens. Rows cannot be routed to adapters of their own here: a batch is no longer one row a sequence.
+    ///
+    /// # Errors
+    /// If the shapes do not fit, or the mask has no token.
+    pub fn forward_unpadded(
+        &self,
+        input_ids: &Tensor,
+        token_type_ids: Option<&Tensor>,
+        attention_mask: &Tensor,
+    ) -> Result<Tensor> {
+        let packing = Packing::new(attention_mask)?;
+        let batch = Batch { mask: Some(attention_mask), packing: Some(&packing) };
+        packing.unpack(&self.encode(input_ids, token_type_ids, &batch)?)
+    }
+
+    fn encode(
+        &self,
+        input_ids: &Tensor,
+        token_type_ids: Option<&Tensor>,
+        batch: &Batch<'_>,
+    ) -> Result<Tensor> {
+        let mut hidden = self.embeddings.forward(input_ids, token_type_ids, batch)?;
         for layer in &self.encoder.layer {
-            hidden = layer.forward(&hidden, attention_mask)?;
+            hidden = layer.forward(&hidden, batch)?;
         }
         Ok(hidden)
+    }
+}
+
+/// Where the tokens of a batch are.
+struct Batch<'a> {
+    /// `[batch, length]`: 0 for padding.
+    mask: Option<&'a Tensor>,
+    /// With it, hidden states between layers have the shape `[tokens, hidden]`, else `[batch, length, hidden]`.
+    packing: Option<&'a Packing>,
+}
+
+impl Batch<'_> {
+    /// Hidden states as they are between layers.
+    fn pack(&self, padded: Tensor) -> Result<Tensor> {
+        self.packing.map_or(Ok(padded.clone()), |packing| packing.pack(&padded))
+    }
+
+    /// Hidden states as attention needs them, `[batch, length, hidden]`.
+    fn unpack(&self, hidden: Tensor) -> Result<Tensor> {
+        self.packing.map_or(Ok(hidden.clone()), |packing| packing.unpack(&hidden))
     }
 }
 
@@ -227,7 +274,12 @@ impl Embeddings {
         })
     }
 
-    fn forward(&self, input_ids: &Tensor, token_type_ids: Option<&Tensor>) -> Result<Tensor> {
+    fn forward(
+        &self,
+        input_ids: &Tensor,
+        token_type_ids: Option<&Tensor>,
+        batch: &Batch<'_>,
+    ) -> Result<Tensor> {
         let (_, length) = input_ids.dims2()?;
         let positions = Tensor::arange(0u32, length as u32, input_ids.device())?;
         let types = match token_type_ids {
@@ -237,7 +289,7 @@ impl Embeddings {
         let words = self.word_embeddings.forward(input_ids)?;
         let sum = (words + self.token_type_embeddings.forward(&types)?)?;
         let sum = sum.broadcast_add(&self.position_embeddings.forward(&positions)?)?;
-        self.dropout.forward(&self.layer_norm.forward(&sum)?)
+        self.dropout.forward(&self.layer_norm.forward(&batch.pack(sum)?)?)
     }
 }
 
@@ -258,8 +310,8 @@ impl BertLayer {
         })
     }
 
-    fn forward(&self, hidden: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
-        let attended = self.attention.self_attention.forward(hidden, mask)?;
+    fn forward(&self, hidden: &Tensor, batch: &Batch<'_>) -> Result<Tensor> {
+        let attended = self.attention.self_attention.forward(hidden, batch)?;
         let hidden = self.attention.output.forward(&attended, hidden)?;
         self.output.forward(&self.intermediate.forward(&hidden)?, &hidden)
     }
@@ -277,15 +329,17 @@ impl SelfAttention {
         })
     }
 
-    fn forward(&self, hidden: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
-        let (batch, length, size) = hidden.dims3()?;
-        let head_size = size / self.heads;
-        let split = |projected: Tensor| projected.reshape((batch, length, self.heads, head_size));
+    fn forward(&self, hidden: &Tensor, batch: &Batch<'_>) -> Result<Tensor> {
+        let split = |projected: Tensor| {
+            let projected = batch.unpack(projected)?;
+            let (rows, length, size) = projected.dims3()?;
+            projected.reshape((rows, length, self.heads, size / self.heads))
+        };
         let (query, key) = (split(self.query.forward(hidden)?)?, split(self.key.forward(hidden)?)?);
         let value = split(self.value.forward(hidden)?)?;
-        let (scale, dropout) = ((head_size as f64).sqrt().recip(), self.dropout.draw()?);
-        let options = AttentionOptions { scale, causal: false, mask, dropout };
-        nn::attention(&query, &key, &value, &options)?.reshape((batch, length, size))
+        let (scale, dropout) = ((query.dim(3)? as f64).sqrt().recip(), self.dropout.draw()?);
+        let options = AttentionOptions { scale, causal: false, mask: batch.mask, dropout };
+        batch.pack(nn::attention(&query, &key, &value, &options)?.flatten_from(2)?)
     }
 }
 

@@ -40,6 +40,7 @@ pub use crate::ops::cross_entropy::{cross_entropy, linear_cross_entropy};
 pub use crate::ops::dropout::DropoutMask;
 pub use crate::ops::gated::{geglu, gelu, gelu_erf, swiglu};
 pub use crate::ops::linear::linear as linear_forward;
+pub use crate::ops::packing::Packing;
 pub use crate::ops::rotary::rotary;
 pub use crate::ops::rotary_attention::rotary_attention;
 pub use checkpoint::checkpointed;

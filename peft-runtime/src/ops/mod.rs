@@ -27,6 +27,7 @@ pub(crate) mod linear_add;
 pub(crate) mod low_rank;
 pub(crate) mod matmul;
 pub(crate) mod norm;
+pub(crate) mod packing;
 pub(crate) mod principal;
 pub(crate) mod quantized_linear;
 mod quantized_matmul;

@@ -34,7 +34,7 @@ impl SentimentModel {
 
     /// The scores of the two classes, `[batch, 2]`.
     pub fn forward(&self, ids: &Tensor, mask: &Tensor) -> candle_core::Result<Tensor> {
-        let hidden = self.bert.forward(ids, None, Some(mask))?;
+        let hidden = self.bert.forward_unpadded(ids, None, mask)?;
         let weights = mask.broadcast_div(&mask.sum_keepdim(1)?)?.unsqueeze(1)?;
         let mean = weights.matmul(&hidden)?.squeeze(1)?;
         self.classifier.forward(&mean)
