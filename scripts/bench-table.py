@@ -152,7 +152,7 @@ def circumstances(arguments, found: dict) -> list[str]:
         f"{processor()}, {os.cpu_count()} cores, {arguments.threads} threads for every program. {versions}; candle "
         f"{candle_version()}; {first_line('rustc', '--version')}; commit {commit}, {datetime.date.today()}.",
         "",
-        f"Programs take turns, {arguments.rounds} rounds in one go; a value is the median of the rounds. A step's seconds "
+        f"Programs take turns, rounds in one go: {arguments.rounds}; a value is the median of the rounds. A step's seconds "
         f"are the median of {arguments.steps - 2} steps after two that do not count. Memory is the largest resident size of "
         f"the process.{note} "
         "SmolLM2-135M's sizes with random weights, f32, LoRA of rank 8 on all seven projections, AdamW. candle alone is "
