@@ -48,7 +48,7 @@ pub struct Arguments {
     /// The adapter's alpha.
     #[arg(long, default_value_t = 16.0)]
     alpha: f64,
-    /// The learning rate; 1e-3 if it is not given, 5e-3 for IA3.
+    /// The learning rate; 2e-3 if it is not given, 5e-3 for IA3.
     #[arg(long)]
     lr: Option<f64>,
     /// Whether the learning rate falls to zero after a short warm-up.
@@ -133,7 +133,7 @@ impl Arguments {
     }
 
     fn learning_rate(&self) -> f64 {
-        self.lr.unwrap_or(if self.method == Method::Ia3 { 5e-3 } else { 1e-3 })
+        self.lr.unwrap_or(if self.method == Method::Ia3 { 5e-3 } else { 2e-3 })
     }
 
     fn schedule(&self, steps: u64) -> Schedule {
