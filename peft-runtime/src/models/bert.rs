@@ -240,12 +240,18 @@ struct Batch<'a> {
 impl Batch<'_> {
     /// Hidden states as they are between layers.
     fn pack(&self, padded: Tensor) -> Result<Tensor> {
-        self.packing.map_or(Ok(padded.clone()), |packing| packing.pack(&padded))
+        match self.packing {
+            Some(packing) => packing.pack(&padded),
+            None => Ok(padded),
+        }
     }
 
     /// Hidden states as attention needs them, `[batch, length, hidden]`.
     fn unpack(&self, hidden: Tensor) -> Result<Tensor> {
-        self.packing.map_or(Ok(hidden.clone()), |packing| packing.unpack(&hidden))
+        match self.packing {
+            Some(packing) => packing.unpack(&hidden),
+            None => Ok(hidden),
+        }
     }
 }
 

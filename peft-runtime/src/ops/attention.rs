@@ -174,6 +174,12 @@ pub(super) fn in_tensors<T: Real>(
     Ok(found)
 }
 
+/// The error of an attention whose operands are no floats of one dtype.
+pub(super) fn no_common_float<T>(operands: [&CpuStorage; 3]) -> Result<T> {
+    let [q, k, v] = operands.map(BackendStorage::dtype);
+    bail!("attention takes floats of one dtype, not {q:?}, {k:?} and {v:?}")
+}
+
 impl CustomOp3 for FusedAttention {
     fn name(&self) -> &'static str {
         "attention"
@@ -199,14 +205,7 @@ impl CustomOp3 for FusedAttention {
                 Heads::from_layout(k, kl)?,
                 Heads::from_layout(v, vl)?,
             )?),
-            (q, k, v) => {
-                bail!(
-                    "attention takes floats of one dtype, not {:?}, {:?} and {:?}",
-                    q.dtype(),
-                    k.dtype(),
-                    v.dtype()
-                )
-            }
+            (q, k, v) => return no_common_float([q, k, v]),
         };
         Ok((y, ql.shape().clone()))
     }

@@ -112,22 +112,25 @@ struct PackingOp {
 
 impl PackingOp {
     fn run<T: Copy + Default>(&self, x: &[T]) -> Vec<T> {
-        let Packing { batch, length, places } = &self.packing;
-        let places = places.iter().map(|place| *place as usize);
-        let width = self.dims.iter().product::<usize>();
+        let places = self.packing.places.iter().map(|place| *place as usize);
+        let width = x.len() / self.rows();
         match self.direction {
-            Move::Pack => {
-                let (width, mut y) = (width / places.len(), Vec::with_capacity(width));
-                places.for_each(|place| y.extend_from_slice(&x[place * width..][..width]));
-                y
-            }
+            Move::Pack => places.flat_map(|place| &x[place * width..][..width]).copied().collect(),
             Move::Unpack => {
-                let (width, mut y) = (width / (batch * length), vec![T::default(); width]);
+                let mut y = vec![T::default(); self.dims.iter().product()];
                 for (row, place) in places.enumerate() {
                     y[place * width..][..width].copy_from_slice(&x[row * width..][..width]);
                 }
                 y
             }
+        }
+    }
+
+    /// The number of rows that are read.
+    fn rows(&self) -> usize {
+        match self.direction {
+            Move::Pack => self.packing.batch * self.packing.length,
+            Move::Unpack => self.packing.tokens(),
         }
     }
 }

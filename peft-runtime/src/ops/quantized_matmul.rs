@@ -5,7 +5,6 @@
 //! candle's `QMatMul`, the other factor is not rounded.
 
 use std::cell::Cell;
-use std::cmp::Reverse;
 use std::ops::Range;
 
 use candle_core::Result;
@@ -15,7 +14,7 @@ use rayon::prelude::*;
 use super::cpu::dequantize::QuantizedMatrix;
 use super::cpu::matmul::{Matrix, Write};
 use super::cpu::real::Real;
-use super::cpu::tile::{Tile, tiles};
+use super::cpu::tile::{Tile, UNIT, steps, tiles};
 
 /// How many elements a tile has at most: as f32 they leave room in a core's own cache.
 const TILE: usize = 128 * 1024;
@@ -27,12 +26,6 @@ const FEW_ROWS: usize = 8;
 /// How many rows of the matrix are multiplied at a time in the backward pass, whatever the number of threads: the order of
 /// the sum depends on it.
 const DEPTH: usize = 512;
-
-/// Sizes of tiles are its multiples: a few vectors of the processor.
-const UNIT: usize = 16;
-
-/// Fewer rows of the other factor than this are not shared among threads.
-const MIN_ROWS: usize = 64;
 
 /// `y (+)= x·Wᵀ` for `x` of shape `[rows, in]`, `W` `[out, in]` and `y` `[rows, out]`.
 pub(super) fn multiply_transposed<T: Real>(
@@ -63,29 +56,12 @@ pub(super) fn product<T: Real>(x: &[T], rows: usize, weight: &QuantizedMatrix<'_
         for start in (0..out_features).step_by(DEPTH) {
             let depth = start..out_features.min(start + DEPTH);
             let dense = scratch.dense(weight, depth.clone(), tile.columns())?;
-            tile.matmul(Write::Add, 1.0, x.block(tile.rows(), depth)?, dense)?;
+            let write = if start == 0 { Write::Replace } else { Write::Add };
+            tile.matmul(write, 1.0, x.block(tile.rows(), depth)?, dense)?;
         }
         Ok(())
     })?;
     Ok(y)
-}
-
-/// How far apart the tiles of a result start, in rows and in columns. A tile has at most `limit` columns, or `unit`.
-fn steps(rows: usize, columns: usize, unit: usize, limit: usize) -> (usize, usize) {
-    let threads = current_num_threads();
-    let step = balanced_step(columns, unit, limit, threads);
-    // Where the columns do not keep all threads busy, rows are shared as well; then a tile is made dense more than once.
-    let parts = threads / columns.div_ceil(step).max(1);
-    let parts = parts.clamp(1, rows.div_ceil(MIN_ROWS).max(1));
-    (rows.div_ceil(parts), step)
-}
-
-/// The widest step of those with which the busiest thread has least to do.
-fn balanced_step(length: usize, unit: usize, limit: usize, threads: usize) -> usize {
-    let units = (limit.min(length.next_multiple_of(unit)) / unit).max(1);
-    let busiest = |step: usize| length.div_ceil(step).div_ceil(threads) * step;
-    let steps = (1..=units).map(|units| units * unit);
-    steps.min_by_key(|step| (busiest(*step), Reverse(*step))).unwrap_or(unit)
 }
 
 thread_local! {
@@ -140,21 +116,8 @@ mod tests {
     use candle_core::quantized::{GgmlDType, QTensor};
     use candle_core::{DType, Device, Tensor};
 
-    use super::{DEPTH, Write, balanced_step, multiply_transposed, product};
+    use super::{DEPTH, Write, multiply_transposed, product};
     use crate::ops::cpu::dequantize::QuantizedMatrix;
-
-    #[test]
-    fn steps_share_the_work_evenly_and_stay_within_the_limit() {
-        // 4 × 144 and 6 × 96 share 576 evenly between two threads; the wider one is taken.
-        assert_eq!(balanced_step(576, 16, 227, 2), 144);
-        assert_eq!(balanced_step(576, 32, 256, 2), 96);
-        assert_eq!(balanced_step(192, 16, 227, 2), 96);
-        assert_eq!(balanced_step(192, 16, 227, 16), 16);
-        assert_eq!(balanced_step(1536, 16, 4096, 1), 1536);
-        assert_eq!(balanced_step(2048, 256, 256, 16), 256, "one block is the least there is");
-        assert_eq!(balanced_step(1000, 16, 3, 4), 16, "one unit is the least there is");
-        assert_eq!(balanced_step(0, 16, 100, 4), 16);
-    }
 
     /// Sizes with several tiles and depths, and with edges that are no multiples of anything.
     #[test]

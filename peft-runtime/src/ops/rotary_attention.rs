@@ -1,10 +1,9 @@
 //! Attention over queries and keys that are rotated on the way in, in both passes: the graph keeps them as they came, and
 //! nothing else of them.
 
-use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor};
 
-use super::attention::{AttentionOptions, FusedAttention, attention, in_tensors};
+use super::attention::{AttentionOptions, FusedAttention, attention, in_tensors, no_common_float};
 use super::cpu::attention::Heads;
 use super::cpu::real::Real;
 use super::is_half_on_cpu;
@@ -115,14 +114,7 @@ impl CustomOp3 for RotaryAttention {
             (CpuStorage::F64(q), CpuStorage::F64(k), CpuStorage::F64(v)) => {
                 CpuStorage::F64(self.forward(q, k, v, layouts)?)
             }
-            (q, k, v) => {
-                bail!(
-                    "attention takes floats of one dtype, not {:?}, {:?} and {:?}",
-                    q.dtype(),
-                    k.dtype(),
-                    v.dtype()
-                )
-            }
+            (q, k, v) => return no_common_float([q, k, v]),
         };
         Ok((y, ql.shape().clone()))
     }

@@ -24,7 +24,7 @@ use model::SentimentModel;
 use training::{Batches, Curves};
 
 /// A training step makes and drops hundreds of megabytes of tensors; an allocator that keeps what was dropped saves the system
-/// handing out zeroed pages again and again. It takes a tenth of the memory more and a sixth of the time less.
+/// handing out zeroed pages again and again. An epoch took a sixth less time with it, and a tenth more memory.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

@@ -9,16 +9,10 @@ use rayon::prelude::*;
 
 use super::clock::timed;
 use super::gemm::{self as panels, Destination};
-use super::tile::tiles;
+use super::tile::{UNIT, steps, tiles};
 
 /// Products of fewer multiplications than this take less time than waking another thread.
 const SHARED: usize = 1 << 18;
-
-/// Columns are shared among threads in multiples of this: a vector of the processor, or several.
-const COLUMNS: usize = 16;
-
-/// Rows in multiples of this.
-const ROWS: usize = 32;
 
 /// A matrix of any strides over a slice.
 #[derive(Clone, Copy, Debug)]
@@ -143,7 +137,7 @@ pub(crate) fn matmul_into<T: WithDType>(
     }
     let threads = if rows * columns * inner < SHARED { 1 } else { current_num_threads() };
     if threads > 1 && panel_factors(lhs, rhs).is_some() {
-        let steps = steps(rows, columns, threads);
+        let steps = steps(rows, columns, UNIT, columns.div_ceil(threads).next_multiple_of(UNIT));
         return tiles(destination, (rows, columns), steps)?.into_par_iter().try_for_each(|mut tile| {
             let (lhs, rhs) = (lhs.block(tile.rows(), 0..inner)?, rhs.block(0..inner, tile.columns())?);
             tile.matmul(write, scale, lhs, rhs)
@@ -153,14 +147,6 @@ pub(crate) fn matmul_into<T: WithDType>(
     // SAFETY: the destination holds exactly `rows * columns` elements, and it is borrowed mutably.
     unsafe { multiply(destination.as_mut_ptr(), columns, write, scale, lhs, rhs, parallelism) };
     Ok(())
-}
-
-/// How far apart the tiles of a result start, in rows and in columns, so that each thread has one: columns are shared first,
-/// because then nobody packs what another has packed.
-fn steps(rows: usize, columns: usize, threads: usize) -> (usize, usize) {
-    let column_step = columns.div_ceil(threads).next_multiple_of(COLUMNS);
-    let row_parts = threads / columns.div_ceil(column_step);
-    (rows.div_ceil(row_parts.max(1)).next_multiple_of(ROWS), column_step)
 }
 
 /// The same on the calling thread alone, for callers that run on all threads already. The rows of the destination start

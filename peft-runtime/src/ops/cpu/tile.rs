@@ -1,12 +1,20 @@
 //! Disjoint parts of one matrix, which several threads write at once.
 
+use std::cmp::Reverse;
 use std::marker::PhantomData;
 use std::ops::Range;
 
 use candle_core::{Result, WithDType, bail};
 use gemm::Parallelism;
+use rayon::current_num_threads;
 
 use super::matmul::{Matrix, Write, multiply};
+
+/// Sizes of tiles are its multiples: a few vectors of the processor.
+pub(crate) const UNIT: usize = 16;
+
+/// Fewer rows than this are not shared among threads.
+const MIN_ROWS: usize = 64;
 
 /// A rectangle of a row-major matrix, borrowed mutably.
 pub(crate) struct Tile<'a, T> {
@@ -45,6 +53,24 @@ pub(crate) fn tiles<T>(
         }
     }
     Ok(tiles)
+}
+
+/// How far apart the tiles of a result start, in rows and in columns. A tile has at most `limit` columns, or `unit`.
+pub(crate) fn steps(rows: usize, columns: usize, unit: usize, limit: usize) -> (usize, usize) {
+    let threads = current_num_threads();
+    let step = balanced_step(columns, unit, limit, threads);
+    // Where the columns do not keep all threads busy, rows are shared as well; then several threads read the same columns.
+    let parts = threads / columns.div_ceil(step).max(1);
+    let parts = parts.clamp(1, rows.div_ceil(MIN_ROWS).max(1));
+    (rows.div_ceil(parts), step)
+}
+
+/// The widest step of those with which the busiest thread has least to do.
+fn balanced_step(length: usize, unit: usize, limit: usize, threads: usize) -> usize {
+    let units = (limit.min(length.next_multiple_of(unit)) / unit).max(1);
+    let busiest = |step: usize| length.div_ceil(step).div_ceil(threads) * step;
+    let steps = (1..=units).map(|units| units * unit);
+    steps.min_by_key(|step| (busiest(*step), Reverse(*step))).unwrap_or(unit)
 }
 
 impl<T> Tile<'_, T> {
@@ -88,7 +114,20 @@ impl<T: WithDType> Tile<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::super::matmul::{Matrix, Write};
-    use super::tiles;
+    use super::{balanced_step, tiles};
+
+    #[test]
+    fn steps_share_the_work_evenly_and_stay_within_the_limit() {
+        // 4 × 144 and 6 × 96 share 576 evenly between two threads; the wider one is taken.
+        assert_eq!(balanced_step(576, 16, 227, 2), 144);
+        assert_eq!(balanced_step(576, 32, 256, 2), 96);
+        assert_eq!(balanced_step(192, 16, 227, 2), 96);
+        assert_eq!(balanced_step(192, 16, 227, 16), 16);
+        assert_eq!(balanced_step(1536, 16, 4096, 1), 1536);
+        assert_eq!(balanced_step(2048, 256, 256, 16), 256, "one block is the least there is");
+        assert_eq!(balanced_step(1000, 16, 3, 4), 16, "one unit is the least there is");
+        assert_eq!(balanced_step(0, 16, 100, 4), 16);
+    }
 
     #[test]
     fn tiles_cover_a_matrix_once() {

@@ -1,8 +1,8 @@
 //! Products of f32 matrices, `C (+)= s·A·B`, on one thread and on packed panels of B.
 //!
-//! The library `gemm` packs B on one thread before the others begin, which costs a good part of a product of few rows and a
-//! large weight. Here whoever multiplies a part of C packs the panel of B that it needs next, into memory of its own that stays
-//! in its cache, and A is read where it lies.
+//! The library `gemm` packs a large part of B on all threads, and all wait for each other before they multiply with it. Here
+//! whoever multiplies a part of C packs the panel of B that it needs next, into memory of its own that stays in its cache;
+//! nobody waits, and A is read where it lies.
 
 mod kernel;
 mod pack;
@@ -132,7 +132,9 @@ impl Product<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Destination, multiply, takes};
+    use pulp::{Arch, Scalar, Simd};
+
+    use super::{Destination, Product, takes};
     use crate::ops::cpu::matmul::{Matrix, Write};
 
     /// Small integers, so that sums are exact in any order.
@@ -152,12 +154,37 @@ mod tests {
         }
     }
 
-    /// What `multiply` makes of a destination of hundreds, whose rows are `stride` apart.
-    fn product(a: Matrix<'_, f32>, b: Matrix<'_, f32>, stride: usize, write: Write) -> Vec<f32> {
-        let mut c = vec![100f32; a.rows() * stride];
-        let destination = Destination { start: c.as_mut_ptr(), row_stride: stride, write, scale: 0.5 };
-        // SAFETY: `c` has as many rows as `a`, of `stride` elements, which are more than the columns of `b`.
-        unsafe { multiply(destination, a, b) };
+    /// Runs a product with the vectors of one kind of processor.
+    type Way = Box<dyn Fn(Product<'_>)>;
+
+    /// The ways that this processor has.
+    fn ways() -> Vec<Way> {
+        let mut ways: Vec<Way> = vec![
+            Box::new(|product| Arch::new().dispatch(product)),
+            Box::new(|product| Scalar::new().vectorize(product)),
+        ];
+        #[cfg(target_arch = "x86_64")]
+        if let Some(avx2) = pulp::x86::V3::try_new() {
+            ways.push(Box::new(move |product| Simd::vectorize(avx2, product)));
+        }
+        ways
+    }
+
+    /// What the product makes of a destination of hundreds, whose rows are `stride` apart.
+    fn product(
+        way: &Way,
+        lhs: Matrix<'_, f32>,
+        rhs: Matrix<'_, f32>,
+        stride: usize,
+        write: Write,
+    ) -> Vec<f32> {
+        let mut c = vec![100f32; lhs.rows() * stride];
+        // The rows of `stride` elements are longer than those of the product.
+        way(Product {
+            destination: Destination { start: c.as_mut_ptr(), row_stride: stride, write, scale: 0.5 },
+            lhs,
+            rhs,
+        });
         c
     }
 
@@ -185,8 +212,9 @@ mod tests {
             assert!(takes(a, b));
             for write in [Write::Replace, Write::Add] {
                 let stride = columns + 2;
-                let (c, expected) = (product(a, b, stride, write), expected(a, b, stride, write));
-                assert_eq!(c, expected, "{rows}x{inner}x{columns} {left} {right} {write:?}");
+                let expected = expected(a, b, stride, write);
+                let all = ways().iter().all(|way| product(way, a, b, stride, write) == expected);
+                assert!(all, "{rows}x{inner}x{columns} {left} {right} {write:?}");
             }
         }
     }
