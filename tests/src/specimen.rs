@@ -1,9 +1,13 @@
 //! One small model for every layer kind, for the laws that hold on all of them.
 
-use candle_core::{DType, Device, Result, Tensor};
+use std::cell::RefCell;
+
+use candle_core::{DType, Device, Result, Shape, Tensor};
 use candle_nn::{Conv1d, Conv1dConfig, Conv2d, Conv2dConfig, Embedding, Linear, Module};
 use peft_runtime::nn::{PaddedEmbedding, TransposedLinear};
 use peft_runtime::prelude::*;
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{RngCore, SeedableRng};
 
 /// A model of one layer, called `layer`, before a linear one, called `head`.
 #[derive(Clone, Injectable)]
@@ -72,8 +76,8 @@ impl Kind {
 const IN: usize = 6;
 const OUT: usize = 8;
 
-fn random(shape: &[usize], dtype: DType) -> Result<Tensor> {
-    (Tensor::randn(0f32, 1., shape, &Device::Cpu)? * 0.5)?.to_dtype(dtype)
+fn weight(shape: &[usize], dtype: DType) -> Result<Tensor> {
+    random(shape, 0.5)?.to_dtype(dtype)
 }
 
 impl Specimen {
@@ -82,31 +86,31 @@ impl Specimen {
     /// # Errors
     /// If the device refuses.
     pub fn new(kind: Kind, dtype: DType) -> Result<Self> {
-        let bias = random(&[OUT], dtype)?;
+        let bias = weight(&[OUT], dtype)?;
         let conv1d = Conv1dConfig { stride: 2, padding: 1, ..Conv1dConfig::default() };
         let conv2d = |groups| Conv2dConfig { padding: 1, groups, ..Conv2dConfig::default() };
         let layer = match kind {
-            Kind::Linear => AnyLayer::Linear(Linear::new(random(&[OUT, IN], dtype)?, Some(bias)).into()),
-            Kind::LinearNoBias => AnyLayer::Linear(Linear::new(random(&[OUT, IN], dtype)?, None).into()),
+            Kind::Linear => AnyLayer::Linear(Linear::new(weight(&[OUT, IN], dtype)?, Some(bias)).into()),
+            Kind::LinearNoBias => AnyLayer::Linear(Linear::new(weight(&[OUT, IN], dtype)?, None).into()),
             Kind::Transposed => {
-                AnyLayer::Transposed(TransposedLinear::new(random(&[IN, OUT], dtype)?, Some(bias)).into())
+                AnyLayer::Transposed(TransposedLinear::new(weight(&[IN, OUT], dtype)?, Some(bias)).into())
             }
-            Kind::Embedding => AnyLayer::Embedding(Embedding::new(random(&[11, OUT], dtype)?, OUT).into()),
+            Kind::Embedding => AnyLayer::Embedding(Embedding::new(weight(&[11, OUT], dtype)?, OUT).into()),
             Kind::PaddedEmbedding => {
-                let table = Embedding::new(random(&[11, OUT], dtype)?, OUT);
+                let table = Embedding::new(weight(&[11, OUT], dtype)?, OUT);
                 AnyLayer::Padded(PaddedEmbedding::new(table, Some(3)).into())
             }
             Kind::Conv1d => {
-                AnyLayer::Conv1d(Conv1d::new(random(&[OUT, IN, 3], dtype)?, Some(bias), conv1d).into())
+                AnyLayer::Conv1d(Conv1d::new(weight(&[OUT, IN, 3], dtype)?, Some(bias), conv1d).into())
             }
             Kind::Conv2d => {
-                AnyLayer::Conv2d(Conv2d::new(random(&[OUT, IN, 3, 2], dtype)?, Some(bias), conv2d(1)).into())
+                AnyLayer::Conv2d(Conv2d::new(weight(&[OUT, IN, 3, 2], dtype)?, Some(bias), conv2d(1)).into())
             }
             Kind::GroupedConv2d => {
-                AnyLayer::Conv2d(Conv2d::new(random(&[OUT, IN / 2, 3, 3], dtype)?, None, conv2d(2)).into())
+                AnyLayer::Conv2d(Conv2d::new(weight(&[OUT, IN / 2, 3, 3], dtype)?, None, conv2d(2)).into())
             }
         };
-        let head = Linear::new(random(&[4, OUT], dtype)?, Some(random(&[4], dtype)?)).into();
+        let head = Linear::new(weight(&[4, OUT], dtype)?, Some(weight(&[4], dtype)?)).into();
         Ok(Self { layer, head })
     }
 
@@ -116,12 +120,12 @@ impl Specimen {
     /// If the device refuses.
     pub fn input(kind: Kind, dtype: DType) -> Result<Tensor> {
         match kind {
-            Kind::Linear | Kind::LinearNoBias | Kind::Transposed => random(&[3, 5, IN], dtype),
+            Kind::Linear | Kind::LinearNoBias | Kind::Transposed => weight(&[3, 5, IN], dtype),
             Kind::Embedding | Kind::PaddedEmbedding => {
                 Tensor::new(&[[0u32, 3, 10, 7], [3, 3, 1, 2], [9, 8, 5, 3]], &Device::Cpu)
             }
-            Kind::Conv1d => random(&[3, IN, 9], dtype),
-            Kind::Conv2d | Kind::GroupedConv2d => random(&[3, IN, 5, 4], dtype),
+            Kind::Conv1d => weight(&[3, IN, 9], dtype),
+            Kind::Conv2d | Kind::GroupedConv2d => weight(&[3, IN, 5, 4], dtype),
         }
     }
 
@@ -150,10 +154,31 @@ impl Specimen {
 pub fn randomise<M: Injectable>(model: &mut M, name: &str, deviation: f64) -> peft_runtime::Result<()> {
     let mut state = model.adapter_state_dict(name)?;
     for tensor in state.values_mut() {
-        let noise = (Tensor::randn(0f32, 1., tensor.shape(), &Device::Cpu)? * deviation)?;
+        let noise = random(tensor.shape(), deviation)?;
         *tensor = (tensor.to_dtype(DType::F32)? + noise)?;
     }
     model.load_adapter_state_dict(&state, name)
+}
+
+thread_local! {
+    static RANDOM: RefCell<ChaCha8Rng> = RefCell::new(ChaCha8Rng::seed_from_u64(0));
+}
+
+/// Values with the mean 0 and this standard deviation, in f32.
+///
+/// A test runs on a thread of its own, and every thread draws the same sequence: what passes once passes always.
+///
+/// # Errors
+/// If the tensor cannot be made.
+pub fn random(shape: impl Into<Shape>, deviation: f64) -> Result<Tensor> {
+    let shape = shape.into();
+    // A uniform distribution in ±1 has the deviation 1 / √3.
+    let bound = deviation * 3f64.sqrt();
+    let values: Vec<f32> = RANDOM.with_borrow_mut(|random| {
+        let mut draw = || f64::from(random.next_u32()) / f64::from(u32::MAX) * 2.0 - 1.0;
+        (0..shape.elem_count()).map(|_| (draw() * bound) as f32).collect()
+    });
+    Tensor::from_vec(values, shape, &Device::Cpu)
 }
 
 /// The bits of a tensor, for comparisons that allow no error.

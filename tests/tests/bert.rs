@@ -7,7 +7,7 @@ use candle_nn::{VarBuilder, VarMap};
 use peft_runtime::models::bert::{BertConfig, BertModel};
 use peft_runtime::prelude::*;
 use peft_runtime::train::{AdamW, Schedule, Trainer};
-use peft_tests::specimen::{bits, distance, randomise};
+use peft_tests::specimen::{bits, distance, random, randomise};
 use peft_tests::training::files;
 
 /// The config of a tiny model with these settings besides.
@@ -29,7 +29,10 @@ fn build(config: &BertConfig) -> candle_core::Result<BertModel> {
 /// The same model in several precisions.
 fn models() -> [BertModel; 3] {
     let config = config(&[]);
-    let state = build(&config).unwrap().base_state_dict();
+    let mut state = build(&config).unwrap().base_state_dict();
+    for (name, tensor) in state.iter_mut().filter(|(name, _)| !name.contains("LayerNorm")) {
+        *tensor = random(tensor.shape(), if name.contains("embeddings") { 1.0 } else { 0.2 }).unwrap();
+    }
     [DType::F32, DType::BF16, DType::F16].map(|dtype| {
         let vb = VarBuilder::from_tensors(state.clone().into_iter().collect(), dtype, &Device::Cpu);
         BertModel::new(&config, vb).unwrap()

@@ -10,14 +10,14 @@ use peft_runtime::adapter::AdapterMethod;
 use peft_runtime::models::llama::LlamaModel;
 use peft_runtime::prelude::*;
 use peft_runtime::{Checkpoint, MergedWeights, StoredAdapter};
-use peft_tests::specimen::randomise;
+use peft_tests::specimen::{self, randomise};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 pub const VOCABULARY: usize = 23;
 
 pub fn random(shape: &[usize], deviation: f64) -> Tensor {
-    (Tensor::randn(0f32, 1., shape, &Device::Cpu).unwrap() * deviation).unwrap()
+    specimen::random(shape, deviation).unwrap()
 }
 
 /// Weights of a linear layer that keep the size of what goes through.
