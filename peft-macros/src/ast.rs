@@ -2,10 +2,11 @@
 
 use proc_macro2::Span;
 use syn::spanned::Spanned as _;
-use syn::{Data, DeriveInput, Fields, Ident, Index, Member, Type};
+use syn::{Data, DeriveInput, Fields, Ident, Index, Member};
 
 use crate::attr::{FieldAttrs, TypeAttrs};
 use crate::diag::Diagnostics;
+use crate::field_type::FieldType;
 
 /// The type under the derive.
 pub(crate) struct Input<'a> {
@@ -17,7 +18,7 @@ pub(crate) struct Input<'a> {
 /// What the type is made of.
 pub(crate) enum Body<'a> {
     /// The fields of a struct.
-    Struct(Vec<Field<'a>>),
+    Struct(Vec<Field>),
     /// The variants of an enum.
     Enum(Vec<Variant<'a>>),
     /// A union, which cannot be visited.
@@ -27,15 +28,15 @@ pub(crate) enum Body<'a> {
 /// A variant of an enum.
 pub(crate) struct Variant<'a> {
     pub(crate) ident: &'a Ident,
-    pub(crate) fields: Vec<Field<'a>>,
+    pub(crate) fields: Vec<Field>,
     /// Whether the variant has one unnamed field, which then stands for it.
     pub(crate) newtype: bool,
 }
 
 /// A field of a struct or variant.
-pub(crate) struct Field<'a> {
+pub(crate) struct Field {
     pub(crate) member: Member,
-    pub(crate) ty: &'a Type,
+    pub(crate) ty: FieldType,
     pub(crate) attrs: FieldAttrs,
     pub(crate) span: Span,
 }
@@ -61,7 +62,7 @@ impl<'a> Input<'a> {
     }
 
     /// All fields of all variants.
-    pub(crate) fn all_fields(&self) -> Vec<&Field<'a>> {
+    pub(crate) fn all_fields(&self) -> Vec<&Field> {
         match &self.body {
             Body::Struct(fields) => fields.iter().collect(),
             Body::Enum(variants) => variants.iter().flat_map(|variant| &variant.fields).collect(),
@@ -70,13 +71,18 @@ impl<'a> Input<'a> {
     }
 }
 
-fn fields<'a>(fields: &'a Fields, diagnostics: &mut Diagnostics) -> Vec<Field<'a>> {
+fn fields<'a>(fields: &'a Fields, diagnostics: &mut Diagnostics) -> Vec<Field> {
     let field = |(index, field): (usize, &'a syn::Field)| {
         let (member, span) = match &field.ident {
             Some(ident) => (Member::Named(ident.clone()), ident.span()),
             None => (Member::Unnamed(Index::from(index)), field.ty.span()),
         };
-        Field { member, ty: &field.ty, attrs: FieldAttrs::from_attributes(&field.attrs, diagnostics), span }
+        Field {
+            member,
+            ty: FieldType::new(&field.ty),
+            attrs: FieldAttrs::from_attributes(&field.attrs, diagnostics),
+            span,
+        }
     };
     fields.iter().enumerate().map(field).collect()
 }
@@ -88,7 +94,7 @@ impl Variant<'_> {
     }
 }
 
-impl Field<'_> {
+impl Field {
     /// Whether the field is part of the walk.
     pub(crate) fn is_visited(&self) -> bool {
         self.attrs.skip.is_none()

@@ -1,7 +1,6 @@
 //! Rules over more than one attribute or field.
 
-use proc_macro2::{Ident, Span, TokenStream, TokenTree};
-use quote::ToTokens;
+use proc_macro2::Span;
 
 use crate::ast::{Body, Field, Input};
 use crate::attr::LoraAttr;
@@ -41,7 +40,7 @@ pub(crate) fn check(input: &Input<'_>, diagnostics: &mut Diagnostics) {
 fn check_recursion(input: &Input<'_>, diagnostics: &mut Diagnostics) {
     let own = &input.original.ident;
     for field in input.all_fields().into_iter().filter(|field| field.is_visited()) {
-        if let Some(span) = own_name(field.ty.to_token_stream(), own) {
+        if let Some(span) = field.ty.named(own) {
             let message = format!(
                 "`{own}` contains itself, and its schema would have no end; mark the field `#[peft(skip)]`"
             );
@@ -50,28 +49,8 @@ fn check_recursion(input: &Input<'_>, diagnostics: &mut Diagnostics) {
     }
 }
 
-/// The first token that names the type itself: not one that follows a `::`, which names another module's.
-fn own_name(tokens: TokenStream, own: &Ident) -> Option<Span> {
-    let mut after_colon = false;
-    for token in tokens {
-        match &token {
-            TokenTree::Ident(ident) if !after_colon && (ident == own || ident == "Self") => {
-                return Some(ident.span());
-            }
-            TokenTree::Group(group) => {
-                if let Some(span) = own_name(group.stream(), own) {
-                    return Some(span);
-                }
-            }
-            TokenTree::Ident(_) | TokenTree::Punct(_) | TokenTree::Literal(_) => {}
-        }
-        after_colon = matches!(&token, TokenTree::Punct(punct) if punct.as_char() == ':');
-    }
-    None
-}
-
-fn check_fields(fields: &[Field<'_>], diagnostics: &mut Diagnostics) {
-    let mut named: Vec<(&Field<'_>, String)> = Vec::new();
+fn check_fields(fields: &[Field], diagnostics: &mut Diagnostics) {
+    let mut named: Vec<(&Field, String)> = Vec::new();
     for field in fields {
         check_conflicts(field, diagnostics);
         if let Some(rename) = &field.attrs.rename
@@ -94,7 +73,7 @@ fn check_fields(fields: &[Field<'_>], diagnostics: &mut Diagnostics) {
     }
 }
 
-fn check_conflicts(field: &Field<'_>, diagnostics: &mut Diagnostics) {
+fn check_conflicts(field: &Field, diagnostics: &mut Diagnostics) {
     let attrs = &field.attrs;
     if let Some(skip) = attrs.skip {
         let others = [
@@ -123,9 +102,9 @@ fn check_conflicts(field: &Field<'_>, diagnostics: &mut Diagnostics) {
     }
 }
 
-fn check_transparent(input: &Input<'_>, fields: &[Field<'_>], diagnostics: &mut Diagnostics) {
+fn check_transparent(input: &Input<'_>, fields: &[Field], diagnostics: &mut Diagnostics) {
     let Some(span) = input.attrs.transparent else { return };
-    let visited: Vec<&Field<'_>> = fields.iter().filter(|field| field.is_visited()).collect();
+    let visited: Vec<&Field> = fields.iter().filter(|field| field.is_visited()).collect();
     if let [field] = visited.as_slice() {
         if let Some(rename) = &field.attrs.rename {
             diagnostics

@@ -21,16 +21,16 @@ pub(crate) fn declared(input: &Input<'_>) -> TokenStream {
     let lora = match &input.attrs.lora {
         Some(lora) => {
             let lora = lora_values(&lora.value);
-            quote!(__peft::__private::Option::Some(#lora))
+            quote!(__peft::Option::Some(#lora))
         }
-        None => quote!(__peft::__private::Option::None),
+        None => quote!(__peft::Option::None),
     };
     // A generic type has no one schema to check at its definition: the names are checked where the constant is used.
     let checks = if is_concrete(input) { TokenStream::new() } else { check_each(input, &quote!(Self)) };
     quote! {
-        const DECLARED: __peft::__private::Declared = {
+        const DECLARED: __peft::Declared = {
             #checks
-            __peft::__private::Declared {
+            __peft::Declared {
                 targets: &[#(#targets),*],
                 feedforward: &[#(#feedforward),*],
                 lora: #lora,
@@ -43,26 +43,26 @@ pub(crate) fn declared(input: &Input<'_>) -> TokenStream {
 
 fn optional(name: &Option<LitStr>) -> TokenStream {
     match name {
-        Some(name) => quote!(__peft::__private::Option::Some(#name)),
-        None => quote!(__peft::__private::Option::None),
+        Some(name) => quote!(__peft::Option::Some(#name)),
+        None => quote!(__peft::Option::None),
     }
 }
 
 /// The method that says which of transformers' model types this is, where the type knows.
 pub(crate) fn model_type(input: &Input<'_>) -> TokenStream {
     let value = match (&input.attrs.model_type, &input.body, input.attrs.transparent) {
-        (Some(expression @ Expr::Lit(_)), ..) => quote!(__peft::__private::Option::Some(#expression)),
+        (Some(expression @ Expr::Lit(_)), ..) => quote!(__peft::Option::Some(#expression)),
         (Some(expression), ..) => {
-            quote!(__peft::__private::Option::Some(__peft::__private::AsRef::<str>::as_ref(&#expression)))
+            quote!(__peft::Option::Some(__peft::AsRef::<str>::as_ref(&#expression)))
         }
         (None, Body::Struct(fields), Some(_)) => {
             let member = fields.iter().find(|field| field.is_visited()).map(|field| &field.member);
-            quote!(__peft::__private::Injectable::model_type(&self.#member))
+            quote!(__peft::Injectable::model_type(&self.#member))
         }
         _ => return TokenStream::new(),
     };
     quote! {
-        fn model_type(&self) -> __peft::__private::Option<&str> {
+        fn model_type(&self) -> __peft::Option<&str> {
             #value
         }
     }
@@ -72,9 +72,9 @@ pub(crate) fn model_type(input: &Input<'_>) -> TokenStream {
 fn inherited(input: &Input<'_>) -> TokenStream {
     match (&input.body, input.attrs.transparent) {
         (Body::Struct(fields), Some(_)) => {
-            let ty = fields.iter().find(|field| field.is_visited()).map(|field| field.ty);
+            let ty = fields.iter().find(|field| field.is_visited()).map(|field| &field.ty);
             quote! {
-                const DECLARED: __peft::__private::Declared = <#ty as __peft::__private::Injectable>::DECLARED;
+                const DECLARED: __peft::Declared = <#ty as __peft::Injectable>::DECLARED;
             }
         }
         _ => TokenStream::new(),
@@ -93,12 +93,12 @@ fn lora_values(lora: &LoraAttr) -> TokenStream {
         _ => quote!(None),
     };
     quote! {
-        __peft::__private::DeclaredLora {
+        __peft::DeclaredLora {
             rank: #rank,
             alpha: #alpha,
             dropout: #dropout,
             rslora: #rslora,
-            bias: __peft::__private::Bias::#bias,
+            bias: __peft::Bias::#bias,
         }
     }
 }
@@ -132,7 +132,7 @@ fn checked_names<'i>(input: &'i Input<'_>) -> impl Iterator<Item = &'i LitStr> {
 
 fn check_target(target: &LitStr, ty: &TokenStream) -> TokenStream {
     quote_spanned! {at(target.span())=>
-        __peft::__private::check_target(<#ty as __peft::__private::Injectable>::SCHEMA, #target)
+        __peft::check_target(<#ty as __peft::Injectable>::SCHEMA, #target)
     }
 }
 

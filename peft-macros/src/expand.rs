@@ -30,13 +30,13 @@ fn expand_input(original: &DeriveInput) -> TokenStream {
     }
 }
 
-/// Wraps items so that they can name the runtime by one short path that is not visible outside.
+/// Wraps items so that they can name what they need of the runtime by short paths that are not visible outside.
 pub(crate) fn in_scope(input: &Input<'_>, items: &TokenStream) -> TokenStream {
     let runtime = input.attrs.runtime_path();
     quote! {
         const _: () = {
             #[allow(unused_imports, reason = "an empty type needs few of the names")]
-            use #runtime as __peft;
+            use #runtime::__private as __peft;
             #items
         };
     }
@@ -57,8 +57,8 @@ fn print(input: &Input<'_>) -> TokenStream {
         &quote! {
             #[automatically_derived]
             #[allow(deprecated, reason = "a deprecated field is part of the model all the same")]
-            impl #impl_generics __peft::__private::Injectable for #name #type_generics #where_clause {
-                const SCHEMA: &'static __peft::__private::Schema = #schema;
+            impl #impl_generics __peft::Injectable for #name #type_generics #where_clause {
+                const SCHEMA: &'static __peft::Schema = #schema;
                 #declared
                 #model_type
                 #visit

@@ -14,10 +14,10 @@ pub(crate) fn stub(input: &Input<'_>) -> TokenStream {
         input,
         &quote! {
             #[automatically_derived]
-            impl #impl_generics __peft::__private::Injectable for #name #type_generics #where_clause {
-                const SCHEMA: &'static __peft::__private::Schema = &__peft::__private::Schema::unknown(#text);
-                fn visit<'__a>(&'__a self, _: &mut __peft::__private::Cursor<'__a>) {}
-                fn visit_mut<'__a>(&'__a mut self, _: &mut __peft::__private::CursorMut<'__a>) {}
+            impl #impl_generics __peft::Injectable for #name #type_generics #where_clause {
+                const SCHEMA: &'static __peft::Schema = &__peft::Schema::unknown(#text);
+                fn visit<'__a>(&'__a self, _: &mut __peft::Cursor<'__a>) {}
+                fn visit_mut<'__a>(&'__a mut self, _: &mut __peft::CursorMut<'__a>) {}
             }
         },
     )

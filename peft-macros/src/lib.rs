@@ -8,6 +8,7 @@ mod declared;
 mod diag;
 mod expand;
 mod fallback;
+mod field_type;
 mod schema;
 mod symbol;
 mod targets;

@@ -2,7 +2,6 @@
 
 use proc_macro2::TokenStream;
 use quote::{quote, quote_spanned};
-use syn::spanned::Spanned as _;
 
 use crate::ast::{Body, Field, Input, Variant};
 use crate::value::at;
@@ -16,7 +15,7 @@ pub(crate) fn schema(input: &Input<'_>) -> TokenStream {
         Body::Struct(fields) => module(&name, fields),
         Body::Enum(variants) => {
             let variants = variants.iter().map(variant);
-            quote!(&__peft::__private::Schema::choice(#name, &[#(#variants),*]))
+            quote!(&__peft::Schema::choice(#name, &[#(#variants),*]))
         }
         Body::Union(_) => TokenStream::new(),
     }
@@ -29,21 +28,25 @@ fn variant(variant: &Variant<'_>) -> TokenStream {
     }
 }
 
-fn module(name: &str, fields: &[Field<'_>]) -> TokenStream {
-    let fields = fields.iter().filter(|field| field.is_visited()).map(|field| {
-        let segment = if field.attrs.flatten.is_some() { String::new() } else { field.segment() };
-        let child = child(field);
-        let rank = field.attrs.rank.map(|rank| {
-            let value = rank.value;
-            quote_spanned!(at(rank.span)=> .with_rank(#value))
-        });
-        quote!(__peft::__private::Field::new(#segment, #child) #rank)
-    });
-    quote!(&__peft::__private::Schema::module(#name, &[#(#fields),*]))
+fn module(name: &str, fields: &[Field]) -> TokenStream {
+    let fields: TokenStream = fields
+        .iter()
+        .filter(|field| field.is_visited())
+        .map(|field| {
+            let segment = if field.attrs.flatten.is_some() { String::new() } else { field.segment() };
+            let ty = &field.ty;
+            let rank = field.attrs.rank.map(|rank| {
+                let value = rank.value;
+                quote_spanned!(at(rank.span)=> .with_rank(#value))
+            });
+            quote_spanned!(field.ty.span=> __peft::field::<#ty>(#segment) #rank,)
+        })
+        .collect();
+    quote!(&__peft::Schema::module(#name, &[#fields]))
 }
 
 /// The schema of a field's type.
-fn child(field: &Field<'_>) -> TokenStream {
-    let ty = field.ty;
-    quote_spanned!(at(ty.span())=> <#ty as __peft::__private::Injectable>::SCHEMA)
+fn child(field: &Field) -> TokenStream {
+    let ty = &field.ty;
+    quote_spanned!(field.ty.span=> <#ty as __peft::Injectable>::SCHEMA)
 }

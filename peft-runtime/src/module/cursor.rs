@@ -134,13 +134,20 @@ impl<'a> Cursor<'a> {
         Self { path: ModulePath::root(), items: Vec::new(), replication, block_lists: Vec::new() }
     }
 
+    /// Visits the child called `name`, as [`child`](Self::child) does, and is there for the next one: what the derive prints,
+    /// in the form that costs the compiler least.
+    pub fn field<M: Injectable + ?Sized>(&mut self, name: &'static str, module: &'a M) -> &mut Self {
+        self.child(name, module);
+        self
+    }
+
     /// Visits the child called `name`; a name may hold dots.
     pub fn child<M: Injectable + ?Sized>(&mut self, name: impl Display, module: &'a M) {
         self.enter(name, M::SCHEMA, |cursor| module.visit(cursor));
     }
 
     /// Visits the list of blocks called `name`, which `layer_replication` builds anew.
-    pub fn blocks<M: Injectable + Clone>(&mut self, name: impl Display, blocks: &'a Vec<M>) {
+    pub fn blocks<M: Injectable + Clone>(&mut self, name: impl Display, blocks: &'a Vec<M>) -> &mut Self {
         self.enter(name, Vec::<M>::SCHEMA, |cursor| {
             cursor.block_lists.push(BlockList { path: cursor.path.clone(), length: blocks.len() });
             match cursor.replication {
@@ -151,6 +158,7 @@ impl<'a> Cursor<'a> {
                 }
             }
         });
+        self
     }
 
     fn enter(&mut self, name: impl Display, schema: &'static Schema, visit: impl FnOnce(&mut Self)) {
@@ -175,8 +183,9 @@ impl<'a> Cursor<'a> {
     }
 
     /// Visits a child whose own children belong to the parent.
-    pub fn flatten<M: Injectable + ?Sized>(&mut self, module: &'a M) {
+    pub fn flatten<M: Injectable + ?Sized>(&mut self, module: &'a M) -> &mut Self {
         module.visit(self);
+        self
     }
 
     /// Records a leaf at the present path: what an [`Injectable`] type that is a layer or a parameter shows.
@@ -194,6 +203,13 @@ pub struct CursorMut<'a> {
 }
 
 impl<'a> CursorMut<'a> {
+    /// Visits the child called `name`, as [`child`](Self::child) does, and is there for the next one: what the derive prints,
+    /// in the form that costs the compiler least.
+    pub fn field<M: Injectable + ?Sized>(&mut self, name: &'static str, module: &'a mut M) -> &mut Self {
+        self.child(name, module);
+        self
+    }
+
     /// Visits the child called `name`; a name may hold dots.
     pub fn child<M: Injectable + ?Sized>(&mut self, name: impl Display, module: &'a mut M) {
         let length = self.path.push(name);
@@ -202,16 +218,18 @@ impl<'a> CursorMut<'a> {
     }
 
     /// Visits the list of blocks called `name`, which `layer_replication` builds anew.
-    pub fn blocks<M: Injectable + Clone>(&mut self, name: impl Display, blocks: &'a mut Vec<M>) {
+    pub fn blocks<M: Injectable + Clone>(&mut self, name: impl Display, blocks: &'a mut Vec<M>) -> &mut Self {
         if let Some(order) = self.replication {
             *blocks = order.iter().filter_map(|number| blocks.get(*number).cloned()).collect();
         }
         self.child(name, blocks);
+        self
     }
 
     /// Visits a child whose own children belong to the parent.
-    pub fn flatten<M: Injectable + ?Sized>(&mut self, module: &'a mut M) {
+    pub fn flatten<M: Injectable + ?Sized>(&mut self, module: &'a mut M) -> &mut Self {
         module.visit_mut(self);
+        self
     }
 
     /// Records a leaf at the present path: what an [`Injectable`] type that is a layer or a parameter shows.
