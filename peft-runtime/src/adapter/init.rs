@@ -1,6 +1,6 @@
 //! How a fresh adapter tensor gets its values.
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device, Tensor, Var};
 use rand_chacha::ChaCha8Rng;
 
 use crate::error::Result;
@@ -27,18 +27,23 @@ impl Init<'_> {
         Self::Uniform(1.0 / fan_in.sqrt())
     }
 
+    /// A variable of such values.
     pub(crate) fn draw(
         &self,
         rng: &mut ChaCha8Rng,
         shape: &[usize],
         dtype: DType,
         device: &Device,
-    ) -> Result<Tensor> {
+    ) -> Result<Var> {
         Ok(match self {
-            Self::Constant(value) => Tensor::full(*value, shape, device)?.to_dtype(dtype)?.contiguous()?,
-            Self::Uniform(bound) => random::uniform(rng, *bound, shape, dtype, device)?,
-            Self::Normal(deviation) => random::normal(rng, *deviation, shape, dtype, device)?,
-            Self::Computed(compute) => compute()?.to_dtype(dtype)?.to_device(device)?.contiguous()?,
+            // Memory that the system hands out zeroed is not touched until it is used.
+            Self::Constant(0.0) => Var::zeros(shape, dtype, device)?,
+            Self::Constant(value) => {
+                Var::from_tensor(&Tensor::full(*value, shape, device)?.to_dtype(dtype)?)?
+            }
+            Self::Uniform(bound) => random::uniform_variable(rng, *bound, shape, dtype, device)?,
+            Self::Normal(deviation) => random::normal_variable(rng, *deviation, shape, dtype, device)?,
+            Self::Computed(compute) => Var::from_tensor(&compute()?.to_dtype(dtype)?.to_device(device)?)?,
         })
     }
 }

@@ -34,8 +34,7 @@ impl TensorSource for FreshTensors<'_> {
     fn tensor(&mut self, key: &'static str, shape: &[usize], init: Init<'_>) -> Result<Var> {
         let label = format!("{}/{}/{key}", self.adapter, self.path);
         let mut rng = random::stream(self.seed, &label, 0);
-        let tensor = init.draw(&mut rng, shape, self.dtype, self.device)?;
-        Ok(Var::from_tensor(&tensor)?)
+        init.draw(&mut rng, shape, self.dtype, self.device)
     }
 
     fn is_fresh(&self) -> bool {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use candle_core::{Tensor, Var};
+use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 
 use super::plan::{Origin, Plan};
 use super::reach::TokenPlan;
@@ -53,27 +54,17 @@ pub(crate) fn make<M: Injectable + ?Sized>(
     plan: &Plan,
     mut tensors: Tensors<'_, '_>,
 ) -> Result<Vec<Made>> {
-    let mut make_one = |(path, leaf): (ModulePath, Leaf<'_>)| {
-        let bias =
-            if plan.biases.contains(&path) { make_bias(&path, &leaf, plan, &mut tensors)? } else { None };
-        Ok(match leaf {
-            // Made when all others are.
-            Leaf::Adapted(_) if matches!(plan.tokens.get(&path), Some(TokenPlan::TiedTo(_))) => {
-                Made { bias, ..Made::default() }
-            }
-            Leaf::Adapted(layer) if plan.adapted.contains(&path) => {
-                let Built { adapter, weight } = make_adapter(&path, layer, plan, &mut tensors)?;
-                Made { content: Some(Content::Adapter(adapter)), bias, weight }
-            }
-            Leaf::Adapted(layer) if plan.copied.contains(&path) => {
-                Made { content: Some(make_copy(&path, layer, &mut tensors)?), bias, weight: None }
-            }
-            Leaf::Adapted(_) | Leaf::Plain(_) => Made { bias, ..Made::default() },
-        })
-    };
     let all = planned_leaves(model, plan);
-    let mut made =
-        all.iter().map(|(path, leaf)| make_one((path.clone(), *leaf))).collect::<Result<Vec<_>>>()?;
+    let made: Vec<Result<Made>> = match &mut tensors {
+        // Each layer's values come from streams of its own, in whatever order they are drawn.
+        Tensors::Fresh => {
+            all.par_iter().map(|(path, leaf)| make_one(path, *leaf, plan, &mut Tensors::Fresh)).collect()
+        }
+        stored @ Tensors::Stored(_) => {
+            all.iter().map(|(path, leaf)| make_one(path, *leaf, plan, stored)).collect()
+        }
+    };
+    let mut made = made.into_iter().collect::<Result<Vec<_>>>()?;
     for (place, (path, leaf)) in all.iter().enumerate() {
         let (Leaf::Adapted(layer), Some(TokenPlan::TiedTo(owner))) = (leaf, plan.tokens.get(path)) else {
             continue;
@@ -88,6 +79,25 @@ pub(crate) fn make<M: Injectable + ?Sized>(
         }
     }
     Ok(made)
+}
+
+/// Makes what `plan` puts on one leaf.
+fn make_one(path: &ModulePath, leaf: Leaf<'_>, plan: &Plan, tensors: &mut Tensors<'_, '_>) -> Result<Made> {
+    let bias = if plan.biases.contains(path) { make_bias(path, &leaf, plan, tensors)? } else { None };
+    Ok(match leaf {
+        // Made when all others are.
+        Leaf::Adapted(_) if matches!(plan.tokens.get(path), Some(TokenPlan::TiedTo(_))) => {
+            Made { bias, ..Made::default() }
+        }
+        Leaf::Adapted(layer) if plan.adapted.contains(path) => {
+            let Built { adapter, weight } = make_adapter(path, layer, plan, tensors)?;
+            Made { content: Some(Content::Adapter(adapter)), bias, weight }
+        }
+        Leaf::Adapted(layer) if plan.copied.contains(path) => {
+            Made { content: Some(make_copy(path, layer, tensors)?), bias, weight: None }
+        }
+        Leaf::Adapted(_) | Leaf::Plain(_) => Made { bias, ..Made::default() },
+    })
 }
 
 /// The leaves that a model has once `plan` has repeated its blocks.

@@ -154,7 +154,7 @@ impl<L: BaseLayer> Module for Adapted<L> {
 }
 
 /// An [`Adapted`] layer of any kind: what injecting, merging and saving work with.
-pub trait AdaptedLayer {
+pub trait AdaptedLayer: Sync {
     /// The layer's name and family.
     fn kind(&self) -> LayerKind;
 

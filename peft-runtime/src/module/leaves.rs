@@ -19,7 +19,7 @@ use crate::layer::{
 use crate::schema::{Family, LayerKind, Schema};
 
 /// A layer or parameter that cannot carry adapters: it is shown, saved with the base model, and frozen.
-pub trait PlainLayer {
+pub trait PlainLayer: Sync {
     /// The name of its type.
     fn type_name(&self) -> &'static str;
 

@@ -5,10 +5,10 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use candle_core::{DType, Device, Result, Tensor};
-use rand::{RngCore, SeedableRng};
+use candle_core::{DType, Device, Result, Tensor, Var};
+use rand::{Rng, RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use rand_distr::{Distribution, StandardNormal, Uniform};
+use rand_distr::{Distribution, StandardNormal};
 
 use super::dropout::{DropoutMask, dropout};
 use super::replay::next_draw;
@@ -28,19 +28,33 @@ fn fnv1a(text: &str) -> u64 {
         .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
-/// A tensor of values uniform in ±`bound`.
-pub(crate) fn uniform(
+/// A variable of values uniform in ±`bound`.
+pub(crate) fn uniform_variable(
     rng: &mut ChaCha8Rng,
     bound: f64,
     shape: &[usize],
     dtype: DType,
     device: &Device,
-) -> Result<Tensor> {
-    match Uniform::new(-bound as f32, bound as f32) {
-        Ok(distribution) => sample(rng, distribution, shape, dtype, device),
-        // An empty interval: a fan-in so large that the bound is zero.
-        Err(_) => Tensor::zeros(shape, dtype, device),
-    }
+) -> Result<Var> {
+    let mut words = vec![0u32; shape.iter().product()];
+    rng.fill(&mut words[..]);
+    // The upper 24 bits, which a float holds without rounding, from -2^23 to 2^23 - 1 in steps of one.
+    let scale = bound as f32 / (1 << 23) as f32;
+    let values = words.into_iter().map(|word| ((word >> 8) as i32 - (1 << 23)) as f32 * scale).collect();
+    variable(values, shape, dtype, device)
+}
+
+/// A variable of normal values with mean 0.
+pub(crate) fn normal_variable(
+    rng: &mut ChaCha8Rng,
+    standard_deviation: f64,
+    shape: &[usize],
+    dtype: DType,
+    device: &Device,
+) -> Result<Var> {
+    let deviation = standard_deviation as f32;
+    let values = standard_normal(rng, shape).map(|value| value * deviation).collect();
+    variable(values, shape, dtype, device)
 }
 
 /// A tensor of normal values with mean 0.
@@ -51,20 +65,19 @@ pub(crate) fn normal(
     dtype: DType,
     device: &Device,
 ) -> Result<Tensor> {
-    let values: Tensor = sample::<StandardNormal>(rng, StandardNormal, shape, DType::F32, &Device::Cpu)?;
-    (values * standard_deviation)?.to_dtype(dtype)?.to_device(device)
+    Ok(normal_variable(rng, standard_deviation, shape, dtype, device)?.as_detached_tensor())
 }
 
-fn sample<D: Distribution<f32>>(
-    rng: &mut ChaCha8Rng,
-    distribution: D,
-    shape: &[usize],
-    dtype: DType,
-    device: &Device,
-) -> Result<Tensor> {
-    let count = shape.iter().product();
-    let values: Vec<f32> = distribution.sample_iter(rng).take(count).collect();
-    Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(dtype)?.to_device(device)
+fn standard_normal(rng: &mut ChaCha8Rng, shape: &[usize]) -> impl Iterator<Item = f32> {
+    Distribution::<f32>::sample_iter(StandardNormal, rng).take(shape.iter().product())
+}
+
+/// A variable of these values, which are not copied where they have the dtype and device already.
+fn variable(values: Vec<f32>, shape: &[usize], dtype: DType, device: &Device) -> Result<Var> {
+    if dtype == DType::F32 {
+        return Var::from_vec(values, shape, device);
+    }
+    Var::from_tensor(&Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(dtype)?.to_device(device)?)
 }
 
 /// The masks of one layer's dropout: each call draws the next one.
@@ -116,14 +129,17 @@ impl Clone for DropoutStream {
 
 #[cfg(test)]
 mod tests {
-    use super::{DropoutStream, normal, stream, uniform};
+    use super::{DropoutStream, normal, stream, uniform_variable};
     use candle_core::{DType, Device, Tensor};
 
     #[test]
     fn the_same_seed_and_label_give_the_same_values_and_others_do_not() {
         let draw = |seed, label| {
             let mut rng = stream(seed, label, 0);
-            uniform(&mut rng, 0.5, &[100], DType::F32, &Device::Cpu).unwrap().to_vec1::<f32>().unwrap()
+            uniform_variable(&mut rng, 0.5, &[100], DType::F32, &Device::Cpu)
+                .unwrap()
+                .to_vec1::<f32>()
+                .unwrap()
         };
         assert_eq!(draw(1, "a"), draw(1, "a"));
         assert_ne!(draw(1, "a"), draw(2, "a"));
