@@ -20,8 +20,8 @@ from train_bench import PROJECTIONS, SHAPES, llama
 ROWS, LENGTH = 8, 32
 
 
-def config(rank: int) -> peft.LoraConfig:
-    return peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=PROJECTIONS, init_lora_weights=False)
+def config(rank: int, init: bool) -> peft.LoraConfig:
+    return peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=PROJECTIONS, init_lora_weights=init)
 
 
 def milliseconds(action) -> float:
@@ -64,14 +64,14 @@ def main() -> None:
     times = []
     base = llama(arguments.shape).eval()
     for _ in range(min(arguments.rounds, 3) + 1):
-        times.append(milliseconds(lambda: peft.inject_adapter_in_model(config(arguments.rank), base)))
+        times.append(milliseconds(lambda: peft.inject_adapter_in_model(config(arguments.rank, True), base)))
         layers = sum(isinstance(module, peft.tuners.lora.LoraLayer) for module in base.modules())
         base = llama(arguments.shape).eval()
     report({"measured": "injection", "layers": layers, "milliseconds": statistics.median(times[1:])})
 
     say(f"loading {arguments.adapters} adapters")
     with tempfile.TemporaryDirectory() as folder:
-        model = peft.get_peft_model(llama(arguments.shape), config(arguments.rank))
+        model = peft.get_peft_model(llama(arguments.shape), config(arguments.rank, False))
         model.save_pretrained(folder)
         model = peft.PeftModel.from_pretrained(llama(arguments.shape), folder, adapter_name="adapter0").eval()
         times = [
@@ -99,7 +99,7 @@ def main() -> None:
 
         say("inference without merging")
         tokens = torch.randint(vocabulary, (1, ROWS * LENGTH))
-        adapted = peft.get_peft_model(llama(arguments.shape), config(arguments.rank)).eval()
+        adapted = peft.get_peft_model(llama(arguments.shape), config(arguments.rank, False)).eval()
         adapted = adapted.base_model.model.model
         plain = base.model
         report(compared(

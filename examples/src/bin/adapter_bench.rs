@@ -43,9 +43,12 @@ impl Arguments {
             LlamaModel;
             "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"
         );
-        let config = LoraConfig::new(self.rank, 2.0 * self.rank as f64).with_targets(targets);
-        // Both factors random, as after training.
-        config.with_init(LoraInit::Random)
+        LoraConfig::new(self.rank, 2.0 * self.rank as f64).with_targets(targets)
+    }
+
+    /// The same with both factors random, as after training.
+    fn trained_config(&self) -> LoraConfig {
+        self.config().with_init(LoraInit::Random)
     }
 
     /// Injecting a fresh adapter into all projections.
@@ -65,7 +68,7 @@ impl Arguments {
     fn loading(&self, base: &LlamaModel) -> Result<(LlamaModel, Value)> {
         let folder = tempfile::tempdir()?;
         let mut model = base.clone();
-        model.inject_adapter(&self.config(), "default")?;
+        model.inject_adapter(&self.trained_config(), "default")?;
         model.save_pretrained(folder.path(), "default")?;
         let mut model = base.clone();
         let mut milliseconds = Vec::new();
@@ -105,7 +108,7 @@ impl Arguments {
     fn overhead(&self, base: &LlamaModel) -> Result<Value> {
         let tokens = random_tokens(base.config().vocab_size, (1, ROWS * LENGTH), 0, &Device::Cpu)?;
         let mut adapted = base.clone();
-        adapted.inject_adapter(&self.config(), "default")?;
+        adapted.inject_adapter(&self.trained_config(), "default")?;
         self.compared("overhead", || forward(base, &tokens), || forward(&adapted, &tokens))
     }
 
