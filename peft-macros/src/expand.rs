@@ -34,8 +34,8 @@ fn expand_input(original: &DeriveInput) -> TokenStream {
 pub(crate) fn in_scope(input: &Input<'_>, items: &TokenStream) -> TokenStream {
     let runtime = input.attrs.runtime_path();
     quote! {
+        #[allow(unused_imports, deprecated, reason = "an empty type needs no names; a deprecated field counts too")]
         const _: () = {
-            #[allow(unused_imports, reason = "an empty type needs few of the names")]
             use #runtime::__private as __peft;
             #items
         };
@@ -56,7 +56,6 @@ fn print(input: &Input<'_>) -> TokenStream {
         input,
         &quote! {
             #[automatically_derived]
-            #[allow(deprecated, reason = "a deprecated field is part of the model all the same")]
             impl #impl_generics __peft::Injectable for #name #type_generics #where_clause {
                 const SCHEMA: &'static __peft::Schema = #schema;
                 #declared

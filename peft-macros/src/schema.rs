@@ -29,20 +29,28 @@ fn variant(variant: &Variant<'_>) -> TokenStream {
 }
 
 fn module(name: &str, fields: &[Field]) -> TokenStream {
-    let fields: TokenStream = fields
+    let visited: Vec<(&Field, String)> = fields
         .iter()
         .filter(|field| field.is_visited())
-        .map(|field| {
-            let segment = if field.attrs.flatten.is_some() { String::new() } else { field.segment() };
+        .map(|field| (field, if field.attrs.flatten.is_some() { String::new() } else { field.segment() }))
+        .collect();
+    let children: TokenStream = visited
+        .iter()
+        .map(|(field, segment)| {
             let ty = &field.ty;
-            let rank = field.attrs.rank.map(|rank| {
-                let value = rank.value;
-                quote_spanned!(at(rank.span)=> .with_rank(#value))
-            });
-            quote_spanned!(field.ty.span=> __peft::field::<#ty>(#segment) #rank,)
+            quote_spanned!(ty.span=> __peft::Field(#segment, <#ty as __peft::Injectable>::SCHEMA),)
         })
         .collect();
-    quote!(&__peft::Schema::module(#name, &[#fields]))
+    let ranks: TokenStream = visited
+        .iter()
+        .filter_map(|(field, segment)| {
+            let rank = field.attrs.rank?;
+            let value = rank.value;
+            Some(quote_spanned!(at(rank.span)=> (#segment, #value),))
+        })
+        .collect();
+    let with_ranks = if ranks.is_empty() { ranks } else { quote!(.with_ranks(&[#ranks])) };
+    quote!(&__peft::Schema::module(#name, &[#children]) #with_ranks)
 }
 
 /// The schema of a field's type.

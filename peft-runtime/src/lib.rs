@@ -95,18 +95,12 @@ pub mod __private {
     pub use crate::config::Bias;
     pub use crate::declared::{Declared, DeclaredLora};
     pub use crate::module::{Cursor, CursorMut, Injectable};
-    use crate::schema::Field;
-    pub use crate::schema::{Schema, check_target};
+    pub use crate::schema::{Field, Schema, check_target};
     pub use crate::select::TargetModules;
     pub use core::convert::AsRef;
     pub use core::option::Option;
     #[cfg(feature = "macros")]
     pub use peft_macros::targets_in;
-
-    /// A named child of type `T`.
-    pub const fn field<T: Injectable + ?Sized>(name: &'static str) -> Field {
-        Field::new(name, T::SCHEMA)
-    }
 
     /// The targets that `targets!` checked.
     pub fn targets(names: &[&str]) -> TargetModules {

@@ -95,7 +95,7 @@ impl<T: Injectable + ?Sized> Injectable for Box<T> {
 macro_rules! impl_tuple {
     ($(($member:tt, $name:literal, $type:ident)),+) => {
         impl<$($type: Injectable),+> Injectable for ($($type,)+) {
-            const SCHEMA: &'static Schema = &Schema::module("tuple", &[$(Field::new($name, $type::SCHEMA)),+]);
+            const SCHEMA: &'static Schema = &Schema::module("tuple", &[$(Field($name, $type::SCHEMA)),+]);
 
             fn visit<'a>(&'a self, cursor: &mut Cursor<'a>) {
                 $(cursor.child($member, &self.$member);)+

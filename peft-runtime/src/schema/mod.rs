@@ -19,6 +19,8 @@ pub use resolve::{Resolution, check_target};
 pub struct Schema {
     name: &'static str,
     node: Node,
+    /// The ranks that `#[peft(rank = …)]` declares, by the name of the field.
+    ranks: &'static [(&'static str, usize)],
 }
 
 /// What a module holds.
@@ -47,16 +49,10 @@ pub enum Node {
     Unknown,
 }
 
-/// A named child of a module.
+/// A named child of a module: its name in paths, which may hold dots and if it is empty leaves the path as it is; and what it
+/// holds.
 #[derive(Clone, Copy, Debug)]
-pub struct Field {
-    /// The name in paths; it may hold dots, and an empty name leaves the path as it is.
-    pub name: &'static str,
-    /// What the field holds.
-    pub schema: &'static Schema,
-    /// The rank that `#[peft(rank = …)]` declares for the field.
-    pub rank: Option<usize>,
-}
+pub struct Field(pub &'static str, pub &'static Schema);
 
 /// The computation a layer does, as far as choosing adapters needs to know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -90,65 +86,62 @@ impl LayerKind {
     }
 }
 
-impl Field {
-    /// A child named `name`.
-    pub const fn new(name: &'static str, schema: &'static Schema) -> Self {
-        Self { name, schema, rank: None }
-    }
-
-    /// The same child with a declared rank.
-    #[must_use]
-    pub const fn with_rank(mut self, rank: usize) -> Self {
-        self.rank = Some(rank);
-        self
-    }
-}
-
 impl Schema {
+    const fn new(name: &'static str, node: Node) -> Self {
+        Self { name, node, ranks: &[] }
+    }
+
     /// A module with named children.
     pub const fn module(name: &'static str, fields: &'static [Field]) -> Self {
-        Self { name, node: Node::Module(fields) }
+        Self::new(name, Node::Module(fields))
+    }
+
+    /// The same module with ranks that some of its fields declare, by their names.
+    #[must_use]
+    pub const fn with_ranks(mut self, ranks: &'static [(&'static str, usize)]) -> Self {
+        self.ranks = ranks;
+        self
     }
 
     /// An enum: one of `variants`.
     pub const fn choice(name: &'static str, variants: &'static [&'static Schema]) -> Self {
-        Self { name, node: Node::Choice(variants) }
+        Self::new(name, Node::Choice(variants))
     }
 
     /// Numbered items.
     pub const fn list(item: &'static Schema) -> Self {
-        Self { name: "ModuleList", node: Node::List(item) }
+        Self::new("ModuleList", Node::List(item))
     }
 
     /// Items with names of their own.
     pub const fn map(item: &'static Schema) -> Self {
-        Self { name: "ModuleDict", node: Node::Map(item) }
+        Self::new("ModuleDict", Node::Map(item))
     }
 
     /// A layer that can carry adapters.
     pub const fn adaptable(kind: LayerKind) -> Self {
-        Self { name: kind.name, node: Node::Layer { family: kind.family, adaptable: true } }
+        Self::new(kind.name, Node::Layer { family: kind.family, adaptable: true })
     }
 
     /// A layer that cannot carry adapters.
     pub const fn plain(kind: LayerKind) -> Self {
-        Self { name: kind.name, node: Node::Layer { family: kind.family, adaptable: false } }
+        Self::new(kind.name, Node::Layer { family: kind.family, adaptable: false })
     }
 
     /// A bare parameter.
     pub const fn parameter() -> Self {
-        Self { name: "Tensor", node: Node::Parameter }
+        Self::new("Tensor", Node::Parameter)
     }
 
     /// Plain settings of type `name`.
     pub const fn settings(name: &'static str) -> Self {
-        Self { name, node: Node::Settings }
+        Self::new(name, Node::Settings)
     }
 
     /// A type whose derive failed.
     #[doc(hidden)]
     pub const fn unknown(name: &'static str) -> Self {
-        Self { name, node: Node::Unknown }
+        Self::new(name, Node::Unknown)
     }
 
     /// The name of the type.
@@ -167,8 +160,8 @@ impl Schema {
     /// use peft_runtime::schema::{Family, Field, LayerKind, Schema};
     ///
     /// const LINEAR: Schema = Schema::adaptable(LayerKind::new("Linear", Family::Linear));
-    /// const BLOCK: Schema = Schema::module("Block", &[Field::new("up_proj", &LINEAR)]);
-    /// const MODEL: Schema = Schema::module("Model", &[Field::new("layers", &Schema::list(&BLOCK))]);
+    /// const BLOCK: Schema = Schema::module("Block", &[Field("up_proj", &LINEAR)]);
+    /// const MODEL: Schema = Schema::module("Model", &[Field("layers", &Schema::list(&BLOCK))]);
     /// assert_eq!(MODEL.leaf_paths(), ["layers.*.up_proj"]);
     /// ```
     pub fn leaf_paths(&self) -> Vec<String> {
@@ -197,10 +190,11 @@ impl Schema {
     ) {
         match self.node {
             Node::Module(fields) => {
-                for field in fields {
-                    let child = path.join(field.name);
-                    visit(&child, field.rank, field.schema);
-                    field.schema.walk(&child, visit);
+                for Field(name, schema) in fields {
+                    let child = path.join(name);
+                    let rank = self.ranks.iter().find(|(field, _)| field == name).map(|(_, rank)| *rank);
+                    visit(&child, rank, schema);
+                    schema.walk(&child, visit);
                 }
             }
             Node::Choice(variants) => {

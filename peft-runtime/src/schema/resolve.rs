@@ -88,8 +88,8 @@ const fn resolve(schema: &Schema, trail: &Trail<'_>, target: &[u8], mut found: R
             }
             let mut i = 0;
             while i < fields.len() {
-                let child = trail.child(fields[i].name.as_bytes(), Wildcard::None);
-                found = resolve(fields[i].schema, &child, target, found);
+                let child = trail.child(fields[i].0.as_bytes(), Wildcard::None);
+                found = resolve(fields[i].1, &child, target, found);
                 i += 1;
             }
         }
@@ -138,7 +138,7 @@ const fn count_adaptable_linear(schema: &Schema) -> usize {
             let mut count = 0;
             let mut i = 0;
             while i < fields.len() {
-                count += count_adaptable_linear(fields[i].schema);
+                count += count_adaptable_linear(fields[i].1);
                 i += 1;
             }
             count
@@ -164,8 +164,8 @@ const fn collect_nearest(schema: &Schema, trail: &Trail<'_>, target: &[u8], near
         Node::Module(fields) => {
             let mut i = 0;
             while i < fields.len() {
-                let child = trail.child(fields[i].name.as_bytes(), Wildcard::None);
-                collect_nearest(fields[i].schema, &child, target, nearest);
+                let child = trail.child(fields[i].0.as_bytes(), Wildcard::None);
+                collect_nearest(fields[i].1, &child, target, nearest);
                 i += 1;
             }
         }
@@ -203,14 +203,14 @@ mod tests {
     const PLAIN: Schema = Schema::plain(LayerKind::new("Linear", Family::Linear));
     const ATTENTION: Schema = Schema::module(
         "Attention",
-        &[Field::new("q_proj", &LINEAR), Field::new("self.query", &LINEAR), Field::new("gate", &PLAIN)],
+        &[Field("q_proj", &LINEAR), Field("self.query", &LINEAR), Field("gate", &PLAIN)],
     );
     const MODEL: Schema = Schema::module(
         "Model",
         &[
-            Field::new("layers", &Schema::list(&Schema::module("Block", &[Field::new("attn", &ATTENTION)]))),
-            Field::new("", &Schema::module("Head", &[Field::new("lm_head", &LINEAR)])),
-            Field::new("experts", &Schema::map(&LINEAR)),
+            Field("layers", &Schema::list(&Schema::module("Block", &[Field("attn", &ATTENTION)]))),
+            Field("", &Schema::module("Head", &[Field("lm_head", &LINEAR)])),
+            Field("experts", &Schema::map(&LINEAR)),
         ],
     );
 
@@ -218,12 +218,12 @@ mod tests {
     const WIDE: Schema = Schema::module(
         "Wide",
         &[
-            Field::new("a_proj", &LINEAR),
-            Field::new("b_proj", &LINEAR),
-            Field::new("c_proj", &LINEAR),
-            Field::new("d_proj", &LINEAR),
-            Field::new("e_proj", &LINEAR),
-            Field::new("f_proj", &LINEAR),
+            Field("a_proj", &LINEAR),
+            Field("b_proj", &LINEAR),
+            Field("c_proj", &LINEAR),
+            Field("d_proj", &LINEAR),
+            Field("e_proj", &LINEAR),
+            Field("f_proj", &LINEAR),
         ],
     );
 
