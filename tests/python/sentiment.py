@@ -75,7 +75,8 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--data", required=True)
     parser.add_argument("--method", choices=["lora", "adalora", "ia3"], default="lora")
-    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--lr", type=float, help="4e-3 for lora, 2e-3 for adalora, 5e-3 for ia3 if it is not given")
+    parser.add_argument("--schedule", choices=["constant", "linear"], default="linear")
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--max-len", type=int, default=64)
@@ -109,7 +110,11 @@ def main() -> None:
     steps = arguments.epochs * len(batches(training))
     model = peft.get_peft_model(SentimentModel(arguments.model), config(arguments.method, steps))
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trainable, lr=arguments.lr)
+    learning_rate = arguments.lr or {"lora": 4e-3, "adalora": 2e-3, "ia3": 5e-3}[arguments.method]
+    optimizer = torch.optim.AdamW(trainable, lr=learning_rate)
+    schedule = transformers.get_scheduler(
+        arguments.schedule, optimizer, num_warmup_steps=steps * 6 // 100, num_training_steps=steps
+    )
 
     def accuracy():
         model.eval()
@@ -132,6 +137,7 @@ def main() -> None:
                 loss = loss + orthogonality(model)
             loss.backward()
             optimizer.step()
+            schedule.step()
             if arguments.method == "adalora":
                 model.base_model.update_and_allocate(step)
             optimizer.zero_grad()

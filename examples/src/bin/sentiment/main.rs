@@ -16,7 +16,7 @@ use peft_examples::source::model_path;
 use peft_examples::threads::on_threads;
 use peft_runtime::adapter::AdapterMethod;
 use peft_runtime::prelude::*;
-use peft_runtime::train::{AdamW, RankAllocator, Schedule, Trainer};
+use peft_runtime::train::{AdamW, LoraPlus, RankAllocator, Schedule, Trainer, lora_plus_groups};
 use serde_json::json;
 
 use data::Reviews;
@@ -48,12 +48,15 @@ pub struct Arguments {
     /// The adapter's alpha.
     #[arg(long, default_value_t = 16.0)]
     alpha: f64,
-    /// The learning rate; 2e-3 if it is not given, 5e-3 for IA3.
+    /// The learning rate; 4e-3 if it is not given, 2e-3 for AdaLoRA, 5e-3 for IA3.
     #[arg(long)]
     lr: Option<f64>,
     /// Whether the learning rate falls to zero after a short warm-up.
     #[arg(long, value_enum, default_value_t = Decay::Linear)]
     schedule: Decay,
+    /// LoRA+: the factors B learn so many times as fast as everything else.
+    #[arg(long)]
+    lora_plus: Option<f64>,
     /// Passes over the data.
     #[arg(long, default_value_t = 1)]
     epochs: usize,
@@ -133,7 +136,11 @@ impl Arguments {
     }
 
     fn learning_rate(&self) -> f64 {
-        self.lr.unwrap_or(if self.method == Method::Ia3 { 5e-3 } else { 2e-3 })
+        self.lr.unwrap_or(match self.method {
+            Method::Lora => 4e-3,
+            Method::Adalora => 2e-3,
+            Method::Ia3 => 5e-3,
+        })
     }
 
     fn schedule(&self, steps: u64) -> Schedule {
@@ -163,7 +170,10 @@ fn run(arguments: &Arguments) -> Result<()> {
     let data = Batches { reviews: &reviews, batch: arguments.batch, device: Device::Cpu };
     let before = data.accuracy(&model, &held_out)?;
     say(format!("accuracy before training: {:.2}%", 100.0 * before));
-    let optimizer = AdamW::for_model(&model, arguments.learning_rate())?;
+    let optimizer = match arguments.lora_plus {
+        Some(ratio) => AdamW::new(lora_plus_groups(&model, arguments.learning_rate(), LoraPlus::new(ratio)))?,
+        None => AdamW::for_model(&model, arguments.learning_rate())?,
+    };
     let mut trainer = Trainer::new(&model, optimizer, arguments.schedule(steps as u64))?;
     if arguments.method == Method::Adalora {
         trainer = trainer.with_rank_allocator(RankAllocator::new(&model, "default")?);
