@@ -31,8 +31,7 @@ impl FieldType {
 
     /// The first token that names the type `own` itself: not one that follows a `::`, which names another module's.
     pub(crate) fn named(&self, own: &Ident) -> Option<Span> {
-        let may_be_named = self.text.contains("Self") || self.text.contains(&own.to_string());
-        if may_be_named { own_name(&self.tokens, own) } else { None }
+        own_name(&self.tokens, own)
     }
 }
 

@@ -148,6 +148,18 @@ mod tests {
     }
 
     #[test]
+    fn uniform_values_fill_the_interval_and_have_its_mean_and_deviation() {
+        let values =
+            uniform_variable(&mut stream(0, "u", 0), 0.5, &[10_000], DType::F32, &Device::Cpu).unwrap();
+        let values = values.to_vec1::<f32>().unwrap();
+        let mean = values.iter().sum::<f32>() / 1e4;
+        let deviation = (values.iter().map(|value| (value - mean).powi(2)).sum::<f32>() / 1e4).sqrt();
+        assert!(mean.abs() < 0.01, "{mean}");
+        assert!((deviation - 1.0 / 12f32.sqrt()).abs() < 0.005, "{deviation}");
+        assert!(values.iter().any(|value| *value > 0.499) && values.iter().any(|value| *value < -0.499));
+    }
+
+    #[test]
     fn normal_values_have_the_standard_deviation_asked_for() {
         let values = normal(&mut stream(0, "n", 0), 0.02, &[10_000], DType::F32, &Device::Cpu).unwrap();
         let deviation = values.sqr().unwrap().mean_all().unwrap().to_scalar::<f32>().unwrap().sqrt();
