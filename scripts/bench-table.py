@@ -13,7 +13,7 @@ import subprocess
 
 BEGIN, END = "<!-- bench-vs-pytorch: begin -->", "<!-- bench-vs-pytorch: end -->"
 
-PROGRAMS = {"pytorch": "PyTorch + PEFT", "candle": "candle alone", "ours": "this library"}
+PROGRAMS = {"pytorch": "PyTorch + PEFT", "candle": "plain candle", "ours": "this library"}
 
 # What the ratios of a configuration without a PyTorch run are to.
 REFERENCES = {"QLoRA Q4_1, 1 × 256": ("LoRA, 1 × 256", "ours", "our f32 step")}
@@ -64,7 +64,7 @@ def steps_table(found: dict) -> list[str]:
 
 def ratios_table(found: dict) -> list[str]:
     lines = [
-        "| this library, in relation to | | time | memory | memory without its imports |",
+        "| this library compared with | | time | memory | memory without its imports |",
         "| --- | --- | ---: | ---: | ---: |",
     ]
     for configuration, programs in found.items():
@@ -155,7 +155,7 @@ def circumstances(arguments, found: dict) -> list[str]:
         f"Programs take turns, rounds in one go: {arguments.rounds}; a value is the median of the rounds. A step's seconds "
         f"are the median of {arguments.steps - 2} steps after two that do not count. Memory is the largest resident size of "
         f"the process.{note} "
-        "SmolLM2-135M's sizes with random weights, f32, LoRA of rank 8 on all seven projections, AdamW. candle alone is "
+        "SmolLM2-135M's sizes with random weights, f32, LoRA of rank 8 on all seven projections, AdamW. plain candle is "
         "`examples/src/bin/stock_candle`, of candle's own differentiable ops.",
         "",
     ]

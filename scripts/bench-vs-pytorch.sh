@@ -1,5 +1,5 @@
 #!/bin/sh
-# Measures training steps of PyTorch + PEFT, of candle alone, and of this library in turn, and writes a table of medians and
+# Measures training steps of PyTorch + PEFT, of plain candle, and of this library in turn, and writes a table of medians and
 # ratios into a Markdown file, between two marks.
 #
 #   scripts/bench-vs-pytorch.sh [--venv DIR] [--rounds 3] [--steps 8] [--threads 2] [--out docs/performance.md]

@@ -4,7 +4,7 @@
 # DIR/minilm         all-MiniLM-L6-v2 (Apache-2.0), with weights and tokenizer
 # DIR/reviews.tsv    rated movie-review snippets (MIT; Hutto & Gilbert, ICWSM 2014)
 # DIR/smollm2.gguf   SmolLM2-135M-Instruct (Apache-2.0), quantized to Q4_1
-# Without names it brings all three. What is there already is left alone.
+# Without names it downloads all three. Files that exist are kept.
 set -eu
 
 usage() {

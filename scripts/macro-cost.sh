@@ -1,8 +1,8 @@
 #!/bin/sh
-# What `#[derive(Injectable)]` costs the compiler, beside `#[derive(Clone, Debug)]` on the same structs:
+# What `#[derive(Injectable)]` costs the compiler, compared with `#[derive(Clone, Debug)]` on the same structs:
 #   scripts/macro-cost.sh [STRUCTS] [ROUNDS]
 # Generates STRUCTS (200) structs of 10 fields and checks them ROUNDS (9) times without a derive, with Clone and Debug, and with
-# Injectable; the shortest time of each counts. Then it times the macro alone, without a compiler around it.
+# Injectable; the shortest time of each counts. Then it times the macro by itself, without a compiler around it.
 set -eu
 
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -71,7 +71,7 @@ def source(derive: str) -> str:
 
 
 def check() -> float:
-    """The seconds of one `cargo check` of the crate alone."""
+    """The seconds of one `cargo check` of this crate only."""
     command = ["cargo", "check", "--offline", "--quiet", "--manifest-path", str(work / "Cargo.toml")]
     environment = dict(os.environ, CARGO_TARGET_DIR=str(work / "target"), CARGO_INCREMENTAL="0")
     start = time.monotonic()

@@ -2,7 +2,6 @@
 
 pub mod batches;
 pub mod bench;
-pub mod digits;
 pub mod memory;
 pub mod plot;
 pub mod progress;

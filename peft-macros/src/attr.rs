@@ -216,7 +216,7 @@ fn bound(text: &LitStr) -> syn::Result<Vec<WherePredicate>> {
         Ok(predicates) => Ok(predicates.into_iter().collect()),
         Err(error) => Err(syn::Error::new(
             text.span(),
-            format!("`bound` is no where-clause ({error}); write it without `where`"),
+            format!("`bound` is not a where-clause ({error}); write it without `where`"),
         )),
     }
 }

@@ -94,7 +94,7 @@ fn check_conflicts(field: &Field, diagnostics: &mut Diagnostics) {
         }
         if attrs.blocks.is_some() {
             diagnostics
-                .error(flatten, "a flattened field is no list of blocks; remove `blocks` or `flatten`");
+                .error(flatten, "a flattened field is not a list of blocks; remove `blocks` or `flatten`");
         }
     }
     if let Some(rank) = attrs.rank.filter(|rank| rank.value == 0) {

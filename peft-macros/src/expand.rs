@@ -6,6 +6,7 @@ use syn::DeriveInput;
 
 use crate::ast::Input;
 use crate::diag::Diagnostics;
+use crate::scope::in_scope;
 use crate::{bound, check, declared, fallback, schema, visit};
 
 /// The expansion of `#[derive(Injectable)]`.
@@ -27,18 +28,6 @@ fn expand_input(original: &DeriveInput) -> TokenStream {
             let stub = fallback::stub(&input);
             quote! { #errors #stub }
         }
-    }
-}
-
-/// Wraps items so that they can name what they need of the runtime by short paths that are not visible outside.
-pub(crate) fn in_scope(input: &Input<'_>, items: &TokenStream) -> TokenStream {
-    let runtime = input.attrs.runtime_path();
-    quote! {
-        #[allow(unused_imports, deprecated, reason = "an empty type needs no names; a deprecated field counts too")]
-        const _: () = {
-            use #runtime::__private as __peft;
-            #items
-        };
     }
 }
 

@@ -4,7 +4,7 @@ use proc_macro2::TokenStream;
 use quote::quote;
 
 use crate::ast::Input;
-use crate::expand::in_scope;
+use crate::scope::in_scope;
 
 pub(crate) fn stub(input: &Input<'_>) -> TokenStream {
     let name = &input.original.ident;

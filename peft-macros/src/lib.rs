@@ -10,6 +10,7 @@ mod expand;
 mod fallback;
 mod field_type;
 mod schema;
+mod scope;
 mod symbol;
 mod targets;
 #[cfg(test)]

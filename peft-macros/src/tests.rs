@@ -183,5 +183,5 @@ fn the_macro_alone() {
     let tokens: usize = inputs.into_iter().map(|input| expand::expand(input).into_iter().count()).sum();
     let time = start.elapsed();
     assert!(tokens > 0);
-    println!("the macro alone, optimised: {:.1} ms for {structs} structs", time.as_secs_f64() * 1e3);
+    println!("only the macro, optimised: {:.1} ms for {structs} structs", time.as_secs_f64() * 1e3);
 }

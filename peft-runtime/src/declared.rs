@@ -1,8 +1,7 @@
 //! What attributes declare about a model's adapters.
 
-use crate::config::{Bias, LoraConfig, PatternMap};
-use crate::schema::Schema;
-use crate::select::{TargetModules, glob_regex};
+use crate::config::Bias;
+use crate::select::TargetModules;
 
 /// The declarations of one type, as `const` data.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -44,26 +43,8 @@ impl Declared {
         (!self.targets.is_empty()).then(|| TargetModules::from_globs(self.targets))
     }
 
-    /// The declared targets and those of them whose input IA3 scales, if targets are declared.
+    /// The declared targets and those of them whose input is scaled, if targets are declared.
     pub(crate) fn target_and_feedforward_modules(&self) -> Option<(TargetModules, TargetModules)> {
         Some((self.target_modules()?, TargetModules::from_globs(self.feedforward)))
-    }
-
-    /// The declared LoRA config, with the ranks that fields of `schema` declare.
-    pub(crate) fn lora_config(&self, schema: &Schema) -> Option<LoraConfig> {
-        let lora = self.lora?;
-        let ranks = schema.declared_ranks().into_iter();
-        // Anchored, so that a field's rank does not reach fields of the same name elsewhere.
-        let patterns: PatternMap<usize> =
-            ranks.map(|(path, rank)| (format!("^{}", glob_regex(&path)), rank)).collect();
-        let config = LoraConfig::new(lora.rank, lora.alpha)
-            .with_dropout(lora.dropout)
-            .with_rslora(lora.rslora)
-            .with_bias(lora.bias)
-            .with_rank_pattern(patterns);
-        Some(match self.target_modules() {
-            Some(targets) => config.with_targets(targets),
-            None => config,
-        })
     }
 }

@@ -1,4 +1,52 @@
-#![doc = include_str!("../README.md")]
+//! Parameter-efficient fine-tuning of [candle](https://github.com/huggingface/candle) models: LoRA, LoHa, LoKr, AdaLoRA and IA3
+//! adapters, put into the layers of any model in place, trained, merged, and kept in the files of Python PEFT 0.21.2.
+//!
+//! ```
+//! use candle_core::{DType, Device, Tensor};
+//! use candle_nn::{Linear, Module, VarBuilder, VarMap};
+//! use peft_runtime::nn;
+//! use peft_runtime::prelude::*;
+//! use peft_runtime::train::{AdamW, Schedule, Trainer};
+//!
+//! #[derive(Injectable)]
+//! struct Regression {
+//!     linear: Adapted<Linear>, // a candle layer with room for adapters
+//! }
+//!
+//! let vb = VarBuilder::from_varmap(&VarMap::new(), DType::F32, &Device::Cpu);
+//! let mut model = Regression { linear: nn::linear(4, 1, vb.pp("linear"))? };
+//! let config = LoraConfig::new(2, 4.0).with_targets(targets!(Regression; "linear"));
+//! model.inject_adapter(&config, "default")?;
+//!
+//! let x = Tensor::new(&[[5.1f32, 3.5, 1.4, 0.2]], &Device::Cpu)?;
+//! let mut trainer = Trainer::new(&model, AdamW::for_model(&model, 1e-2)?, Schedule::constant())?;
+//! trainer.step(&model, &model.linear.forward(&x)?.sqr()?.mean_all()?)?;
+//! model.save_pretrained(std::env::temp_dir().join("regression-lora"), "default")?;
+//! # Ok::<(), peft_runtime::Error>(())
+//! ```
+//!
+//! # Where is what?
+//!
+//! | I want to | look at |
+//! | --- | --- |
+//! | give a model of mine room for adapters | [`Injectable`](macro@Injectable), [`Adapted`], the constructors in [`nn`] |
+//! | choose a method and its targets | [`LoraConfig`], [`LohaConfig`], [`LokrConfig`], [`AdaLoraConfig`], [`Ia3Config`], [`targets!`] |
+//! | inject, activate, merge, save and load adapters | [`PeftModel`], which every model implements |
+//! | train | [`train`] |
+//! | load a model of another crate with adapters merged in | [`MergedWeights`] |
+//! | read, compare and combine adapters without a model | [`StoredAdapter`] |
+//! | write a method of my own | [`method::Method`] |
+//! | write a layer kind of my own | [`layer::BaseLayer`] |
+//!
+//! # Features
+//!
+//! | feature | adds |
+//! | --- | --- |
+//! | `macros` (default) | `#[derive(Injectable)]` and `targets!` |
+//! | `decompositions` (default) | singular values, QR and eigenvectors: PiSSA, OLoRA, EVA, the combinations that end in `svd`, LoRA-FA |
+//! | `models` | the Llama family, GPT-2 and BERT, with generation |
+//! | `hub` | downloads by hub id |
+//! | `accelerate`, `cuda`, `cudnn`, `metal`, `mkl`, `nccl` | candle's features of the same names |
 #![deny(unsafe_code)]
 
 // The derive's default path, also inside this crate.
@@ -10,13 +58,13 @@ pub mod error;
 #[cfg(feature = "hub")]
 pub mod hub;
 pub mod layer;
+pub mod method;
 #[cfg(feature = "models")]
 pub mod models;
 pub mod module;
 pub mod nn;
 pub mod prelude;
 pub mod schema;
-pub mod train;
 
 mod declared;
 mod display;
@@ -27,19 +75,20 @@ mod ops;
 mod path;
 mod select;
 mod store;
+mod training;
 
 pub use candle_core;
 pub use candle_nn;
 
-pub use config::{
-    AdaLoraConfig, Bias, CombinationType, CombineOptions, EvaConfig, Ia3Config, LoraConfig, LoraInit,
-    MajoritySign, PeftConfig, TokenIndices,
-};
-pub use display::{LayerStatus, ModelStatus, Uniform, thousands};
+pub use config::{Bias, CombinationType, CombineOptions, MajoritySign, TokenIndices};
+pub use display::{LayerStatus, ModelStatus, Uniform};
 pub use error::{Error, Result};
 pub use inject::InjectionReport;
 pub use layer::{Adapted, no_grad};
 pub use manage::MergeOptions;
+pub use method::{
+    AdaLoraConfig, EvaConfig, Ia3Config, LohaConfig, LokrConfig, LokrInit, LoraConfig, LoraInit, PeftConfig,
+};
 pub use model::PeftModel;
 pub use module::Injectable;
 pub use path::ModulePath;
@@ -47,9 +96,20 @@ pub use path::ModulePath;
 pub use peft_macros::Injectable;
 pub use select::TargetModules;
 pub use store::{
-    BaseWeights, Checkpoint, LoadOptions, LoadReport, MergedWeights, NameMap, SaveEmbeddings, SaveOptions,
-    StoredAdapter, StoredKind, StoredLayer, StoredShape, Unadapted, WriteProgress, WriteReport, read_text,
+    BaseWeights, LoadOptions, LoadReport, MergedWeights, ModelWeights, NameMap, SaveEmbeddings, SaveOptions,
+    StoredAdapter, StoredKind, StoredLayer, StoredShape, Unadapted, WriteProgress, WriteReport,
 };
+
+/// Training: optimiser, schedule, gradient checks and checkpoints, for a loop of your own.
+///
+/// [`Trainer`](train::Trainer) has all of it behind one call a batch. Its parts also work by themselves, with candle's optimisers:
+/// [`audit`](fn@train::audit) in one line of a loop, [`clip_by_global_norm`](train::clip_by_global_norm),
+/// [`Schedule::factor`](train::Schedule::factor), [`Checkpoints`](train::Checkpoints).
+pub mod train {
+    pub use crate::method::adalora::training::{Allocation, RankAllocator};
+    pub use crate::method::lora::training::{LoraFa, LoraPlus, lora_plus_groups};
+    pub use crate::training::*;
+}
 
 /// Target modules whose names are checked against the model at compile time.
 ///
@@ -108,9 +168,14 @@ pub mod __private {
     }
 }
 
-/// The code in `docs/` and on the derive, compiled with the doctests; `README.md` is the crate's own page.
+/// The code in `README.md`, in `docs/` and on the derive, compiled with the doctests. The tutorials' files are packages in
+/// `tests/tutorials`.
 #[cfg(doctest)]
 mod documents {
+    // Its second example needs a ready model.
+    #[cfg(feature = "models")]
+    #[doc = include_str!("../README.md")]
+    struct FrontPage;
     #[doc = include_str!("../../docs/ARCHITECTURE.md")]
     struct Architecture;
     #[doc = include_str!("../../docs/from-python.md")]
@@ -125,6 +190,6 @@ mod documents {
     struct Reliability;
     #[doc = include_str!("../../docs/troubleshooting.md")]
     struct Troubleshooting;
-    #[doc = include_str!("../../docs/tutorial.md")]
-    struct Tutorial;
+    #[doc = include_str!("../../docs/your-own-model.md")]
+    struct YourOwnModel;
 }

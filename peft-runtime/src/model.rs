@@ -8,12 +8,14 @@ use candle_core::{Tensor, Var};
 
 use crate::adapter::AdapterMethod;
 use crate::config::CombineOptions;
+use crate::display::{self, LayerStatus, ModelStatus};
 use crate::error::{Error, Result};
 use crate::inject::{self, InjectionReport};
 use crate::manage::{self, MergeOptions};
+use crate::method::LoraConfig;
+use crate::method::lora::eva::initialise_eva;
 use crate::module::{Injectable, leaves};
 use crate::store::{self, LoadOptions, LoadReport, SaveOptions};
-use crate::{LayerStatus, LoraConfig, ModelStatus, display};
 
 /// What a model with named modules can do with adapters; every [`Injectable`] type has it.
 ///
@@ -46,7 +48,7 @@ pub trait PeftModel: Injectable {
         batches: impl IntoIterator<Item = B>,
         forward: impl FnMut(&Self, B) -> candle_core::Result<Tensor>,
     ) -> Result<InjectionReport> {
-        manage::initialise_eva(self, name, batches, forward)
+        initialise_eva(self, name, batches, forward)
     }
 
     /// Injects an adapter with the tensors in `state`: its layers and ranks are read off the keys and shapes, everything
@@ -68,18 +70,18 @@ pub trait PeftModel: Injectable {
     where
         Self: Sized,
     {
-        Self::DECLARED.lora_config(Self::SCHEMA)
+        LoraConfig::declared(&Self::DECLARED, Self::SCHEMA)
     }
 
     /// Injects the config that the model declares.
     ///
     /// # Errors
-    /// If the model declares none, and as [`inject_adapter`](Self::inject_adapter).
+    /// [`Error::NoDeclaredConfig`], and as [`inject_adapter`](Self::inject_adapter).
     fn inject_declared(&mut self, name: &str) -> Result<InjectionReport>
     where
         Self: Sized,
     {
-        let config = Self::declared_config().ok_or_else(|| Error::undeclared(Self::SCHEMA.name()))?;
+        let config = Self::declared_config().ok_or(Error::NoDeclaredConfig { model: Self::SCHEMA.name() })?;
         self.inject_adapter(&config, name)
     }
 
@@ -163,7 +165,7 @@ pub trait PeftModel: Injectable {
 
     /// Merges adapters into the weights, so that a forward pass costs what the base model's costs.
     ///
-    /// The layers' own weights are kept beside the merged ones until
+    /// The layers' own weights are kept next to the merged ones until
     /// [`unmerge_adapters`](Self::unmerge_adapters). Active adapters that are not merged do not act on merged layers.
     ///
     /// # Errors
@@ -316,21 +318,6 @@ pub trait PeftModel: Injectable {
         options: LoadOptions,
     ) -> Result<LoadReport> {
         store::load_adapter(self, folder.as_ref(), name, options)
-    }
-
-    /// Loads the adapter in `folder`, or in its subfolder `name`, with a method of your own, which `read_method` reads off the
-    /// text of `adapter_config.json`.
-    ///
-    /// # Errors
-    /// As [`load_adapter`](Self::load_adapter), and those of `read_method`.
-    fn load_adapter_as(
-        &mut self,
-        folder: impl AsRef<Path>,
-        name: &str,
-        options: LoadOptions,
-        read_method: impl Fn(&str) -> Result<Arc<dyn AdapterMethod>>,
-    ) -> Result<LoadReport> {
-        store::load_adapter_as(self, folder.as_ref(), name, options, &read_method)
     }
 
     /// Puts the adapter in `folder`, or in its subfolder `name`, in the place of the adapter called `name`. It may have

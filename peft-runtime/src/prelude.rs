@@ -1,10 +1,11 @@
 //! What a user of adapters needs: `use peft_runtime::prelude::*`.
 
-pub use crate::config::{
-    AdaLoraConfig, Bias, CombinationType, CombineOptions, EvaConfig, Ia3Config, LoraConfig, LoraInit,
-};
+pub use crate::config::{Bias, CombinationType, CombineOptions};
 pub use crate::layer::{Adapted, no_grad};
 pub use crate::manage::MergeOptions;
+pub use crate::method::{
+    AdaLoraConfig, EvaConfig, Ia3Config, LohaConfig, LokrConfig, LokrInit, LoraConfig, LoraInit,
+};
 pub use crate::model::PeftModel;
 pub use crate::module::Injectable;
 pub use crate::select::TargetModules;

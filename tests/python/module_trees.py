@@ -49,6 +49,17 @@ def main() -> None:
     tree("saved modules", ("default", lora("lin", modules_to_save=["norm", "head"])))
     tree("two adapters", ("first", lora("embed", "lin")), ("second", lora("embed", "lin", "head", lora_dropout=0.1, use_dora=False)))
     tree("two saved", ("first", lora("lin", modules_to_save=["head"])), ("second", lora("lin", modules_to_save=["head"])))
+    tree(
+        "loha",
+        ("default", peft.LoHaConfig(r=2, target_modules=["lin", "conv"], use_effective_conv2d=True)),
+        ("second", peft.LoHaConfig(r=3, target_modules=["lin"])),
+    )
+    tree("lokr", ("default", peft.LoKrConfig(r=1, target_modules=["lin", "conv"], use_effective_conv2d=True, decompose_both=True)))
+    tree(
+        "two lokr",
+        ("first", peft.LoKrConfig(r=1, target_modules=["lin", "head"])),
+        ("second", peft.LoKrConfig(r=4, target_modules=["lin", "conv"])),
+    )
     tree("tokens", ("default", lora("lin", trainable_token_indices={"embed": [1, 4]})))
 
 

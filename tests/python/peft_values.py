@@ -3,7 +3,8 @@
     python tests/python/peft_values.py [FILE]
 
 Trainable tokens (a list, a dictionary, a tied head), target parameters (matrices, experts, transposed experts), repeated
-layers, EVA, and inits that take from the weight of a head whose rest goes into the file. For each case NAME the file holds the base model (`NAME/base/…`), the adapter as PEFT saves it
+layers, EVA, inits that take from the weight of a head whose rest goes into the file, and LoHa and LoKr on 1-D
+convolutions of several channels. For each case NAME the file holds the base model (`NAME/base/…`), the adapter as PEFT saves it
 (`NAME/adapter/…`), inputs (`NAME/x`) and outputs (`NAME/expected/…`). Its metadata hold one text, `json`: an object with the
 text of each adapter's config (`NAME`) and the versions. Two runs write the same bytes.
 """
@@ -137,7 +138,7 @@ class Gate(nn.Module):
 
 
 class Gated(nn.Module):
-    """A matrix that is no layer's."""
+    """A matrix that belongs to no layer."""
 
     def __init__(self):
         super().__init__()
@@ -181,6 +182,18 @@ class Towers(nn.Module):
 
     def forward(self, x):
         return self.o(torch.sin(3 * (self.q(x) + self.k(x))))
+
+
+class Signal(nn.Module):
+    """Two 1-D convolutions, of several channels; the second one has groups."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv1d(4, 6, 3, padding=2, dilation=2)
+        self.second = nn.Conv1d(6, 4, 2, stride=2, groups=2, bias=False)
+
+    def forward(self, x):
+        return self.second(torch.tanh(self.first(x)))
 
 
 def seeded(seed, build):
@@ -316,6 +329,20 @@ def heads():
         put(case, expected__other_head=loaded(case, other)(ids))
 
 
+def convolutions():
+    x = torch.randn(2, 4, 7, generator=torch.Generator().manual_seed(11))
+    for seed, (case, method, options) in enumerate((
+        ("loha_conv1d", peft.LoHaConfig, {"r": 3}),
+        ("loha_conv1d_core", peft.LoHaConfig, {"r": 3, "use_effective_conv2d": True}),
+        # The order in which PEFT lays out the product of a whole three-dimensional factor is its own.
+        ("lokr_conv1d_whole", peft.LoKrConfig, {"r": 2}),
+        ("lokr_conv1d_whole_both", peft.LoKrConfig, {"r": 1, "decompose_both": True, "decompose_factor": 3}),
+        ("lokr_conv1d_product", peft.LoKrConfig, {"r": 1}),
+        ("lokr_conv1d_core", peft.LoKrConfig, {"r": 2, "use_effective_conv2d": True, "decompose_factor": 1}),
+    ), start=11):
+        record(case, seeded(seed, Signal), method(alpha=3, target_modules=["first", "second"], **options), x)
+
+
 def main() -> None:
     if os.environ.get("PYTHONHASHSEED") != "0":
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, "PYTHONHASHSEED": "0", "HF_HUB_OFFLINE": "1"})
@@ -326,6 +353,7 @@ def main() -> None:
     replication()
     eva()
     heads()
+    convolutions()
     texts.update(peft=peft.__version__, torch=torch.__version__)
     path = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parents[1] / "fixtures" / "peft_values.safetensors"
     # Several entries would be written in an order that changes from run to run.

@@ -229,7 +229,7 @@ class Roundtrip:
 
 
 def write_base(trip: Trip, stand_in: Adapter, folder: Path) -> None:
-    """A case without an adapter that could be loaded, and beside it an adapter that has the same form."""
+    """A case without an adapter that could be loaded, and an adapter of the same form next to it."""
     seed(trip.case())
     base = build(trip.model)
     inputs = draw_inputs(trip.model, base)

@@ -10,7 +10,7 @@ import torch
 from oracle.adapters import pruned
 from oracle.training import adapter_tensors
 from peft import PeftModel
-from oracle.spec import Adapter, Case, Model, adalora, dora, forward, ia3, load, lora, state_dict
+from oracle.spec import Adapter, Case, Model, adalora, dora, forward, ia3, load, loha, lokr, lora, state_dict
 from tables.common import CONV1D, EMB_CONV1D, MLP, bert, blocks, conv2d
 from torch import Tensor
 
@@ -60,6 +60,8 @@ SALTS = {"bias_all_blocks": 34, "olora_bert": 1, "pissa_bert": 14, "pissa_blocks
 
 #: What plain LoRA adapts.
 ALL = ("embedding", "transposed", "conv1d", "conv2d", "linear")
+#: What LoHa and LoKr adapt.
+PRODUCTS = ("conv1d", "conv2d", "linear")
 #: What AdaLoRA and IA3 adapt.
 SOME = ("transposed", "conv2d", "linear")
 
@@ -145,6 +147,14 @@ def on_kind(name: str, kind: Kind) -> Iterator[Trip]:
     yield trip("ia3", ia3(*kind.targets(*SOME)))
     yield trip("ia3_feedforward", ia3(*kind.targets(*SOME), feedforward=kind.targets(*SOME)[-1:]))
 
+    products = kind.targets(*PRODUCTS)
+    yield trip("loha", loha(*products, alpha=3), noise=0.5)
+    yield trip("lokr", lokr(*products, r=1, alpha=3), noise=0.3)
+    yield trip("lokr_both", lokr(*products, r=1, alpha=2, decompose_both=True, decompose_factor=4), noise=0.5)
+    if kind.conv1d or kind.conv2d:
+        yield trip("loha_effective", loha(*products, alpha=3, use_effective_conv2d=True), noise=0.5)
+        yield trip("lokr_effective", lokr(*products, r=1, alpha=3, use_effective_conv2d=True), noise=0.5)
+
 
 def nudged(peft: PeftModel, name: str, inputs: dict[str, Tensor]) -> None:
     """A little away from the initial state, as a short training would leave it."""
@@ -177,7 +187,7 @@ def loftq(name: str, kind: Kind) -> Trip:
     adapter = lora(target, r=rank, lora_alpha=rank, init_lora_weights="loftq",
                    loftq_config={"loftq_bits": 4, "loftq_iter": 1}, recipe=nudged, converted=True)
     stand_in = lora(target, r=2 * rank, lora_alpha=2 * rank)
-    # PEFT quantises on the GPU alone, and converts no LoftQ adapter rightly: it would take the loss of quantising for
+    # PEFT quantises only on the GPU, and does not convert LoftQ adapters correctly: it would take the loss of quantising for
     # a part of the base. So only the Rust program's files are read.
     missing = "no bitsandbytes" if importlib.util.find_spec("bitsandbytes") is None else "PEFT does not convert LoftQ"
     if not torch.cuda.is_available():
@@ -202,4 +212,11 @@ EXTRAS = [
          noise=0.5),
     Trip("ia3_saved_module_blocks", blocks(), ia3("k_proj", "down_proj", feedforward=["down_proj"],
                                                   modules_to_save=["lm_head"])),
+    Trip("loha_options_blocks", blocks(2),
+         loha("q_proj", "up_proj", rank_pattern={"up_proj": 3}, alpha_pattern={"q_proj": 2.5}, rank_dropout=0.25,
+              module_dropout=0.5, modules_to_save=["lm_head"], exclude_modules=["layers.1.mlp.up_proj"]), noise=0.5),
+    Trip("lokr_options_blocks", blocks(2),
+         lokr("q_proj", "up_proj", rank_pattern={"up_proj": 1}, rank_dropout=0.25, rank_dropout_scale=True,
+              init_weights="lycoris", layers_to_transform=[1], layers_pattern="layers", modules_to_save=["lm_head"]),
+         noise=0.5),
 ]

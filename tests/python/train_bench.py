@@ -30,7 +30,7 @@ SHAPES = {
 
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
-# The operations that multiply matrices; the fused attention is none of them.
+# The operations that multiply matrices; the fused attention is not one of them.
 PRODUCTS = {"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"}
 
 
@@ -44,7 +44,7 @@ def llama(shape: str) -> transformers.LlamaForCausalLM:
 
 
 def rss_mb() -> int | None:
-    """What the process has now: after the imports, what they alone take."""
+    """What the process has now: after the imports, what the imports take."""
     try:
         with open("/proc/self/status", encoding="utf-8") as status:
             return next(int(line.split()[1]) // 1024 for line in status if line.startswith("VmRSS:"))

@@ -6,7 +6,7 @@ use candle_core::{DType, Tensor};
 use peft_runtime::LayerStatus;
 use peft_runtime::prelude::*;
 
-use crate::specimen::bits;
+use crate::tensors::bits;
 
 /// What a model is, to the bit.
 #[derive(Debug, PartialEq)]

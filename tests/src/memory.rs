@@ -1,4 +1,4 @@
-//! An allocator that keeps account: of what is in use, of the most there was, and of each thread's largest single piece.
+//! An allocator that counts: what is in use, the most that was, and the largest single piece, of all threads and of each.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -6,30 +6,37 @@ use std::io::Write;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::Relaxed;
 
-/// The system's allocator with an account, for `#[global_allocator]`.
-pub struct Counting;
+/// The system's allocator that counts, for `#[global_allocator]`.
+pub struct CountingAllocator;
 
 static IN_USE: AtomicUsize = AtomicUsize::new(0);
 static MOST: AtomicUsize = AtomicUsize::new(0);
+static LARGEST_OF_ALL: AtomicUsize = AtomicUsize::new(0);
 
 thread_local! {
     static LARGEST: Cell<usize> = const { Cell::new(0) };
     static INPUT: Cell<u64> = const { Cell::new(0) };
 }
 
-/// No test needs a piece of this size: it is refused, which ends the process, and the input is named first.
+/// No test needs a piece of this size. It is refused, which ends the process, after the input is named.
 const REFUSED: usize = 1 << 33;
 
-/// Starts an account of the memory that is used beyond what is in use now.
+/// Starts an account of the memory that is used beyond what is in use now, and returns how much that is.
 pub fn start() -> usize {
     let in_use = IN_USE.load(Relaxed);
     MOST.store(in_use, Relaxed);
+    LARGEST_OF_ALL.store(0, Relaxed);
     in_use
 }
 
 /// The most that was in use since [`start`], beyond what was in use then.
 pub fn most_since(start: usize) -> usize {
     MOST.load(Relaxed).saturating_sub(start)
+}
+
+/// The largest piece that any thread asked for since [`start`].
+pub fn largest_of_all_threads() -> usize {
+    LARGEST_OF_ALL.load(Relaxed)
 }
 
 /// Says which input this thread works on, and starts an account of its largest piece.
@@ -43,14 +50,14 @@ pub fn largest_piece() -> usize {
     LARGEST.get()
 }
 
-/// Says what the thread works on that asks for too much. Nothing here may allocate.
+/// Names the input of the thread that asks for too much. Nothing here may allocate.
 fn say_refused(size: usize) {
     let input = INPUT.try_with(Cell::get).unwrap_or_default();
     let _ = writeln!(std::io::stderr(), "input {input} asks for {size} bytes in one piece");
 }
 
-// SAFETY: every call is passed on to the system's allocator as it is, or answered as one that has no memory left.
-unsafe impl GlobalAlloc for Counting {
+// SAFETY: every call is passed on to the system's allocator as it is, or returns null as one that has no memory left.
+unsafe impl GlobalAlloc for CountingAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         let size = layout.size();
         if size > REFUSED {
@@ -59,6 +66,7 @@ unsafe impl GlobalAlloc for Counting {
         }
         let in_use = IN_USE.fetch_add(size, Relaxed) + size;
         MOST.fetch_max(in_use, Relaxed);
+        LARGEST_OF_ALL.fetch_max(size, Relaxed);
         // A thread that ends has no account any more.
         let _ = LARGEST.try_with(|largest| largest.set(largest.get().max(size)));
         // SAFETY: the caller keeps the contract, which is the same.

@@ -1,4 +1,4 @@
-//! Changes to bytes and texts that a seed decides, for the tests that read what nobody meant to write.
+//! Changes to bytes and texts that a seed decides, for tests that read damaged input.
 
 use std::ops::Range;
 
@@ -101,7 +101,7 @@ pub fn mutate(bytes: &[u8], other: &[u8], chance: &mut impl Chance) -> Vec<u8> {
     bytes
 }
 
-/// `text` with a few changes; what is no text any more is made one.
+/// `text` with a few changes; bytes that are not UTF-8 any more are replaced.
 pub fn mutate_text(text: &str, other: &str, chance: &mut impl Chance) -> String {
     String::from_utf8_lossy(&mutate(text.as_bytes(), other.as_bytes(), chance)).into_owned()
 }

@@ -104,8 +104,8 @@ impl Mlp {
     ///
     /// # Errors
     /// If the input does not fit.
-    pub fn forward_checkpointed(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        let block = |x: Tensor, block: &Block| peft_runtime::nn::checkpointed(block, &x, Block::forward);
+    pub fn forward_recomputed(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        let block = |x: Tensor, block: &Block| peft_runtime::nn::recomputed(block, &x, Block::forward);
         let x = self.blocks.iter().try_fold(x.clone(), block)?;
         self.head.forward(&x)
     }

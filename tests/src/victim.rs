@@ -81,7 +81,7 @@ impl Victim {
 pub struct Variant(pub usize);
 
 impl Variant {
-    /// How many there are.
+    /// How many variants there are.
     pub const COUNT: usize = 4;
 
     /// All of them.
@@ -131,12 +131,12 @@ fn contents(model: &Victim, name: &str) -> Result<Contents> {
 }
 
 /// The variants as they are when they come out of a folder.
-pub struct Known {
+pub struct KnownVariants {
     name: String,
     all: Vec<Contents>,
 }
 
-impl Known {
+impl KnownVariants {
     /// The variants, for an adapter called `name`.
     ///
     /// # Errors
@@ -147,7 +147,7 @@ impl Known {
         Ok(Self { name: name.to_owned(), all })
     }
 
-    /// The variant that `folder` holds; `None` if it is none of them as a whole.
+    /// The variant that `folder` holds; `None` if it is not the whole of any of them.
     ///
     /// # Errors
     /// If it cannot be loaded.

@@ -1,14 +1,11 @@
 //! Several adapters by name: which act, merging, copies, biases, deleting.
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::Tensor;
 use candle_nn::{LayerNorm, Linear, Module};
 use peft_runtime::Error;
 use peft_runtime::prelude::*;
-use peft_tests::specimen::{bits, distance, randomise};
-
-fn random(shape: &[usize]) -> Tensor {
-    Tensor::randn(0f32, 1., shape, &Device::Cpu).unwrap()
-}
+use peft_tests::close::{Tolerance, assert_close};
+use peft_tests::tensors::{random, randomise, same_bits};
 
 #[derive(Clone, Injectable)]
 struct Model {
@@ -44,23 +41,19 @@ fn lora() -> LoraConfig {
     LoraConfig::new(2, 4.0).with_targets(["first"])
 }
 
-fn same(a: &Tensor, b: &Tensor) -> bool {
-    bits(a).unwrap() == bits(b).unwrap()
-}
-
 #[test]
 fn the_first_adapter_is_active_and_later_ones_wait() {
     let (mut model, x) = (Model::new(), random(&[4, 5]));
     model.add(&lora(), "a");
     let with_a = model.forward(&x);
     model.add(&lora(), "b");
-    assert!(same(&model.forward(&x), &with_a));
+    assert!(same_bits(&model.forward(&x), &with_a));
     assert_eq!(
         (model.adapter_names(), model.active_adapters()),
         (vec!["a".into(), "b".into()], vec!["a".into()])
     );
     model.set_adapter("b").unwrap();
-    assert!(!same(&model.forward(&x), &with_a));
+    assert!(!same_bits(&model.forward(&x), &with_a));
     let names: Vec<String> = model.trainable_parameters().into_iter().map(|(name, _)| name).collect();
     assert_eq!(names, ["first.lora_A.b.weight", "first.lora_B.b.weight"]);
 }
@@ -76,10 +69,10 @@ fn disabling_gives_the_base_and_enabling_brings_the_adapters_back_also_when_merg
         }
         let with = model.forward(&x);
         model.disable_adapters();
-        assert!(same(&model.forward(&x), &base));
+        assert!(same_bits(&model.forward(&x), &base));
         assert!(model.trainable_parameters().is_empty());
         model.enable_adapters();
-        assert!(same(&model.forward(&x), &with));
+        assert!(same_bits(&model.forward(&x), &with));
     }
 }
 
@@ -92,11 +85,11 @@ fn while_one_adapter_is_merged_an_active_one_that_is_not_does_not_act_there() {
     let with_b = model.forward(&x);
     model.set_adapter("a").unwrap();
     model.merge_adapters(&MergeOptions::adapters(["b"])).unwrap();
-    assert!(distance(&model.forward(&x), &with_b).unwrap() < 1e-4);
+    assert_close(&model.forward(&x), &with_b, Tolerance::absolute(1e-4), "the output");
     model.merge_adapters(&MergeOptions::adapters(["a", "b"])).unwrap();
     let both = model.forward(&x);
     model.set_adapters(&["a", "b"]).unwrap();
-    assert!(distance(&model.forward(&x), &both).unwrap() < 1e-4, "activating unmerges what was merged");
+    assert_close(&model.forward(&x), &both, Tolerance::absolute(1e-4), "activating unmerges what was merged");
 }
 
 #[test]
@@ -121,7 +114,7 @@ fn a_merge_that_would_give_infinities_is_refused_for_all_layers() {
     let error = model.merge_adapters(&MergeOptions::active().check_finite(true)).unwrap_err();
     assert_eq!(error.to_string(), "merging adapter `a` into `head` gives NaN or infinite values in `weight`");
     let base = model.base_state_dict();
-    assert!(model.merged_state_dict().iter().all(|(key, tensor)| same(tensor, &base[key])));
+    assert!(model.merged_state_dict().iter().all(|(key, tensor)| same_bits(tensor, &base[key])));
     let _ = model.forward(&x);
 }
 
@@ -136,7 +129,7 @@ fn deleting_the_only_active_adapter_activates_the_first_by_name() {
     model.set_adapter("m").unwrap();
     model.delete_adapter("m").unwrap();
     assert_eq!(model.active_adapters(), ["b"]);
-    assert!(same(&model.forward(&x), &with_b));
+    assert!(same_bits(&model.forward(&x), &with_b));
     model.delete_adapter("z").unwrap();
     model.delete_adapter("b").unwrap();
     assert!(model.module_tree().contains("(first): Linear(in_features=5, out_features=6, bias=True)"));
@@ -151,7 +144,12 @@ fn scaling_multiplies_the_adapters_part() {
     let part = |model: &Model| (model.first.forward(&x).unwrap() - &base).unwrap();
     let before = part(&model);
     model.scale_adapter("a", -0.5).unwrap();
-    assert!(distance(&part(&model), &(before * -0.5).unwrap()).unwrap() < 1e-5);
+    assert_close(
+        &part(&model),
+        &(before * -0.5).unwrap(),
+        Tolerance::absolute(1e-5),
+        "what the adapter adds",
+    );
     assert!(matches!(model.scale_adapter("a", f64::NAN), Err(Error::Unsupported { .. })));
 }
 
@@ -160,7 +158,7 @@ fn a_module_to_save_trains_as_a_copy_of_its_own() {
     let (mut model, x) = (Model::new(), random(&[4, 5]));
     let base = model.forward(&x);
     model.inject_adapter(&lora().with_modules_to_save(["head", "norm"]), "a").unwrap();
-    assert!(same(&model.forward(&x), &base), "a copy starts as what it copies");
+    assert!(same_bits(&model.forward(&x), &base), "a copy starts as what it copies");
     let names: Vec<String> = model.trainable_parameters().into_iter().map(|(name, _)| name).collect();
     assert_eq!(
         names,
@@ -186,10 +184,10 @@ fn a_module_to_save_trains_as_a_copy_of_its_own() {
     model.add(&lora().with_modules_to_save(["head"]), "b");
     let error = model.set_adapters(&["a", "b"]).unwrap_err();
     assert_eq!(error.to_string(), "adapters `a` and `b` all replace `head`; only one of them can be active");
-    assert!(same(&model.forward(&x), &with_a));
+    assert!(same_bits(&model.forward(&x), &with_a));
     model.unload().unwrap();
-    assert!(!same(&model.forward(&x), &base), "the copies of the active adapter stay");
-    assert!(same(&model.base_state_dict()["head.weight"], &state["base_model.model.head.weight"]));
+    assert!(!same_bits(&model.forward(&x), &base), "the copies of the active adapter stay");
+    assert!(same_bits(&model.base_state_dict()["head.weight"], &state["base_model.model.head.weight"]));
 }
 
 #[test]
@@ -216,7 +214,10 @@ fn biases_of_the_base_train_where_the_config_says_so() {
     randomise(&mut model, "a", 0.5).unwrap();
     let trained = model.base_state_dict()["plain.bias"].copy().unwrap();
     model.delete_adapter("a").unwrap();
-    assert!(same(&model.base_state_dict()["plain.bias"], &trained), "the biases are the base model's own");
+    assert!(
+        same_bits(&model.base_state_dict()["plain.bias"], &trained),
+        "the biases are the base model's own"
+    );
     assert!(!model.forward(&x).track_op(), "and constants again");
 }
 
@@ -238,9 +239,11 @@ fn rows_of_a_batch_may_each_have_their_adapter_and_threads_their_routing() {
                 "b" => &with_b,
                 _ => &base,
             };
-            assert!(
-                distance(&row(&mixed, index), &row(expected, index)).unwrap() < 1e-5,
-                "{rows:?}: row {index}"
+            assert_close(
+                &row(&mixed, index),
+                &row(expected, index),
+                Tolerance::absolute(1e-5),
+                format_args!("{rows:?}: row {index}"),
             );
         }
     };
@@ -249,7 +252,7 @@ fn rows_of_a_batch_may_each_have_their_adapter_and_threads_their_routing() {
             scope.spawn(move || check(rows));
         }
     });
-    assert!(same(&model.forward(&x), &with_b), "the routing ends with the closure");
+    assert!(same_bits(&model.forward(&x), &with_b), "the routing ends with the closure");
 
     let unknown = model.with_adapter_rows(&["a", "c"], |_| ()).unwrap_err();
     assert_eq!(unknown.to_string(), "no adapter named `c`; the model has `a` and `b`");
@@ -305,5 +308,39 @@ DummyModel(
         model.trainable_summary(),
         "trainable params: 1,280 || all params: 1,600 || trainable%: 80.0000"
     );
-    let _ = DType::F32;
+}
+
+#[test]
+fn an_error_in_the_forward_pass_of_a_layer_with_adapters_names_the_layer() {
+    let (mut model, wrong) = (Model::new(), random(&[4, 7]));
+    let plain = model.head.forward(&wrong).unwrap_err();
+    model.add(&lora().with_targets(["head"]), "a");
+    let residual = random(&[4, 3]);
+    for error in [model.head.forward(&wrong), model.head.forward_add(&wrong, &residual)] {
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("`head`") && error.contains("shape"), "{error}");
+    }
+    // What went wrong stays as it was, also for a caller that looks at the type.
+    model.disable_adapters();
+    let candle_core::Error::Context { inner, context } = model.head.forward(&wrong).unwrap_err() else {
+        panic!("an error without a context")
+    };
+    assert_eq!(context.to_string(), "on `head`");
+    assert_eq!(std::mem::discriminant(inner.as_ref()), std::mem::discriminant(&plain));
+    assert_eq!(inner.to_string().lines().next(), plain.to_string().lines().next());
+}
+
+#[test]
+fn a_layer_that_was_moved_is_named_by_its_new_place_after_the_next_operation() {
+    #[derive(Injectable)]
+    struct Outer {
+        inner: Vec<Model>,
+    }
+
+    let mut model = Model::new();
+    model.add(&lora(), "a");
+    let mut outer = Outer { inner: vec![Model::new(), model] };
+    outer.set_adapter("a").unwrap();
+    let error = outer.inner[1].first.forward(&random(&[4, 7])).unwrap_err().to_string();
+    assert!(error.contains("`inner.1.first`"), "{error}");
 }

@@ -11,27 +11,27 @@ use peft_runtime::models::llama::LlamaModel;
 use peft_runtime::prelude::*;
 use peft_tests::attacks::build::{CONFIG, Gguf, WEIGHTS, sound_adapter};
 use peft_tests::attacks::{Attack, RunFiles, all};
-use peft_tests::memory::{self, Counting};
+use peft_tests::memory::{self, CountingAllocator};
 use peft_tests::training::{Method, Mlp, trainer};
 use peft_tests::victim::Victim;
 
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
+static ALLOCATOR: CountingAllocator = CountingAllocator;
 
-/// What reading may take beside the size of the files: small models, tables, caches of threads.
+/// How much memory reading may take apart from the size of the files: small models, tables, caches of threads.
 const ALLOWED: usize = 64 << 20;
-/// How often a file may be in memory, in the forms in which it is taken apart.
+/// How many copies of a file may be in memory, in the forms it has while it is parsed.
 const COPIES: usize = 24;
 /// How long reading may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// The account of memory is one for all tests of this file.
-fn alone() -> MutexGuard<'static, ()> {
-    static ALONE: Mutex<()> = Mutex::new(());
-    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+/// All tests of this file share one count of memory.
+fn lock_memory_count() -> MutexGuard<'static, ()> {
+    static LOCK: Mutex<()> = Mutex::new(());
+    LOCK.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What is wrong with how an attack goes, if anything is.
+/// Makes an attack, reads its files, and returns what is wrong with the outcome.
 fn outcome(attack: &Attack) -> Result<(), String> {
     let folder = tempfile::tempdir().unwrap();
     let size = attack.write(folder.path()).unwrap();
@@ -41,13 +41,13 @@ fn outcome(attack: &Attack) -> Result<(), String> {
     let text = match (read, attack.says) {
         (Err(_), _) => return Err("it panics".to_owned()),
         (Ok(Ok(())), None) => String::new(),
-        (Ok(Ok(())), Some(_)) => return Err("it is taken".to_owned()),
+        (Ok(Ok(())), Some(_)) => return Err("it is accepted".to_owned()),
         (Ok(Err(error)), None) => return Err(format!("it is refused: {}", error.chain())),
         (Ok(Err(error)), Some(says)) => {
             let text = error.chain();
             if !text.contains(says) || !text.contains(attack.file) {
                 let start: String = text.chars().take(2000).collect();
-                return Err(format!("the error has not both `{says}` and `{}`: {start}", attack.file));
+                return Err(format!("the error lacks `{says}` or `{}`: {start}", attack.file));
             }
             // Where `RUST_BACKTRACE` is set, candle's errors come with one.
             text.lines().take_while(|line| !line.starts_with("   0: ")).collect()
@@ -66,8 +66,8 @@ fn outcome(attack: &Attack) -> Result<(), String> {
 }
 
 #[test]
-fn every_attack_is_answered_as_it_should_be() {
-    let _alone = alone();
+fn every_attack_has_the_outcome_that_the_list_names() {
+    let _lock = lock_memory_count();
     let mut wrong = String::new();
     for attack in all() {
         if let Err(what) = outcome(&attack) {
@@ -79,7 +79,7 @@ fn every_attack_is_answered_as_it_should_be() {
 
 #[test]
 fn the_sound_files_that_attacks_are_made_of_are_taken() {
-    let _alone = alone();
+    let _lock = lock_memory_count();
     let folder = tempfile::tempdir().unwrap();
     let (config, weights) = sound_adapter().unwrap();
     write_adapter(folder.path(), config.as_bytes(), &weights);
@@ -125,7 +125,7 @@ fn is_refused(file: &str, read: impl FnOnce() -> Result<(), Error>) -> bool {
 
 #[test]
 fn an_adapter_cut_short_at_any_byte_is_refused() {
-    let _alone = alone();
+    let _lock = lock_memory_count();
     let folder = tempfile::tempdir().unwrap();
     let (config, weights) = sound_adapter().unwrap();
     let load = || Victim::new()?.load_adapter(folder.path(), "default").map(drop);
@@ -141,7 +141,7 @@ fn an_adapter_cut_short_at_any_byte_is_refused() {
 
 #[test]
 fn a_gguf_file_cut_short_at_any_byte_is_refused() {
-    let _alone = alone();
+    let _lock = lock_memory_count();
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.gguf");
     let whole = Gguf::sound().bytes();
@@ -154,7 +154,7 @@ fn a_gguf_file_cut_short_at_any_byte_is_refused() {
 
 #[test]
 fn a_checkpoint_cut_short_anywhere_is_refused() {
-    let _alone = alone();
+    let _lock = lock_memory_count();
     for method in [Method::Lora, Method::AdaLora] {
         let sound = RunFiles::of_run(method).unwrap();
         for name in sound.names() {
@@ -177,13 +177,15 @@ fn a_checkpoint_cut_short_anywhere_is_refused() {
 fn the_list_of_attacks_names_every_one() {
     let mut list = String::from(
         "# Hostile files\n\n\
-         Each is made when it is needed, by `tests/src/attacks`; `cargo run -p peft-tests --bin attacks -- FOLDER` writes them\n\
-         out. `tests/tests/attacks.rs` reads them: no panic, memory bounded by the size of the files, an error that names the\n\
-         file. `BLESS=1 cargo test -p peft-tests --test attacks` writes this list anew.\n\n\
-         | name | what it pretends to be | what it tries | what is said |\n| --- | --- | --- | --- |\n",
+         `tests/src/attacks` makes these files when a test needs them. `tests/tests/attacks.rs` reads each one and checks that\n\
+         nothing panics, that memory stays within a multiple of the size of the files, and that the error names the file.\n\n\
+         `cargo run -p peft-tests --bin attacks -- FOLDER` writes the files to a folder.\n\
+         `BLESS=1 cargo test -p peft-tests --test attacks` writes this list again.\n\n\
+         | name | pretends to be | tries | error |\n| --- | --- | --- | --- |\n",
     );
     for attack in all() {
-        let said = attack.says.map_or_else(|| "it is taken".to_owned(), |says| format!("… {says} …"));
+        let said =
+            attack.says.map_or_else(|| "none: it is accepted".to_owned(), |says| format!("… {says} …"));
         let said = said.replace('|', "\\|");
         let _ = writeln!(list, "| `{}` | {} | {} | {said} |", attack.name, attack.target(), attack.tries);
     }
@@ -192,7 +194,7 @@ fn the_list_of_attacks_names_every_one() {
         std::fs::write(&path, &list).unwrap();
     }
     let written = std::fs::read_to_string(&path).unwrap_or_default();
-    assert!(written == list, "attacks/README.md is not the list of attacks; BLESS=1 writes it anew");
+    assert!(written == list, "attacks/README.md is not the list of attacks; BLESS=1 writes it again");
     let mut names: Vec<&str> = all().iter().map(|attack| attack.name).collect();
     names.sort_unstable();
     names.dedup();

@@ -5,10 +5,10 @@ use std::path::Path;
 use candle_core::{DType, Device, Tensor};
 use candle_nn::{Linear, Module};
 use peft_runtime::Result;
-use peft_runtime::nn::{Dropout, checkpointed};
+use peft_runtime::nn::{Dropout, recomputed};
 use peft_runtime::prelude::*;
 use peft_runtime::train::{AdamW, Schedule, Trainer, audit};
-use peft_tests::specimen::bits;
+use peft_tests::tensors::bits;
 use peft_tests::training::{files, input};
 
 #[derive(Clone, Injectable)]
@@ -75,7 +75,7 @@ fn texts(paths: &[peft_runtime::ModulePath]) -> Vec<String> {
 }
 
 #[test]
-fn it_acts_in_training_mode_alone_with_adapters_and_without() {
+fn dropout_acts_only_in_training_mode_with_adapters_and_without() {
     for with_adapter in [false, true] {
         let mut model = Model::new(0.5);
         if with_adapter {
@@ -164,7 +164,7 @@ fn a_block_that_is_computed_again_drops_the_same() {
         let x = input(number).unwrap();
         let plain = model.forward(&x).unwrap();
         let first = twin.first.forward(&x).unwrap();
-        let again = |x: Tensor, block: &Block| checkpointed(block, &x, Block::forward);
+        let again = |x: Tensor, block: &Block| recomputed(block, &x, Block::forward);
         let again = twin.blocks.iter().try_fold(first, again).unwrap();
         assert_eq!(bits(&plain).unwrap(), bits(&again).unwrap());
         let [plain, again] = [plain, again].map(|y| y.sqr().unwrap().mean_all().unwrap().backward().unwrap());
@@ -204,7 +204,7 @@ fn a_run_that_goes_on_drops_what_it_would_have_dropped() {
 }
 
 #[test]
-fn no_adapter_goes_on_it() {
+fn dropout_carries_no_adapter() {
     let base = Model::new(0.5);
     let named = LoraConfig::new(2, 4.0).with_targets(["blocks.1.dropout"]);
     let error = base.clone().inject_adapter(&named, "default").unwrap_err().to_string();
@@ -218,7 +218,7 @@ fn no_adapter_goes_on_it() {
 }
 
 #[test]
-fn a_module_that_trains_in_full_keeps_it_and_it_alone_is_nothing_to_train() {
+fn a_module_that_trains_in_full_keeps_its_dropout_which_has_nothing_to_train() {
     let base = Model::new(0.5);
     let copying = |name: &str| LoraConfig::new(2, 4.0).with_targets(["first"]).with_modules_to_save([name]);
     let mut model = base.clone();
@@ -231,7 +231,7 @@ fn a_module_that_trains_in_full_keeps_it_and_it_alone_is_nothing_to_train() {
 }
 
 #[test]
-fn it_prints_as_in_pytorch() {
+fn dropout_prints_as_in_pytorch() {
     let printed = |probability| Model::new(probability).module_tree();
     for (probability, text) in [(0.1, "0.1"), (0.0, "0.0"), (0.00001, "1e-05")] {
         let line = format!("(dropout): Dropout(p={text}, inplace=False)\n");

@@ -3,14 +3,15 @@
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
-use candle_nn::{VarBuilder, VarMap};
+use candle_nn::VarBuilder;
 use peft_runtime::models::bert::{BertConfig, BertModel};
 use peft_runtime::prelude::*;
 use peft_runtime::train::{AdamW, Schedule, Trainer};
-use peft_tests::specimen::{bits, distance, random, randomise};
+use peft_tests::close::{Tolerance, assert_close};
+use peft_tests::tensors::{RandomWeights, bits, distance, random_with, randomise};
 use peft_tests::training::files;
 
-/// The config of a tiny model with these settings besides.
+/// The config of a tiny model with these settings added.
 fn config(settings: &[(&str, f64)]) -> BertConfig {
     let mut config = serde_json::json!({
         "vocab_size": 11, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 12,
@@ -23,7 +24,7 @@ fn config(settings: &[(&str, f64)]) -> BertConfig {
 }
 
 fn build(config: &BertConfig) -> candle_core::Result<BertModel> {
-    BertModel::new(config, VarBuilder::from_varmap(&VarMap::new(), DType::F32, &Device::Cpu))
+    BertModel::new(config, RandomWeights::var_builder(DType::F32))
 }
 
 /// The same model in several precisions.
@@ -31,7 +32,7 @@ fn models() -> [BertModel; 3] {
     let config = config(&[]);
     let mut state = build(&config).unwrap().base_state_dict();
     for (name, tensor) in state.iter_mut().filter(|(name, _)| !name.contains("LayerNorm")) {
-        *tensor = random(tensor.shape(), if name.contains("embeddings") { 1.0 } else { 0.2 }).unwrap();
+        *tensor = random_with(tensor.shape(), if name.contains("embeddings") { 1.0 } else { 0.2 });
     }
     [DType::F32, DType::BF16, DType::F16].map(|dtype| {
         let vb = VarBuilder::from_tensors(state.clone().into_iter().collect(), dtype, &Device::Cpu);
@@ -56,9 +57,8 @@ fn half_precision_computes_what_full_precision_does_also_with_a_mask() {
             let expected = models[0].forward(&ids(), None, mask.as_ref()).unwrap();
             let hidden = model.forward(&ids(), None, mask.as_ref()).unwrap();
             assert_eq!(hidden.dtype(), dtype);
-            // Normed values around 1, rounded to 8 or 11 bits in each of two layers. A NaN is near to nothing.
-            let far = distance(&hidden, &expected).unwrap();
-            assert!(far < 0.1, "{dtype:?}: off by {far}");
+            // Normed values around 1, rounded to 8 or 11 bits in each of two layers. A NaN is within no tolerance.
+            assert_close(&hidden, &expected, Tolerance::absolute(0.1), format_args!("{dtype:?}"));
         }
     }
     assert!(distance(&full, &models[0].forward(&ids(), None, None).unwrap()).unwrap() > 1e-3, "masks act");
@@ -74,14 +74,12 @@ fn without_padding_tokens_have_the_same_vectors_and_the_same_gradients() {
     let padding = (mask().unsqueeze(2).unwrap() * 1.0).unwrap();
     let padded = model.forward(&ids(), None, Some(&mask())).unwrap().broadcast_mul(&padding).unwrap();
     let hidden = model.forward_unpadded(&ids(), None, &mask()).unwrap();
-    let far = distance(&hidden, &padded).unwrap();
-    assert!(far < 1e-5, "off by {far}");
+    assert_close(&hidden, &padded, Tolerance::absolute(1e-5), "the hidden states");
 
     let gradients = |hidden: Tensor| hidden.sqr().unwrap().sum_all().unwrap().backward().unwrap();
     let (with, without) = (gradients(padded), gradients(hidden));
     for (name, var) in model.trainable_parameters() {
-        let far = distance(with.get(&var).unwrap(), without.get(&var).unwrap()).unwrap();
-        assert!(far < 1e-4, "{name}: off by {far}");
+        assert_close(with.get(&var).unwrap(), without.get(&var).unwrap(), Tolerance::absolute(1e-4), &name);
     }
 }
 
@@ -92,7 +90,7 @@ fn what_is_masked_changes_nothing() {
         let alone = model.forward(&short, None, None).unwrap();
         let padded = model.forward(&ids(), None, Some(&mask())).unwrap();
         let padded = padded.narrow(0, 1, 1).unwrap().narrow(1, 0, 3).unwrap();
-        assert!(distance(&padded, &alone).unwrap() < 0.05);
+        assert_close(&padded, &alone, Tolerance::absolute(0.05), "the hidden states");
     }
 }
 
@@ -154,7 +152,7 @@ BertModel(
 }
 
 #[test]
-fn a_probability_of_dropout_that_is_none_is_named() {
+fn an_invalid_dropout_probability_is_named() {
     for key in ["hidden_dropout_prob", "attention_probs_dropout_prob"] {
         for value in [-0.1, 1.0, 7.0] {
             let error = build(&config(&[(key, value)])).unwrap_err().to_string();
@@ -168,7 +166,7 @@ fn output(model: &BertModel) -> Vec<u64> {
 }
 
 #[test]
-fn each_kind_of_dropout_acts_in_training_mode_alone() {
+fn each_kind_of_dropout_acts_only_in_training_mode() {
     for (hidden, attention) in [(0.5, 0.0), (0.0, 0.5), (0.0, 0.0)] {
         let rates = config(&[("hidden_dropout_prob", hidden), ("attention_probs_dropout_prob", attention)]);
         let mut model = build(&rates).unwrap();
@@ -192,8 +190,7 @@ fn dropout_in_half_precision_is_near_that_in_full_precision() {
     // The masks are those of the places, whatever the precision.
     let [full, others @ ..] = models.each_ref().map(run);
     for hidden in others {
-        let far = distance(&hidden, &full).unwrap();
-        assert!(far < 0.3, "{:?}: off by {far}", hidden.dtype());
+        assert_close(&hidden, &full, Tolerance::absolute(0.3), format_args!("{:?}", hidden.dtype()));
     }
 }
 

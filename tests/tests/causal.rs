@@ -6,12 +6,13 @@ use std::path::{Path, PathBuf};
 use candle_core::quantized::GgmlDType;
 use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::VarBuilder;
-use peft_runtime::Checkpoint;
+use peft_runtime::ModelWeights;
 use peft_runtime::models::generate::{CausalModel, GenerateOptions, generate};
 use peft_runtime::models::gpt2::Gpt2Model;
 use peft_runtime::models::llama::LlamaModel;
 use peft_runtime::prelude::*;
-use peft_tests::specimen::{distance, randomise};
+use peft_tests::close::{Tolerance, assert_close};
+use peft_tests::tensors::randomise;
 use serde::de::DeserializeOwned;
 use serde_json::json;
 
@@ -19,7 +20,7 @@ use serde_json::json;
 const LLAMAS: [&str; 5] = ["llama", "biased", "mistral", "qwen2", "qwen3"];
 /// The models that are GGUF files.
 const GGUFS: [&str; 3] = ["llama_gguf", "qwen2_gguf", "qwen3_gguf"];
-const TOLERANCE: f64 = 1e-4;
+const TOLERANCE: Tolerance = Tolerance::absolute(1e-4);
 /// How many tokens of the first row the greedy continuations go on from.
 const PROMPT: usize = 6;
 
@@ -27,8 +28,8 @@ fn path(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(name)
 }
 
-fn fixture() -> Checkpoint {
-    Checkpoint::open(path("causal.safetensors")).unwrap()
+fn fixture() -> ModelWeights {
+    ModelWeights::open(path("causal.safetensors")).unwrap()
 }
 
 fn tensor(name: &str, key: &str) -> Tensor {
@@ -84,14 +85,17 @@ impl Language for Gpt2Model {
 fn check_logits(name: &str, model: &impl Language) {
     let mask = tensor(name, "attention_mask");
     let logits = model.logits(&tensor(name, "input_ids"), Some(&mask)).unwrap();
-    let error = distance(&logits, &tensor(name, "logits")).unwrap();
-    assert!(error <= TOLERANCE, "the logits of `{name}` are off by {error}");
+    assert_close(&logits, &tensor(name, "logits"), TOLERANCE, format_args!("the logits of `{name}`"));
 }
 
 fn check_loss(name: &str, model: &impl Language) {
     let loss = model.next_token_loss(&tensor(name, "input_ids"), &tensor(name, "labels")).unwrap();
-    let error = distance(&loss.reshape(1).unwrap(), &tensor(name, "loss")).unwrap();
-    assert!(error <= TOLERANCE, "the loss of `{name}` is off by {error}");
+    assert_close(
+        &loss.reshape(1).unwrap(),
+        &tensor(name, "loss"),
+        TOLERANCE,
+        format_args!("the loss of `{name}`"),
+    );
 }
 
 fn prompt(name: &str) -> Vec<u32> {
@@ -248,12 +252,11 @@ fn checkpointing_changes_no_gradient() {
         let variables = model.trainable_parameters().into_iter();
         variables.map(|(name, var)| (name, grads.get(&var).unwrap().clone())).collect::<Vec<_>>()
     };
-    let (plain, checkpointed) = (gradients(false), gradients(true));
+    let (plain, recomputed) = (gradients(false), gradients(true));
     // `q_proj` and `v_proj` of two blocks, which are the targets of this model type.
     assert_eq!(plain.len(), 8);
-    for ((name, plain), (_, checkpointed)) in plain.iter().zip(&checkpointed) {
-        let error = distance(plain, checkpointed).unwrap();
-        assert!(error <= 1e-6, "the gradient of `{name}` is off by {error}");
+    for ((name, plain), (_, recomputed)) in plain.iter().zip(&recomputed) {
+        assert_close(plain, recomputed, Tolerance::absolute(1e-6), format_args!("the gradient of `{name}`"));
     }
 }
 
@@ -268,13 +271,13 @@ fn adapters_are_merged_once_a_quantized_model_is_dense() {
     model.dequantize().unwrap();
     model.merge_adapters(&MergeOptions::active()).unwrap();
     let merged = model.forward(&ids, None).unwrap();
-    assert!(distance(&adapted, &merged).unwrap() <= TOLERANCE);
+    assert_close(&adapted, &merged, TOLERANCE, "merged and not merged");
     model.disable_adapters();
     check_generation("llama_gguf", &model);
 }
 
 #[test]
-fn drawn_tokens_depend_on_the_seed_alone_and_stop_tokens_end_the_text() {
+fn drawn_tokens_depend_only_on_the_seed_and_stop_tokens_end_the_text() {
     let model = llama("mistral");
     let prompt = prompt("mistral");
     let draw = |seed| {

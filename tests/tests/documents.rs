@@ -1,4 +1,4 @@
-//! What the documents say of the repository: the tests that the README names, links, and that their code is compiled.
+//! What the documents promise: the tests they name exist, their links lead somewhere, and their code compiles.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -38,9 +38,10 @@ fn code(text: &str) -> Vec<&str> {
     text.split('`').skip(1).step_by(2).collect()
 }
 
-/// The text of a file of tests: in `tests/tests`, or beside the code of the runtime.
+/// The text of a file of tests: in `tests/tests`, or in the sources of the runtime or the command line.
 fn test_file(name: &str) -> Option<String> {
-    let places = [format!("tests/tests/{name}"), format!("peft-runtime/src/{name}")];
+    let places =
+        [format!("tests/tests/{name}"), format!("peft-runtime/src/{name}"), format!("peft-runtime/{name}")];
     places.iter().find_map(|place| std::fs::read_to_string(root().join(place)).ok())
 }
 
@@ -69,19 +70,24 @@ fn absent(part: &str, cases: &[String]) -> Vec<String> {
 }
 
 #[test]
-fn every_row_of_the_readme_names_tests_that_exist() {
-    let readme = read("README.md");
-    let features = readme.split("\n## What works").nth(1).unwrap().split("\n## ").next().unwrap();
+fn every_row_of_the_coverage_page_names_tests_that_exist() {
+    let page = read("docs/coverage.md");
     let cases = names("tests/parity/cases");
-    let rows = features.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| ---"));
+    let rows = page.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| ---"));
     let rows: Vec<&str> = rows.filter(|line| !line.starts_with("| feature |")).collect();
-    assert!(rows.len() > 40, "the table was not found: {} rows", rows.len());
+    assert!(rows.len() > 40, "the tables were not found: {} rows", rows.len());
     let mut wrong = Vec::new();
     for row in rows {
         let last = row.trim_end_matches([' ', '|']).rsplit(" | ").next().unwrap_or_default();
         wrong.extend(last.split(';').flat_map(|part| absent(part, &cases)));
     }
-    assert!(wrong.is_empty(), "the README names what is not there:\n{}", wrong.join("\n"));
+    assert!(wrong.is_empty(), "docs/coverage.md names what is not there:\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn the_front_page_has_at_most_130_lines() {
+    let lines = read("README.md").lines().count();
+    assert!(lines <= 130, "README.md has {lines} lines; details belong in docs/");
 }
 
 /// The lines of a document that are not code.
@@ -141,7 +147,49 @@ fn links_between_documents_lead_somewhere() {
 fn the_code_of_every_document_is_compiled() {
     let library = read("peft-runtime/src/lib.rs");
     for document in documents().into_iter().filter(|document| document.starts_with("docs/")) {
-        let has_code = read(&document).lines().any(|line| line.starts_with("```rust"));
+        let text = read(&document);
+        let has_code = text.lines().any(|line| line.starts_with("```rust"));
         assert!(!has_code || library.contains(&document), "`lib.rs` does not include `{document}`");
+        let is_tutorial = TUTORIALS.iter().any(|(page, _)| *page == document);
+        assert!(is_tutorial || shown_files(&text).is_empty(), "{document} has `rs` blocks and no package");
+    }
+}
+
+/// The pages whose blocks of code are the files of a package, and the package.
+const TUTORIALS: [(&str, &str); 2] =
+    [("docs/tutorial.md", "tests/tutorials/finetune"), ("docs/your-own-model.md", "tests/tutorials/curves")];
+
+/// The files that a page shows: blocks marked `rs`, each below a line with the file's name.
+fn shown_files(page: &str) -> Vec<(&str, &str)> {
+    let mut parts = page.split("```rs\n");
+    let mut before = parts.next().unwrap_or_default();
+    let mut files = Vec::new();
+    for part in parts {
+        let name = before.trim_end().lines().last().unwrap_or_default().trim_matches('`');
+        let (block, after) = part.split_once("```\n").unwrap_or((part, ""));
+        files.push((name, block));
+        before = after;
+    }
+    files
+}
+
+#[test]
+fn the_files_in_the_tutorials_are_those_of_their_packages() {
+    for (page, package) in TUTORIALS {
+        let text = read(page);
+        let mut shown: Vec<String> = Vec::new();
+        for (file, block) in shown_files(&text) {
+            assert_eq!(
+                block,
+                read(format!("{package}/{file}")),
+                "{page} shows another `{file}` than {package}"
+            );
+            shown.push(file.to_owned());
+        }
+        shown.sort();
+        let programs = names(&format!("{package}/src/bin")).into_iter();
+        let mut there: Vec<String> = programs.map(|name| format!("src/bin/{name}")).collect();
+        there.push("src/lib.rs".to_owned());
+        assert_eq!(shown, there, "{page} does not show all files of {package}");
     }
 }

@@ -6,7 +6,8 @@ use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::{Embedding, Linear, Module};
 use peft_runtime::prelude::*;
 use peft_runtime::{InjectionReport, ModulePath};
-use peft_tests::specimen::{bits, distance, randomise};
+use peft_tests::close::{Tolerance, assert_close};
+use peft_tests::tensors::{random, randomise, same_bits};
 
 /// Two layers that read one input, one that reads another, and one that reads what they make of them.
 #[derive(Clone, Injectable)]
@@ -19,10 +20,6 @@ struct Model {
 
 const WIDTH: usize = 6;
 const NARROW: usize = 4;
-
-fn random(shape: &[usize]) -> Tensor {
-    Tensor::randn(0f32, 1., shape, &Device::Cpu).unwrap()
-}
 
 fn linear(inputs: usize, outputs: usize) -> Adapted<Linear> {
     Linear::new(random(&[outputs, inputs]), Some(random(&[outputs]))).into()
@@ -67,7 +64,7 @@ fn batch() -> (Tensor, Tensor) {
     (rows([1.0, 5.0, 0.5, 3.0, 0.1, 0.2]), rows([3.0, 1.0, 4.0, 2.0]))
 }
 
-/// Inputs of `q` and `k` that vary along axis 4 alone, nearly, and of `other` along 2, 3, 0 and 1.
+/// Inputs of `q` and `k` that vary nearly only along axis 4, and of `other` along 2, 3, 0 and 1.
 fn lopsided() -> (Tensor, Tensor) {
     (rows([0.01, 0.01, 0.01, 0.01, 9.0, 0.01]), rows([3.0, 2.0, 4.0, 3.5]))
 }
@@ -102,12 +99,8 @@ fn unit_rows<const N: usize>(axes: &[usize]) -> Tensor {
     Tensor::new(axes.iter().map(row).collect::<Vec<_>>(), &Device::Cpu).unwrap()
 }
 
-fn same(a: &Tensor, b: &Tensor) -> bool {
-    bits(a).unwrap() == bits(b).unwrap()
-}
-
-fn near(a: &Tensor, b: &Tensor) -> bool {
-    distance(a, b).unwrap() < 1e-5
+fn assert_near(found: &Tensor, expected: &Tensor, what: &str) {
+    assert_close(found, expected, Tolerance::absolute(1e-5), what);
 }
 
 #[test]
@@ -118,10 +111,34 @@ fn a_holds_the_axes_along_which_the_inputs_vary_most_and_b_is_zero() {
     let report = model.initialise(&[(a.clone(), b.clone())]);
     assert_eq!(report.adapted.len(), 3);
     for layer in ["q", "k"] {
-        assert!(near(&factor(&model, layer, "A"), &unit_rows::<WIDTH>(&[1, 3])), "{layer}");
-        assert!(near(&factor(&model, layer, "B"), &Tensor::zeros((5, 2), DType::F32, &Device::Cpu).unwrap()));
+        assert_near(&factor(&model, layer, "A"), &unit_rows::<WIDTH>(&[1, 3]), layer);
+        assert_near(
+            &factor(&model, layer, "B"),
+            &Tensor::zeros((5, 2), DType::F32, &Device::Cpu).unwrap(),
+            layer,
+        );
     }
-    assert!(same(&model.forward(&a, &b).unwrap(), &before), "nothing changes yet");
+    assert!(same_bits(&model.forward(&a, &b).unwrap(), &before), "nothing changes yet");
+}
+
+#[test]
+fn layers_that_had_one_path_in_models_of_their_own_are_told_apart_once_these_are_parts_of_one() {
+    #[derive(Injectable)]
+    struct Both {
+        left: Model,
+        right: Model,
+    }
+
+    let config = eva(2, 1.0);
+    let mut both = Both { left: injected(&config), right: injected(&config) };
+    // The inputs of the right model vary along axes of their own.
+    let (a, b) = batch();
+    let turned = a.index_select(&Tensor::new(&[1u32, 0, 3, 2, 4, 5], &Device::Cpu).unwrap(), 1).unwrap();
+    let forward = |both: &Both, (): ()| both.left.forward(&a, &b)? + both.right.forward(&turned, &b)?;
+    both.initialise_eva("default", [()], forward).unwrap();
+    for (layer, axes) in [("left.q", [1, 3]), ("right.q", [0, 2])] {
+        assert_near(&factor(&both, layer, "A"), &unit_rows::<WIDTH>(&axes), layer);
+    }
 }
 
 #[test]
@@ -129,18 +146,18 @@ fn batches_are_taken_together() {
     let (a, b) = batch();
     let mut whole = injected(&eva(2, 1.0));
     whole.initialise(&[(a.clone(), b.clone())]);
-    // The first rows alone vary along other axes, and around another mean.
+    // By themselves the first rows vary along other axes, and around another mean.
     let cut = |x: &Tensor, start: usize, length: usize| x.narrow(0, start, length).unwrap();
     let parts = [(cut(&a, 0, 3), cut(&b, 0, 3)), (cut(&a, 3, 9), cut(&b, 3, 9))];
     let mut split = injected(&eva(2, 1.0));
     split.initialise(&parts);
     for layer in ["q", "k", "other"] {
-        assert!(near(&factor(&whole, layer, "A"), &factor(&split, layer, "A")), "{layer}");
+        assert_near(&factor(&whole, layer, "A"), &factor(&split, layer, "A"), layer);
     }
     // Dimensions before the last are rows as well.
     let mut deep = injected(&eva(2, 1.0));
     deep.initialise(&[(a.reshape((3, 4, WIDTH)).unwrap(), b.reshape((3, 4, NARROW)).unwrap())]);
-    assert!(near(&factor(&whole, "q", "A"), &factor(&deep, "q", "A")));
+    assert_near(&factor(&whole, "q", "A"), &factor(&deep, "q", "A"), "three dimensions");
 }
 
 #[test]
@@ -155,7 +172,7 @@ fn the_directions_are_orthonormal_uncorrelated_and_the_longest() {
     let centred = a.broadcast_sub(&a.mean_keepdim(0).unwrap()).unwrap();
     let scatter = centred.t().unwrap().matmul(&centred).unwrap();
     let gram = directions.matmul(&directions.t().unwrap()).unwrap();
-    assert!(near(&gram, &Tensor::eye(3, DType::F64, &Device::Cpu).unwrap()));
+    assert_near(&gram, &Tensor::eye(3, DType::F64, &Device::Cpu).unwrap(), "A·Aᵀ");
     let seen = directions.matmul(&scatter).unwrap().matmul(&directions.t().unwrap()).unwrap();
     let seen = seen.to_vec2::<f64>().unwrap();
     assert!(seen[0][0] >= seen[1][1] && seen[1][1] >= seen[2][2]);
@@ -180,7 +197,7 @@ fn whitened_directions_are_divided_by_the_roots_of_the_singular_values() {
     let roots = [5f32, 3.].map(|spread| (2f32.sqrt() * spread).sqrt());
     let roots = Tensor::new(&roots, &Device::Cpu).unwrap().reshape((2, 1)).unwrap();
     let expected = unit_rows::<WIDTH>(&[1, 3]).broadcast_div(&roots).unwrap();
-    assert!(near(&factor(&model, "q", "A"), &expected));
+    assert_near(&factor(&model, "q", "A"), &expected, "A of `q`");
 }
 
 #[test]
@@ -190,7 +207,7 @@ fn ranks_go_where_they_explain_most_within_the_budget() {
     // One direction is nearly all that q and k see; of the six ranks, four are of more use elsewhere, which is ρ·r.
     let expected = [("q", 1), ("k", 1), ("other", 4)].map(|(name, rank)| (name.to_owned(), rank));
     assert_eq!(ranks(&model), BTreeMap::from(expected));
-    assert!(near(&factor(&model, "other", "A"), &unit_rows::<NARROW>(&[2, 3, 0, 1])));
+    assert_near(&factor(&model, "other", "A"), &unit_rows::<NARROW>(&[2, 3, 0, 1]), "A of `other`");
     // A smaller ρ leaves the other layer less.
     let mut model = injected(&eva(2, 1.5));
     model.initialise(&[lopsided()]);
@@ -219,8 +236,9 @@ fn the_scaling_stays_unless_alpha_is_to_stay() {
             scaling(&model, &model.q, "q", &random(&[5, WIDTH])),
             scaling(&model, &model.other, "other", &random(&[5, NARROW])),
         ];
-        let near = found.iter().zip(expected).all(|(found, expected)| (found - expected).abs() < 1e-3);
-        assert!(near, "adjusted: {adjust}: {found:?}");
+        let expected_scalings =
+            found.iter().zip(expected).all(|(found, expected)| (found - expected).abs() < 1e-3);
+        assert!(expected_scalings, "adjusted: {adjust}: {found:?}");
     }
 }
 
@@ -242,7 +260,7 @@ fn a_layer_that_gets_no_rank_loses_the_adapter_and_the_rest_can_be_saved() {
     let mut other = model.clone();
     other.delete_adapter("default").unwrap();
     other.load_adapter(folder.path(), "default").unwrap();
-    assert!(same(&other.forward(&a, &b).unwrap(), &model.forward(&a, &b).unwrap()));
+    assert!(same_bits(&other.forward(&a, &b).unwrap(), &model.forward(&a, &b).unwrap()));
 }
 
 #[test]
@@ -257,7 +275,7 @@ fn saved_ranks_and_alphas_are_loaded() {
     other.delete_adapter("default").unwrap();
     other.load_adapter(folder.path(), "default").unwrap();
     assert_eq!(ranks(&other), ranks(&model));
-    assert!(same(&other.forward(&a, &b).unwrap(), &model.forward(&a, &b).unwrap()));
+    assert!(same_bits(&other.forward(&a, &b).unwrap(), &model.forward(&a, &b).unwrap()));
 }
 
 #[test]
@@ -274,7 +292,7 @@ fn no_adapter_acts_while_inputs_are_watched() {
         model.initialise(&[batch()]);
         factor(&model, "head", "A")
     };
-    assert!(same(&directions(true), &directions(false)));
+    assert!(same_bits(&directions(true), &directions(false)));
 }
 
 #[test]
@@ -295,12 +313,12 @@ fn embeddings_keep_what_they_were_drawn() {
     let after = model.adapter_state_dict("default").unwrap();
     assert!(before.keys().eq(after.keys()));
     for (key, tensor) in before {
-        assert_eq!(same(&tensor, &after[&key]), !key.ends_with("lin.lora_A.weight"), "{key}");
+        assert_eq!(same_bits(&tensor, &after[&key]), !key.ends_with("lin.lora_A.weight"), "{key}");
     }
 }
 
 #[test]
-fn a_layer_whose_name_ends_anothers_path_keeps_its_adapter_alone() {
+fn a_layer_keeps_its_adapter_when_the_one_whose_path_ends_in_its_name_loses_it() {
     #[derive(Clone, Injectable)]
     struct Nested {
         lin: Adapted<Linear>,

@@ -2,12 +2,11 @@
 
 use std::path::Path;
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use candle_nn::{Conv2d, Conv2dConfig, LayerNorm, Linear, Module};
-use peft_runtime::config::EvaConfig;
 use peft_runtime::prelude::*;
 use peft_tests::fingerprint::Fingerprint;
-use peft_tests::specimen::randomise;
+use peft_tests::tensors::{random, randomise};
 
 /// Layers that can be merged come before those that cannot, so that a call which fails late has done something before.
 #[derive(Clone, Injectable)]
@@ -17,10 +16,6 @@ struct Model {
     bare: Adapted<Linear>,
     grouped: Adapted<Conv2d>,
     last: Adapted<Linear>,
-}
-
-fn random(shape: &[usize]) -> Tensor {
-    Tensor::randn(0f32, 1., shape, &Device::Cpu).unwrap()
 }
 
 fn lora(rank: usize) -> LoraConfig {
@@ -111,7 +106,7 @@ fn folders() -> tempfile::TempDir {
         write("rank", &|bytes| bytes, &edit("\"r\": 3", "\"r\": 0"));
         write("json", &|bytes| bytes, &|_| "{".to_owned());
         write("switch", &|bytes| bytes, &edit("\"use_qalora\": false", "\"use_qalora\": true"));
-        write("method", &|bytes| bytes, &edit("\"LORA\"", "\"LOHA\""));
+        write("method", &|bytes| bytes, &edit("\"LORA\"", "\"VERA\""));
         write("targets", &|bytes| bytes, &edit("\"first\",\n    \"last\"", "\"frist\""));
         write("layer", &|bytes| bytes, &edit("\"first\",", "\"norm\","));
         write("biases", &|bytes| bytes, &edit("\"bias\": \"none\"", "\"bias\": \"all\""));
@@ -136,7 +131,9 @@ fn hot_swaps() -> Vec<Case> {
             m.hotswap_adapter(f.join("json"), "a").map(drop)
         }),
         case("a switch", "`use_qalora` = true", |m, f| m.hotswap_adapter(f.join("switch"), "a").map(drop)),
-        case("another method", "LOHA", |m, f| m.hotswap_adapter(f.join("method"), "a").map(drop)),
+        case("another method", "`peft_type` \"VERA\" is not supported", |m, f| {
+            m.hotswap_adapter(f.join("method"), "a").map(drop)
+        }),
         case("no targets", "`frist` matches no module", |m, f| {
             m.hotswap_adapter(f.join("targets"), "a").map(drop)
         }),
@@ -166,12 +163,14 @@ fn loads() -> Vec<Case> {
         case("a name that is taken", "already has an adapter named `a`", |m, f| {
             m.load_adapter(f.join("good"), "a").map(drop)
         }),
-        case("no name", "is no adapter name", |m, f| m.load_adapter(f.join("good/new"), "x.y").map(drop)),
+        case("no name", "is not an adapter name", |m, f| m.load_adapter(f.join("good/new"), "x.y").map(drop)),
         case("no folder", "adapter_config.json", |m, f| m.load_adapter(f.join("none"), "new").map(drop)),
         case("no JSON", "not a valid adapter config", |m, f| m.load_adapter(f.join("json"), "new").map(drop)),
         case("a rank of zero", "invalid `r`", |m, f| m.load_adapter(f.join("rank"), "new").map(drop)),
         case("a switch", "`use_qalora` = true", |m, f| m.load_adapter(f.join("switch"), "new").map(drop)),
-        case("another method", "LOHA", |m, f| m.load_adapter(f.join("method"), "new").map(drop)),
+        case("another method", "`peft_type` \"VERA\" is not supported", |m, f| {
+            m.load_adapter(f.join("method"), "new").map(drop)
+        }),
         case("no targets", "`frist` matches no module", |m, f| {
             m.load_adapter(f.join("targets"), "new").map(drop)
         }),
@@ -213,35 +212,37 @@ fn combinations() -> Vec<Case> {
     use CombinationType::{Cat, Linear, Svd, Ties};
     vec![
         case("an unknown part", "no adapter named `x`", |m, _| sum(m, &[("b", 1.), ("x", 1.)], Cat, "sum")),
-        case("no part", "there is none to combine", |m, _| sum(m, &[], Cat, "sum")),
-        case("a weight that is no number", "not a finite number", |m, _| {
+        case("no part", "the list of adapters to combine is empty", |m, _| sum(m, &[], Cat, "sum")),
+        case("a weight that is not a number", "must be a finite number", |m, _| {
             sum(m, &[("b", f64::NAN), ("grouped", 1.)], Cat, "sum")
         }),
         case("ranks that differ", "needs equal ranks", |m, _| {
             sum(m, &[("b", 1.), ("grouped", 1.)], Linear, "sum")
         }),
-        case("a rank over all", "the rank is 4", |m, _| {
+        case("a rank over all", "would have rank 4", |m, _| {
             let options = CombineOptions::new(Svd).with_svd_rank(4);
             m.add_weighted_adapter(&[("b", 1.), ("biased", 1.)], "sum", &options).map(drop)
         }),
-        case("a layer that fails after others", "the update of `grouped` is no matrix", |m, _| {
+        case("a layer that fails after others", "the update of `grouped` is not a matrix", |m, _| {
             sum(m, &[("biased", 1.), ("grouped", 1.)], Svd, "sum")
         }),
-        case("no density", "invalid `density`", |m, _| {
+        case("no density", "needs a `density`", |m, _| {
             sum(m, &[("biased", 1.), ("grouped", 1.)], Ties, "sum")
         }),
         case("a name that is taken", "already has an adapter named `b`", |m, _| {
             sum(m, &[("biased", 1.), ("grouped", 1.)], Cat, "b")
         }),
-        case("no name", "is no adapter name", |m, _| {
+        case("no name", "is not an adapter name", |m, _| {
             sum(m, &[("biased", 1.), ("grouped", 1.)], Cat, "../sum")
         }),
-        case("two methods", "it is an adapter of IA3, and the first one is one of LORA", |m, _| {
+        case("two methods", "adapter `ia3` is one of IA3, and the first one is one of LORA", |m, _| {
             sum(m, &[("biased", 1.), ("ia3", 1.)], Cat, "sum")
         }),
-        case("the other way round", "it is an adapter of LORA, and the first one is one of IA3", |m, _| {
-            sum(m, &[("ia3", 1.), ("biased", 1.)], Linear, "sum")
-        }),
+        case(
+            "the other way round",
+            "adapter `biased` is one of LORA, and the first one is one of IA3",
+            |m, _| sum(m, &[("ia3", 1.), ("biased", 1.)], Linear, "sum"),
+        ),
         case("two copies of one module", "adapters `b` and `c`", |m, _| {
             sum(m, &[("b", 1.), ("c", 1.)], Cat, "sum")
         }),
@@ -288,7 +289,7 @@ fn merges() -> Vec<Case> {
         case("a bias without a place", "the layer has no bias that could take up", |m, _| {
             m.merge_adapters(&MergeOptions::adapters(["biased"]))
         }),
-        merged("a bias without a place, beside what is merged", "the layer has no bias", |m, _| {
+        merged("a bias without a place, while another is merged", "the layer has no bias", |m, _| {
             m.merge_adapters(&MergeOptions::adapters(["biased"]))
         }),
     ]
@@ -300,7 +301,7 @@ fn others() -> Vec<Case> {
         case("renaming to a taken name", "already has an adapter named `b`", |m, _| {
             m.rename_adapter("a", "b")
         }),
-        case("renaming to no name", "is no adapter name", |m, _| m.rename_adapter("a", "x.y")),
+        case("renaming to no name", "is not an adapter name", |m, _| m.rename_adapter("a", "x.y")),
         case("deleting none", "no adapter named `x`", |m, _| m.delete_adapter("x")),
         merged("deleting a merged one", "while it is merged", |m, _| m.delete_adapter("a")),
         case("activating none", "no adapter named `x`", |m, _| m.set_adapters(&["b", "x"])),
@@ -330,7 +331,7 @@ fn others() -> Vec<Case> {
         case("a layer beyond the adapters", "cannot adapt `norm`", |m, _| {
             m.inject_adapter(&lora(2).with_targets(["first", "norm"]), "new").map(drop)
         }),
-        case("EVA for what does not start so", "none of LoRA's `with_eva", |m, _| {
+        case("EVA for what does not start so", "does not start as LoRA's `with_eva", |m, _| {
             m.initialise_eva("a", [random(&[9, 5])], |m, x| m.first.forward(&x)).map(drop)
         }),
         case("EVA without a layer", "no batch reached `last`", |m, _| {

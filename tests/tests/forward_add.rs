@@ -2,13 +2,16 @@
 //! is on the layer.
 
 use candle_core::quantized::GgmlDType;
-use candle_core::{DType, Device, Result, Tensor, Var};
+use candle_core::{DType, Result, Tensor, Var};
 use candle_nn::{Linear, Module};
 use peft_runtime::adapter::AdapterMethod;
 use peft_runtime::nn::{AnyLinear, QuantizedLinear, TransposedLinear, swiglu};
 use peft_runtime::prelude::*;
-use peft_tests::methods::every_pair;
-use peft_tests::specimen::{Kind, bits, distance, randomise};
+use peft_tests::close::{Tolerance, assert_close};
+use peft_tests::float_types::{FLOAT_TYPES, FloatType};
+use peft_tests::methods::{METHODS, every_pair};
+use peft_tests::specimen::Kind;
+use peft_tests::tensors::{bits, random_with, randomise};
 
 const NAME: &str = "default";
 /// One block of a quantized weight.
@@ -84,7 +87,7 @@ impl Model {
 }
 
 fn random(shape: &[usize], dtype: DType) -> Tensor {
-    Tensor::randn(0f32, 0.5, shape, &Device::Cpu).unwrap().to_dtype(dtype).unwrap()
+    random_with(shape, 0.5).to_dtype(dtype).unwrap()
 }
 
 /// Two inputs and a residual that want gradients.
@@ -93,15 +96,14 @@ fn variables(dtype: DType) -> [Var; 3] {
     [variable(IN), variable(IN), variable(OUT)]
 }
 
-fn near(ours: &Tensor, theirs: &Tensor, what: &str) {
+fn assert_same_sum(ours: &Tensor, theirs: &Tensor, what: &str) {
     assert_eq!((ours.dims(), ours.dtype()), (theirs.dims(), theirs.dtype()), "{what}");
     if matches!(ours.dtype(), DType::F16 | DType::BF16) {
-        // It is never one pass.
+        // Half precision is never computed in one pass.
         assert_eq!(bits(ours).unwrap(), bits(theirs).unwrap(), "{what}");
     }
-    let size = distance(theirs, &theirs.zeros_like().unwrap()).unwrap();
-    let error = distance(ours, theirs).unwrap();
-    assert!(error <= 1e-5 * (1.0 + size), "{what}: {error} of {size}");
+    let share = Tolerance::of_largest(1e-5, theirs);
+    assert_close(ours, theirs, Tolerance::absolute(1e-5 + share.atol), what);
 }
 
 /// Checks sums in one pass, or what takes its place, against the ops one after the other, in value and gradients.
@@ -114,12 +116,12 @@ fn check(model: &Model, dtype: DType, what: &str) {
     let trained = model.trainable_parameters().into_iter().map(|(_, variable)| variable);
     let variables: Vec<Var> = [x.clone(), up.clone(), residual.clone()].into_iter().chain(trained).collect();
     for (ours, theirs) in [plain, gated] {
-        near(&ours, &theirs, what);
+        assert_same_sum(&ours, &theirs, what);
         let grads = |y: &Tensor| y.sqr().unwrap().sum_all().unwrap().backward().unwrap();
         let (ours, theirs) = (grads(&ours), grads(&theirs));
         for variable in &variables {
             match (ours.get(variable), theirs.get(variable)) {
-                (Some(ours), Some(theirs)) => near(ours, theirs, what),
+                (Some(ours), Some(theirs)) => assert_same_sum(ours, theirs, what),
                 (ours, theirs) => assert_eq!((ours.is_some(), theirs.is_some()), (false, false), "{what}"),
             }
         }
@@ -166,30 +168,22 @@ fn check_states(
 
 #[test]
 fn every_method_on_every_linear_layer_adds_to_a_residual() {
-    for dtype in [DType::F32, DType::F64, DType::BF16] {
+    for FloatType { dtype, .. } in FLOAT_TYPES {
         for (kind, method) in every_pair() {
             let Some(model) = Model::of_kind(kind, dtype) else { continue };
             let what = format!("{} on {kind:?} in {dtype:?}", method.name);
             check(&model, dtype, &format!("{what}, without adapters"));
-            check_states(&model, &*method.config, (method.merges, method.pairs), dtype, &what);
+            check_states(&model, &*method.config(), (method.merges(kind), method.pairs), dtype, &what);
         }
     }
 }
 
 #[test]
-fn quantized_layers_do_so_too() {
-    let lora = LoraConfig::new(4, 6.0).with_targets(["layer"]);
-    let ia3 = |feedforward: Vec<&str>| Ia3Config::new().with_targets(["layer"]).with_feedforward(feedforward);
-    let methods: [(&str, Box<dyn AdapterMethod>); 4] = [
-        ("lora", Box::new(lora.clone())),
-        ("dora", Box::new(lora.with_dora(true))),
-        ("ia3 on the output", Box::new(ia3(Vec::new()))),
-        ("ia3 on the input", Box::new(ia3(vec!["layer"]))),
-    ];
+fn every_method_on_a_quantized_layer_adds_to_a_residual() {
     for model in Model::quantized() {
         check(&model, DType::F32, "without adapters");
-        for (what, config) in &methods {
-            check_states(&model, &**config, (false, true), DType::F32, what);
+        for method in METHODS.iter().filter(|method| method.quantized) {
+            check_states(&model, &*method.config(), (false, method.pairs), DType::F32, method.name);
         }
     }
 }

@@ -3,19 +3,17 @@
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::{Conv2d, Conv2dConfig, Linear, Module};
+use peft_runtime::adapter::AdapterMethod;
 use peft_runtime::nn::TransposedLinear;
 use peft_runtime::prelude::*;
+use peft_tests::tensors::random;
 
 /// Sizes that no other tensor of the models has.
 const IN: usize = 13;
 const WIDE: usize = 17;
 const OUT: usize = 11;
 
-fn random(shape: &[usize]) -> Tensor {
-    Tensor::randn(0f32, 1., shape, &Device::Cpu).unwrap()
-}
-
-/// The shapes of all gradients there are.
+/// The shapes of all gradients.
 fn shapes(grads: &GradStore) -> Vec<Vec<usize>> {
     grads.get_ids().map(|id| grads.get_id(*id).unwrap().dims().to_vec()).collect()
 }
@@ -50,11 +48,22 @@ fn has_frozen_shape(shapes: &[Vec<usize>]) -> bool {
 
 #[test]
 fn after_backward_no_gradient_has_the_shape_of_a_frozen_weight() {
-    for targets in [vec!["up"], vec!["up", "down"], vec!["up", "middle", "down"]] {
+    let lora = LoraConfig::new(3, 3.0).with_init(LoraInit::Random);
+    let (loha, lokr) =
+        (LohaConfig::new(3, 3.0).with_init(false), LokrConfig::new(2, 3.0).with_init(LokrInit::Random));
+    let configs: [Box<dyn AdapterMethod>; 7] = [
+        Box::new(lora.clone().with_targets(["up"])),
+        Box::new(lora.clone().with_targets(["up", "down"])),
+        Box::new(lora.with_targets(["up", "middle", "down"])),
+        // Once as an update of low rank, and once as ΔW itself.
+        Box::new(loha.clone().with_rank_pattern([("up", 2)]).with_targets(["up"])),
+        Box::new(loha.with_rank_pattern([("up", 9)]).with_targets(["up", "down"])),
+        Box::new(lokr.clone().with_targets(["up"])),
+        Box::new(lokr.with_targets(["up", "down"])),
+    ];
+    for config in configs {
         let mut model = Mlp::new();
-        model
-            .inject_adapter(&LoraConfig::new(3, 3.0).with_init(LoraInit::Random).with_targets(targets), "a")
-            .unwrap();
+        model.inject_adapter(&*config, "a").unwrap();
         let x = Var::from_tensor(&random(&[5, IN])).unwrap();
         let grads = model.forward(&x).sqr().unwrap().sum_all().unwrap().backward().unwrap();
         assert!(!has_frozen_shape(&shapes(&grads)));
@@ -134,7 +143,7 @@ fn no_grad_keeps_adapters_out_of_the_graph() {
     let x = random(&[5, IN]);
     assert!(model.forward(&x).track_op());
     assert!(!no_grad(|| model.forward(&x)).track_op());
-    assert!(model.forward(&x).track_op(), "it holds inside the closure alone");
+    assert!(model.forward(&x).track_op(), "it holds only inside the closure");
     model.set_trainable("a", false).unwrap();
     assert!(!model.forward(&x).track_op());
     assert!(model.trainable_parameters().is_empty());

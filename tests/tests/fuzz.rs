@@ -1,7 +1,7 @@
-//! Readers of files and texts against inputs that nobody meant to write: sound ones with changes that a seed decides.
+//! Readers of files and texts on damaged input: sound files and texts with changes that a seed decides.
 //!
-//! Every run tries the same inputs. `PEFT_FUZZ_INPUTS` says how many for each test, `PEFT_FUZZ_SEED` from which seed on; a
-//! failure says both for the input that it is about.
+//! Every run tries the same inputs. `PEFT_FUZZ_INPUTS` is how many each test tries, `PEFT_FUZZ_SEED` the first seed; a failure
+//! names both for its input.
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -14,16 +14,16 @@ use peft_runtime::prelude::*;
 use peft_runtime::{Error, PeftConfig};
 use peft_tests::attacks::RunFiles;
 use peft_tests::attacks::build::{CONFIG, Gguf, WEIGHTS, sound_adapter};
-use peft_tests::memory::{self, Counting};
+use peft_tests::memory::{self, CountingAllocator};
 use peft_tests::mutate::{Chance, mutate, mutate_text};
-use peft_tests::specimen::bits;
+use peft_tests::tensors::bits;
 use peft_tests::training::{Method, Mlp, trainer};
 use peft_tests::victim::{LONG_NAME, Variant, Victim};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
+static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 /// The largest piece of memory that reading a small input may ask for.
 const LARGEST: usize = 64 << 20;
@@ -42,8 +42,8 @@ fn number(variable: &str) -> Option<u64> {
     std::env::var(variable).ok()?.parse().ok()
 }
 
-/// Tries `inputs` inputs, or as many as the environment says. `attempt` makes one and reads it; its answer is what is wrong
-/// beside panics.
+/// Tries `inputs` inputs, or as many as the environment says. `attempt` makes one, reads it, and returns what is
+/// wrong apart from panics.
 fn fuzz(test: &str, inputs: u64, mut attempt: impl FnMut(&mut Dice) -> Result<(), String>) {
     let first = number("PEFT_FUZZ_SEED").unwrap_or_default();
     let inputs = number("PEFT_FUZZ_INPUTS").unwrap_or(inputs);
@@ -80,7 +80,7 @@ fn state(model: &Victim) -> (Vec<String>, Vec<u64>) {
     (model.adapter_names(), bits(&output).unwrap())
 }
 
-/// What a model does after a call that may have failed: it runs, and a failure has changed nothing.
+/// Checks a model after a call that may have failed: it runs, and a failure has changed nothing.
 fn check_after<T>(
     model: &Victim,
     before: &(Vec<String>, Vec<u64>),
@@ -129,15 +129,19 @@ fn configs() -> Vec<String> {
     let mut texts: Vec<String> = loras.iter().map(|config| config.to_json().unwrap()).collect();
     texts.push(adalora.to_json().unwrap());
     texts.push(ia3.to_json().unwrap());
+    let loha = LohaConfig::new(2, 4.0).with_rank_dropout(0.1).with_module_dropout(0.2);
+    texts.push(loha.with_targets(["lin0", "lin1"]).with_rank_pattern([("lin0", 3)]).to_json().unwrap());
+    let lokr = LokrConfig::new(2, 4.0).with_decompose_both(true).with_decompose_factor(2);
+    texts.push(lokr.with_targets(["lin0", "lin1"]).with_init(LokrInit::Lycoris).to_json().unwrap());
     texts
 }
 
 #[test]
-fn config_texts() {
+fn mutated_configs_are_read_or_refused() {
     let corpus = configs();
     let base = Victim::new().unwrap();
     let before = state(&base);
-    fuzz("config_texts", 3000, |dice| {
+    fuzz("mutated_configs_are_read_or_refused", 3000, |dice| {
         let (text, other) = (dice.pick(&corpus).unwrap(), dice.below(corpus.len()));
         let text = mutate_text(text, &corpus[other], dice);
         let Ok(config) = PeftConfig::from_json(&text) else { return Ok(()) };
@@ -152,12 +156,12 @@ fn config_texts() {
 }
 
 #[test]
-fn adapter_folders() {
+fn mutated_adapter_folders_are_read_or_refused() {
     let (config, weights) = sound_adapter().unwrap();
     let folder = tempfile::tempdir().unwrap();
     let base = Victim::new().unwrap();
     let before = state(&base);
-    fuzz("adapter_folders", 2000, |dice| {
+    fuzz("mutated_adapter_folders_are_read_or_refused", 2000, |dice| {
         let changed = mutate(&weights, config.as_bytes(), dice);
         let text = if dice.below(4) == 0 { mutate_text(&config, &config, dice) } else { config.clone() };
         std::fs::write(folder.path().join(WEIGHTS), changed).unwrap();
@@ -169,14 +173,14 @@ fn adapter_folders() {
 }
 
 #[test]
-fn gguf_files() {
+fn mutated_gguf_files_are_read_or_refused() {
     let sound = Gguf::sound().bytes();
     let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/llama_gguf.gguf");
     let corpus = [sound, std::fs::read(fixture).unwrap()];
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.gguf");
     let ids = Tensor::new(&[[0u32, 1]], &Device::Cpu).unwrap();
-    fuzz("gguf_files", 1500, |dice| {
+    fuzz("mutated_gguf_files_are_read_or_refused", 1500, |dice| {
         let bytes = mutate(dice.pick(&corpus).unwrap(), &corpus[1], dice);
         std::fs::write(&path, bytes).unwrap();
         let read = match dice.below(2) {
@@ -184,7 +188,7 @@ fn gguf_files() {
             _ => LlamaModel::from_gguf_quantized(&path, &Device::Cpu),
         };
         match read {
-            // A vocabulary of one token is no fault, and the ids leave it.
+            // A vocabulary of one token is not a fault, but the ids are outside of it.
             Ok(model) => drop(model.forward(&ids, None)),
             Err(error) if error.chain().contains("model.gguf") => {}
             Err(error) => return Err(format!("the error names no file: {}", error.chain())),
@@ -194,7 +198,7 @@ fn gguf_files() {
 }
 
 #[test]
-fn keys_of_state_dicts() {
+fn mutated_keys_of_state_dicts_are_read_or_refused() {
     let variants: Vec<BTreeMap<String, Tensor>> = Variant::all()
         .map(|variant| variant.model("default").unwrap().adapter_state_dict("default").unwrap())
         .collect();
@@ -204,7 +208,7 @@ fn keys_of_state_dicts() {
     let config = LoraConfig::new(2, 4.0).with_targets(["lin0"]);
     let loaded = Variant(0).model("default").unwrap();
     let loaded_before = state(&loaded);
-    fuzz("keys_of_state_dicts", 1000, |dice| {
+    fuzz("mutated_keys_of_state_dicts_are_read_or_refused", 1000, |dice| {
         let mut changed: BTreeMap<String, Tensor> = dice.pick(&variants).unwrap().clone();
         for _ in 0..=dice.below(3) {
             let Some(key) = dice.pick(&keys).cloned() else { break };
@@ -227,7 +231,7 @@ fn keys_of_state_dicts() {
 }
 
 #[test]
-fn patterns_of_targets() {
+fn mutated_patterns_are_matched_or_refused() {
     let corpus = [
         r".*lin\d$",
         r"^(?!.*(embed|long)).*",
@@ -241,7 +245,7 @@ fn patterns_of_targets() {
     ];
     let base = Victim::new().unwrap();
     let before = state(&base);
-    fuzz("patterns_of_targets", 1500, |dice| {
+    fuzz("mutated_patterns_are_matched_or_refused", 1500, |dice| {
         let (pattern, other) = (dice.pick(&corpus).unwrap(), dice.pick(&corpus).unwrap());
         let (pattern, layers) = (mutate_text(pattern, other, dice), mutate_text(other, pattern, dice));
         let config = LoraConfig::new(1, 1.0).with_targets(TargetModules::regex(pattern.as_str()));
@@ -266,9 +270,9 @@ fn variables(model: &Mlp) -> Vec<Vec<u64>> {
 }
 
 #[test]
-fn checkpoints_of_runs() {
+fn mutated_checkpoints_of_runs_are_read_or_refused() {
     let runs = [Method::Lora, Method::AdaLora].map(|method| (method, RunFiles::of_run(method).unwrap()));
-    fuzz("checkpoints_of_runs", 400, |dice| {
+    fuzz("mutated_checkpoints_of_runs_are_read_or_refused", 400, |dice| {
         let (method, sound) = dice.pick(&runs).unwrap();
         let mut run = sound.clone();
         let names = run.names();

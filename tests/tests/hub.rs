@@ -9,7 +9,7 @@ use candle_core::{DType, Device, Tensor};
 use candle_nn::Linear;
 use peft_runtime::hub::Hub;
 use peft_runtime::prelude::*;
-use peft_runtime::{Checkpoint, Error};
+use peft_runtime::{Error, ModelWeights};
 
 type Files = BTreeMap<String, Vec<u8>>;
 
@@ -89,9 +89,9 @@ fn models_in_one_file_and_in_shards_are_downloaded_by_id() {
     let hub = Hub::with_endpoint(serve(files), cache.path()).unwrap();
     let folder = hub.model("org/whole", None).unwrap();
     assert!(folder.join("tokenizer.json").is_file());
-    assert_eq!(Checkpoint::open(&folder).unwrap().names().collect::<Vec<_>>(), ["a"]);
+    assert_eq!(ModelWeights::open(&folder).unwrap().names().collect::<Vec<_>>(), ["a"]);
     let folder = hub.model("org/sharded", Some("v2")).unwrap();
-    assert_eq!(Checkpoint::open(&folder).unwrap().names().collect::<Vec<_>>(), ["a", "b"]);
+    assert_eq!(ModelWeights::open(&folder).unwrap().names().collect::<Vec<_>>(), ["a", "b"]);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 #![no_implicit_prelude]
 #![deny(warnings, unused_qualifications, missing_docs, trivial_casts, clippy::all, clippy::pedantic)]
-#![expect(dead_code, reason = "the types are derived on and never made")]
+#![expect(dead_code, reason = "the types have the derive and are never constructed")]
 #![forbid(unsafe_code)]
 
 // The same crate under another name.

@@ -78,7 +78,7 @@ fn every_fault_is_reported_at_once() {
     let text = error.to_string();
     for part in [
         "cannot inject adapter `a.b`, 8 faults:",
-        "`a.b` is no adapter name: dots separate the parts of a tensor's key",
+        "`a.b` is not an adapter name: dots separate the parts of a tensor's key",
         "invalid `r`: the rank is 0; it must be at least 1",
         "invalid `lora_alpha`: NaN is not a finite number",
         "invalid `lora_dropout`: the probability is 1.5; it must be at least 0 and below 1",
@@ -105,7 +105,7 @@ fn a_config_without_targets_needs_a_model_that_declares_some() {
 }
 
 #[test]
-fn patterns_that_are_no_regular_expressions_or_match_nothing_are_refused() {
+fn patterns_that_are_not_regular_expressions_or_match_nothing_are_refused() {
     let bad = texts(&lora().with_targets(TargetModules::regex("(q_proj")));
     assert!(
         bad[0].starts_with("`target_modules` holds the pattern `(q_proj`, which is not a regular expression")

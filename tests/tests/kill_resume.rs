@@ -4,9 +4,10 @@
 
 use std::path::Path;
 use std::process::{Child, Command};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use peft_runtime::train::Checkpoints;
+use peft_tests::moments::Moments;
 use peft_tests::training::files;
 
 const STEPS: u64 = 30;
@@ -19,29 +20,22 @@ fn start(folder: &Path) -> Child {
     command.arg(folder).arg(STEPS.to_string()).spawn().unwrap()
 }
 
-/// A linear congruential generator: which moments come is told when the test fails.
-struct Moments(u64);
-
-impl Moments {
-    fn draw(&mut self) -> Duration {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        Duration::from_millis(3 + (self.0 >> 33) % 250)
-    }
-}
-
 #[test]
 fn a_run_killed_at_random_moments_ends_with_the_same_bytes() {
     let folder = tempfile::tempdir().unwrap();
     let (through, broken) = (folder.path().join("through"), folder.path().join("broken"));
+    let begin = Instant::now();
     assert!(start(&through).wait().unwrap().success());
+    // The first kill comes before the end.
+    let half = begin.elapsed() / 2;
 
-    let seed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
-    let mut moments = Moments(seed);
+    let mut moments = Moments::of_this_run();
+    let seed = moments.seed;
     let (mut kills, mut reached) = (0, 0);
     loop {
         let mut child = start(&broken);
         if kills < KILLS {
-            std::thread::sleep(moments.draw());
+            std::thread::sleep(Duration::from_millis(3) + moments.below(half));
             child.kill().unwrap();
         }
         let status = child.wait().unwrap();

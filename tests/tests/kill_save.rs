@@ -1,4 +1,4 @@
-//! A process that is killed, or refused, while it saves: the folder always holds the old adapter or the new one, whole.
+//! A process that is killed, or whose save fails: the folder always holds the whole of the old adapter or of the new one.
 
 #![cfg(unix)]
 
@@ -8,11 +8,12 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use peft_runtime::prelude::*;
+use peft_tests::moments::Moments;
 use peft_tests::training::files;
-use peft_tests::victim::{Known, Variant};
+use peft_tests::victim::{KnownVariants, Variant};
 
 /// How often a process is killed, half of the times over the adapter of the folder itself, half over one with a name.
 const ROUNDS: usize = 200;
@@ -42,26 +43,6 @@ fn begun(mut command: Command) -> Child {
     child
 }
 
-/// Moments that look random; the seed is told when a test fails.
-struct Moments {
-    seed: u64,
-    state: u64,
-}
-
-impl Moments {
-    fn new() -> Self {
-        let seed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
-        Self { seed, state: seed }
-    }
-
-    /// A number below `limit`: a linear congruential generator.
-    fn draw(&mut self, limit: u64) -> u64 {
-        self.state =
-            self.state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.state >> 33) % limit
-    }
-}
-
 fn names_in(folder: &Path) -> Vec<String> {
     let entries = std::fs::read_dir(folder).unwrap();
     let mut names: Vec<String> =
@@ -70,10 +51,10 @@ fn names_in(folder: &Path) -> Vec<String> {
     names
 }
 
-/// Saves once more and looks that nothing is left over from before.
+/// Saves once more and checks that nothing is left over from before.
 fn check_clean(folder: &Path, name: &str) {
     Variant(1).model(name).unwrap().save_pretrained(folder, name).unwrap();
-    assert_eq!(Known::new(name).unwrap().in_folder(folder).unwrap(), Some(Variant(1)));
+    assert_eq!(KnownVariants::new(name).unwrap().in_folder(folder).unwrap(), Some(Variant(1)));
     if name == "default" {
         assert_eq!(names_in(folder), WHOLE);
     } else {
@@ -84,15 +65,15 @@ fn check_clean(folder: &Path, name: &str) {
 
 #[test]
 fn a_process_killed_while_it_saves_leaves_a_whole_adapter() {
-    let mut moments = Moments::new();
+    let mut moments = Moments::of_this_run();
     for name in ["default", "chat"] {
-        let (folder, known) = (folder(), Known::new(name).unwrap());
+        let (folder, known) = (folder(), KnownVariants::new(name).unwrap());
         let folder = folder.path();
         Variant(0).model(name).unwrap().save_pretrained(folder, name).unwrap();
         let mut seen = BTreeSet::new();
         for round in 0..ROUNDS / 2 {
             let mut child = begun(victim(folder, name, round % Variant::COUNT, 0));
-            std::thread::sleep(Duration::from_micros(moments.draw(20_000)));
+            std::thread::sleep(moments.below(Duration::from_millis(20)));
             child.kill().unwrap();
             let status = child.wait().unwrap();
             let place = format!("seed {}, `{name}`, round {round}", moments.seed);
@@ -109,8 +90,8 @@ fn a_process_killed_while_it_saves_leaves_a_whole_adapter() {
 }
 
 #[test]
-fn readers_beside_writers_see_whole_adapters() {
-    let (folder, known) = (folder(), Known::new("default").unwrap());
+fn readers_see_whole_adapters_while_a_writer_changes_them() {
+    let (folder, known) = (folder(), KnownVariants::new("default").unwrap());
     let folder = folder.path();
     Variant(0).model("default").unwrap().save_pretrained(folder, "default").unwrap();
     let mut writers = [0, 2].map(|first| begun(victim(folder, "default", first, 60)));
@@ -143,7 +124,7 @@ fn several_processes_saving_adapters_of_several_names_do_not_disturb_each_other(
     for name in names {
         // 30 saves from the first of four: the last is the second.
         let last = Variant(29 % Variant::COUNT);
-        assert_eq!(Known::new(name).unwrap().in_folder(folder).unwrap(), Some(last), "{name}");
+        assert_eq!(KnownVariants::new(name).unwrap().in_folder(folder).unwrap(), Some(last), "{name}");
     }
     let expected: Vec<&str> =
         ["README.md", "adapter_config.json", "adapter_model.safetensors", "chat", "code"].into();

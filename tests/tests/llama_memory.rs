@@ -4,11 +4,11 @@ use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use peft_runtime::models::llama::{LlamaConfig, LlamaModel};
 use peft_runtime::prelude::*;
-use peft_tests::memory::{self, Counting};
+use peft_tests::memory::{self, CountingAllocator};
 use serde_json::json;
 
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
+static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 const BLOCKS: usize = 4;
 const HIDDEN: usize = 64;

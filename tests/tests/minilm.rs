@@ -1,14 +1,14 @@
 //! BERT on real weights, against what transformers computes.
 //!
-//! The weights are no part of the repository: `scripts/fetch-assets.sh DIR` brings them, and `PEFT_ASSETS=DIR` tells where
+//! The weights are not part of the repository: `scripts/fetch-assets.sh DIR` brings them, and `PEFT_ASSETS=DIR` tells where
 //! they are. Without that variable the test says that it was skipped.
 
 use std::path::PathBuf;
 
 use candle_core::{DType, Device};
-use peft_runtime::Checkpoint;
+use peft_runtime::ModelWeights;
 use peft_runtime::models::bert::BertModel;
-use peft_tests::specimen::distance;
+use peft_tests::close::{Tolerance, assert_close};
 
 /// The folder with the assets, if the environment names it.
 #[expect(clippy::print_stderr, reason = "a skipped test says so")]
@@ -24,10 +24,9 @@ fn assets() -> Option<PathBuf> {
 fn bert_computes_what_transformers_computes_on_minilm() {
     let Some(assets) = assets() else { return };
     let fixture = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fixtures/minilm.safetensors");
-    let fixture = Checkpoint::open(fixture).unwrap();
+    let fixture = ModelWeights::open(fixture).unwrap();
     let tensor = |name: &str| fixture.tensor(name, &Device::Cpu).unwrap();
     let model = BertModel::from_folder(assets.join("minilm"), DType::F32, &Device::Cpu).unwrap();
     let hidden = model.forward(&tensor("input_ids"), None, Some(&tensor("attention_mask"))).unwrap();
-    let error = distance(&hidden, &tensor("last_hidden_state")).unwrap();
-    assert!(error <= 1e-4, "off by {error}");
+    assert_close(&hidden, &tensor("last_hidden_state"), Tolerance::absolute(1e-4), "the hidden states");
 }

@@ -1,27 +1,39 @@
-//! A method of one's own: what it takes, and that its initial values are worked out only where nothing else supplies them.
+//! A method of your own: what it takes, and that its initial values are worked out only where nothing else supplies them.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::{Linear, Module};
 use peft_runtime::adapter::{
-    Adapter, AdapterMethod, AdapterTensor, Built, Call, Component, Geometry, Init, LinearParameters,
-    MergeError, Selection, Site, TensorSource,
+    Adapter, AdapterTensor, Built, Call, Component, Geometry, Init, LayerSettings, LayerShapes,
+    LinearParameters, MergeError, Site, TensorSource,
 };
 use peft_runtime::error::Fault;
+use peft_runtime::method::{AdapterConfig, Method};
 use peft_runtime::prelude::*;
 use peft_runtime::schema::LayerKind;
 use peft_runtime::{ModulePath, Result};
-use peft_tests::specimen::{bits, distance, randomise};
+use peft_tests::close::{Tolerance, assert_close};
+use peft_tests::tensors::{random, randomise, same_bits};
+use serde::{Deserialize, Serialize};
 
 /// Adds a vector to the output of a layer.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 struct Shift {
-    targets: TargetModules,
-    /// How many initial values were worked out.
-    draws: Arc<AtomicUsize>,
+    #[serde(skip)]
+    draws: Draws,
+}
+
+/// How many initial values were worked out, for a config and all its copies.
+#[derive(Clone, Debug, Default)]
+struct Draws(Arc<AtomicUsize>);
+
+/// The count is not a setting: configs are equal whatever it is.
+impl PartialEq for Draws {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
 }
 
 /// The vector of one layer.
@@ -32,13 +44,13 @@ struct ShiftState {
 
 const KEY: &str = "shift";
 
-impl Shift {
-    fn new<const N: usize>(targets: [&str; N]) -> Self {
-        Self { targets: targets.into(), draws: Arc::default() }
-    }
+fn shift<const N: usize>(targets: [&str; N]) -> AdapterConfig<Shift> {
+    AdapterConfig::of(Shift::default()).with_targets(targets)
+}
 
+impl Shift {
     fn draws(&self) -> usize {
-        self.draws.load(Ordering::Relaxed)
+        self.draws.0.load(Ordering::Relaxed)
     }
 }
 
@@ -63,54 +75,58 @@ impl Adapter for ShiftState {
         Ok(LinearParameters { weight, bias: Some((bias + self.vector.as_detached_tensor())?) })
     }
 
+    fn label(&self) -> &'static str {
+        "Shift"
+    }
+
     fn components(&self) -> Vec<Component> {
         vec![Component::tensors(KEY, Some(self.vector.as_tensor()))]
     }
 }
 
-impl AdapterMethod for Shift {
-    fn peft_type(&self) -> &'static str {
-        "SHIFT"
+impl Method for Shift {
+    const PEFT_TYPE: &'static str = "SHIFT";
+    const NAME: &'static str = "Shift";
+    const KEY_PREFIX: &'static str = KEY;
+
+    fn plan_layer(
+        _: &AdapterConfig<Self>,
+        path: &ModulePath,
+        kind: LayerKind,
+        geometry: &Geometry,
+    ) -> Result<LayerSettings, Fault> {
+        match geometry {
+            Geometry::Linear { .. } => Ok(LayerSettings::new().with_changed_bias(true)),
+            _ => Err(Fault::unsupported_layer(path, kind, Self::NAME, "only linear layers are shifted")),
+        }
     }
 
-    fn selection(&self) -> Selection<'_> {
-        let mut selection = Selection::default();
-        selection.targets = Some(&self.targets);
-        selection
-    }
-
-    fn faults(&self) -> Vec<(&'static str, String)> {
-        Vec::new()
-    }
-
-    fn check(&self, path: &ModulePath, kind: LayerKind, geometry: &Geometry) -> Option<Fault> {
-        let reason = "only linear layers are shifted".to_owned();
-        let linear = matches!(geometry, Geometry::Linear { .. });
-        let path = path.clone();
-        (!linear).then_some(Fault::UnsupportedLayer { path, kind: kind.name, method: "Shift", reason })
-    }
-
-    fn build(&self, site: &Site<'_>, source: &mut dyn TensorSource) -> Result<Built> {
+    fn build(
+        config: &AdapterConfig<Self>,
+        site: &Site<'_>,
+        _: &LayerSettings,
+        source: &mut dyn TensorSource,
+    ) -> Result<Built> {
         let shape = [site.geometry.out_features()];
         let zeros = || -> Result<Tensor> {
-            self.draws.fetch_add(1, Ordering::Relaxed);
+            config.settings().draws.0.fetch_add(1, Ordering::Relaxed);
             Ok(Tensor::zeros(shape.as_slice(), DType::F32, &Device::Cpu)?)
         };
         let vector = source.tensor(KEY, &shape, Init::Computed(&zeros))?;
         Ok(Built::new(Arc::new(ShiftState { vector })))
     }
 
-    fn resolved(&self, targets: TargetModules, _: bool) -> Arc<dyn AdapterMethod> {
-        Arc::new(Self { targets, ..self.clone() })
-    }
-
-    fn to_json(&self, _: &[(&ModulePath, &dyn Adapter)]) -> Result<String> {
-        Ok(r#"{"peft_type": "SHIFT"}"#.to_owned())
-    }
-
-    fn for_tensors(&self, shapes: &BTreeMap<&str, &[usize]>) -> Result<Arc<dyn AdapterMethod>> {
-        let targets = TargetModules::names(shapes.keys().filter_map(|key| key.strip_suffix(".shift")));
-        Ok(Arc::new(Self { targets, ..self.clone() }))
+    fn geometry(
+        _: &AdapterConfig<Self>,
+        shapes: &LayerShapes,
+        weight: Option<&[usize]>,
+        transposed: bool,
+    ) -> Option<Geometry> {
+        let [out_features] = shapes.get(KEY)?[..] else { return None };
+        match weight {
+            Some(weight) => Some(Geometry::of_weight(Some(weight), transposed)),
+            None => Some(Geometry::Linear { in_features: 1, out_features, transposed }),
+        }
     }
 }
 
@@ -118,10 +134,6 @@ impl AdapterMethod for Shift {
 struct Model {
     first: Adapted<Linear>,
     second: Adapted<Linear>,
-}
-
-fn random(shape: &[usize]) -> Tensor {
-    Tensor::randn(0f32, 1., shape, &Device::Cpu).unwrap()
 }
 
 fn model() -> Model {
@@ -137,26 +149,27 @@ impl Model {
     }
 }
 
-fn same(a: &Tensor, b: &Tensor) -> bool {
-    bits(a).unwrap() == bits(b).unwrap()
-}
-
 #[test]
-fn a_method_of_ones_own_acts_trains_merges_and_prints() {
+fn a_method_of_your_own_acts_trains_merges_and_prints() {
     let (mut model, x) = (model(), random(&[5, 3]));
     let before = model.forward(&x);
-    model.inject_adapter(&Shift::new(["first"]), "a").unwrap();
-    assert!(same(&model.forward(&x), &before));
+    model.inject_adapter(&shift(["first"]), "a").unwrap();
+    assert!(same_bits(&model.forward(&x), &before));
     randomise(&mut model, "a", 1.0).unwrap();
     let vector = model.adapter_state_dict("a").unwrap()["base_model.model.first.shift"].clone();
     let expected = model.first.base().forward(&x).unwrap().broadcast_add(&vector).unwrap();
-    assert!(distance(&model.first.forward(&x).unwrap(), &expected).unwrap() < 1e-6);
+    assert_close(
+        &model.first.forward(&x).unwrap(),
+        &expected,
+        Tolerance::absolute(1e-6),
+        "the output of the layer",
+    );
     let grads = model.forward(&x).sqr().unwrap().sum_all().unwrap().backward().unwrap();
     let (name, var) = model.trainable_parameters().remove(0);
     assert!(name == "first.shift.a" && grads.get(&var).is_some());
     let output = model.forward(&x);
     model.merge_adapters(&MergeOptions::active()).unwrap();
-    assert!(distance(&model.forward(&x), &output).unwrap() < 1e-5);
+    assert_close(&model.forward(&x), &output, Tolerance::absolute(1e-5), "the output");
     let tree = model.module_tree();
     assert!(
         tree.contains("(shift): ParameterDict(  (a): Parameter containing: [torch.FloatTensor of size 4])")
@@ -165,39 +178,40 @@ fn a_method_of_ones_own_acts_trains_merges_and_prints() {
 }
 
 #[test]
-fn it_stands_beside_the_other_methods() {
+fn it_acts_together_with_other_methods() {
     let (mut model, x) = (model(), random(&[5, 3]));
     model.inject_adapter(&LoraConfig::new(2, 4.0).with_targets(["first", "second"]), "lora").unwrap();
-    model.inject_adapter(&Shift::new(["first"]), "shift").unwrap();
+    model.inject_adapter(&shift(["first"]), "shift").unwrap();
     for name in ["lora", "shift"] {
         randomise(&mut model, name, 1.0).unwrap();
     }
     model.set_adapters(&["lora", "shift"]).unwrap();
     let output = model.forward(&x);
     model.merge_adapters(&MergeOptions::active()).unwrap();
-    assert!(distance(&model.forward(&x), &output).unwrap() < 1e-4);
+    assert_close(&model.forward(&x), &output, Tolerance::absolute(1e-4), "the output");
     model.unmerge_adapters().unwrap();
     let options = CombineOptions::new(CombinationType::Linear);
     let error = model.add_weighted_adapter(&[("shift", 1.0)], "sum", &options).unwrap_err();
-    assert_eq!(error.to_string(), "cannot combine adapter `shift`: SHIFT has no weighted combination");
+    assert_eq!(error.to_string(), "cannot combine adapter `shift`: Shift has no weighted combination");
     // Without a bias there is no merged form, which is known before anything is merged.
-    model.inject_adapter(&Shift::new(["first", "second"]), "both").unwrap();
+    model.inject_adapter(&shift(["first", "second"]), "both").unwrap();
     let error = model.merge_adapters(&MergeOptions::adapters(["both"])).unwrap_err();
     assert_eq!(error.to_string(), "cannot merge adapter `both` into `second`: there is no bias to shift");
-    assert!(same(&model.forward(&x), &output));
+    assert!(same_bits(&model.forward(&x), &output));
 }
 
 #[test]
 fn initial_values_are_worked_out_only_for_tensors_that_nothing_supplies() {
-    let shift = Shift::new(["first", "second"]);
+    let config = shift(["first", "second"]);
+    let draws = || config.settings().draws();
     let mut source = model();
-    source.inject_adapter(&shift, "a").unwrap();
-    assert_eq!(shift.draws(), 2, "one for each layer");
+    source.inject_adapter(&config, "a").unwrap();
+    assert_eq!(draws(), 2, "one for each layer");
     randomise(&mut source, "a", 1.0).unwrap();
     let state = source.adapter_state_dict("a").unwrap();
     let mut other = model();
-    let report = other.inject_adapter_from_state_dict(&state, &shift, "a").unwrap();
-    assert_eq!((report.adapted.len(), shift.draws()), (2, 2), "values of a state dict replace none");
+    let report = other.inject_adapter_from_state_dict(&state, &config, "a").unwrap();
+    assert_eq!((report.adapted.len(), draws()), (2, 2), "values of a state dict replace none");
     let read = other.adapter_state_dict("a").unwrap();
-    assert!(state.iter().all(|(key, tensor)| same(tensor, &read[key])));
+    assert!(state.iter().all(|(key, tensor)| same_bits(tensor, &read[key])));
 }

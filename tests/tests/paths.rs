@@ -4,7 +4,7 @@ use std::path::Path;
 
 use peft_runtime::prelude::*;
 use peft_tests::attacks::build::{CONFIG, WEIGHTS};
-use peft_tests::victim::{Known, Variant, Victim};
+use peft_tests::victim::{KnownVariants, Variant, Victim};
 
 /// Names that are none an adapter can have.
 fn bad_names() -> Vec<String> {
@@ -38,7 +38,7 @@ fn a_name_that_is_a_path_is_refused_everywhere() {
         ];
         for (place, refusal) in refusals.into_iter().enumerate() {
             let text = refusal.unwrap_or_else(|| panic!("{bad:?} is taken by call {place}")).chain();
-            assert!(text.contains("is no adapter name"), "{bad:?} in call {place}: {text}");
+            assert!(text.contains("is not an adapter name"), "{bad:?} in call {place}: {text}");
         }
         assert_eq!(model.adapter_names(), ["good"]);
     }
@@ -54,18 +54,18 @@ fn loading_by_a_name_looks_nowhere_else() {
     let mut model = Victim::new().unwrap();
     for bad in bad_names() {
         let error = model.load_adapter(&inner, &bad).unwrap_err().chain();
-        assert!(error.contains("is no adapter name"), "{bad:?}: {error}");
+        assert!(error.contains("is not an adapter name"), "{bad:?}: {error}");
     }
     model.load_adapter(outer.path(), "x").unwrap();
 }
 
 #[test]
-fn what_is_no_file_of_settings_is_not_read() {
+fn files_that_are_not_settings_are_not_read() {
     let folder = tempfile::tempdir().unwrap();
     let config = folder.path().join(CONFIG);
     let error = || Victim::new().unwrap().load_adapter(folder.path(), "default").unwrap_err().chain();
     std::fs::create_dir(&config).unwrap();
-    assert!(error().contains("it is no file") && error().contains(CONFIG), "{}", error());
+    assert!(error().contains("it is not a file") && error().contains(CONFIG), "{}", error());
     std::fs::remove_dir(&config).unwrap();
     // A terabyte of nothing, which takes no room on the disk.
     std::fs::File::create(&config).unwrap().set_len(1 << 40).unwrap();
@@ -74,7 +74,7 @@ fn what_is_no_file_of_settings_is_not_read() {
     {
         std::fs::remove_file(&config).unwrap();
         std::os::unix::fs::symlink("/dev/zero", &config).unwrap();
-        assert!(error().contains("it is no file") && error().contains(CONFIG), "{}", error());
+        assert!(error().contains("it is not a file") && error().contains(CONFIG), "{}", error());
     }
 }
 
@@ -112,7 +112,7 @@ mod links {
         std::fs::create_dir(real.join("versions")).unwrap();
         let model = Variant(1).model("chat").unwrap();
         model.save_pretrained(folder.path().join("link"), "chat").unwrap();
-        let known = Known::new("chat").unwrap();
+        let known = KnownVariants::new("chat").unwrap();
         assert_eq!(known.in_folder(&real).unwrap(), Some(Variant(1)));
     }
 
@@ -131,7 +131,10 @@ mod links {
             assert_eq!(std::fs::read_to_string(outside.path().join(name)).unwrap(), "precious");
             assert!(!folder.path().join(name).is_symlink());
         }
-        assert_eq!(Known::new("default").unwrap().in_folder(folder.path()).unwrap(), Some(Variant(2)));
+        assert_eq!(
+            KnownVariants::new("default").unwrap().in_folder(folder.path()).unwrap(),
+            Some(Variant(2))
+        );
     }
 
     #[test]

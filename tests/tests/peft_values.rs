@@ -1,16 +1,17 @@
-//! Tokens, bare parameters, repeated blocks, EVA, and heads of which an init took a part, against what PEFT computed:
-//! `tests/python/peft_values.py` wrote the fixture.
+//! Tokens, bare parameters, repeated blocks, EVA, heads of which an init took a part, and LoHa and LoKr on 1-D convolutions,
+//! against what PEFT computed: `tests/python/peft_values.py` wrote the fixture.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::var_builder::SimpleBackend;
-use candle_nn::{Embedding, Linear, Module};
+use candle_nn::{Conv1d, Conv1dConfig, Embedding, Linear, Module};
 use peft_runtime::nn::Weight;
 use peft_runtime::prelude::*;
-use peft_runtime::{Checkpoint, MergedWeights, PeftConfig, StoredAdapter};
-use peft_tests::specimen::{bits, distance};
+use peft_runtime::{MergedWeights, ModelWeights, PeftConfig, StoredAdapter};
+use peft_tests::close::{Tolerance, assert_close};
+use peft_tests::tensors::{bits, distance};
 use serde_json::Value;
 
 /// One case of the fixture.
@@ -27,7 +28,7 @@ impl Case {
         let bytes = std::fs::read(&path).unwrap();
         let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
         let texts: Value = serde_json::from_str(&header.metadata().as_ref().unwrap()["json"]).unwrap();
-        let file = Checkpoint::open(&path).unwrap();
+        let file = ModelWeights::open(&path).unwrap();
         let own = |key: &str| Some((key.strip_prefix(name)?.strip_prefix('/')?.to_owned(), key.to_owned()));
         let keys: Vec<(String, String)> = file.names().filter_map(own).collect();
         let read = |(key, full): (String, String)| (key, file.tensor(&full, &Device::Cpu).unwrap());
@@ -80,8 +81,12 @@ impl Case {
     }
 
     fn expect(&self, key: &str, found: &Tensor) {
-        let far = distance(found, &self.tensor(&format!("expected/{key}"))).unwrap();
-        assert!(far < 2e-5, "{}: {key} is off by {far}", self.name);
+        assert_close(
+            found,
+            &self.tensor(&format!("expected/{key}")),
+            Tolerance::absolute(2e-5),
+            format_args!("{}: {key}", self.name),
+        );
     }
 
     /// Injects, loads, merges and saves on `model`, and compares at each step with what PEFT has.
@@ -90,7 +95,8 @@ impl Case {
         let output = |model: &M| forward(model, &x).unwrap();
         self.expect("base", &output(base));
         let mut fresh = base.clone();
-        fresh.inject_adapter(&self.method(), "default").unwrap();
+        let config = PeftConfig::from_json(&self.config).unwrap();
+        fresh.inject_adapter(config.method(), "default").unwrap();
         self.expect("fresh", &output(&fresh));
         assert!(fresh.adapter_state_dict("default").unwrap().keys().eq(self.adapter().keys()));
         let mut model = base.clone();
@@ -107,19 +113,16 @@ impl Case {
         self.same_files(&model);
     }
 
-    /// The config of the file.
+    /// The config of the file, of LoRA.
     fn method(&self) -> LoraConfig {
-        match PeftConfig::from_json(&self.config).unwrap() {
-            PeftConfig::Lora(config) => config,
-            other => panic!("{}: {other:?}", self.name),
-        }
+        LoraConfig::from_json(&self.config).unwrap()
     }
 
     /// What is saved is what PEFT wrote, bit for bit and field for field.
     fn same_files<M: Injectable>(&self, model: &M) {
         let folder = tempfile::tempdir().unwrap();
         model.save_pretrained(folder.path(), "default").unwrap();
-        let saved = Checkpoint::open(folder.path().join("adapter_model.safetensors")).unwrap();
+        let saved = ModelWeights::open(folder.path().join("adapter_model.safetensors")).unwrap();
         let adapter = self.adapter();
         assert!(saved.names().eq(adapter.keys().map(String::as_str)), "{}: keys", self.name);
         for (key, tensor) in &adapter {
@@ -130,7 +133,7 @@ impl Case {
         let [mut ours, mut theirs] =
             [&text, &self.config].map(|text| serde_json::from_str::<Value>(text).unwrap());
         for config in [&mut ours, &mut theirs] {
-            // Parameters alone are written as an empty list of modules here, and as none there.
+            // A config with only parameters has an empty list of modules here, and none in PEFT.
             let targets = config["target_modules"].as_array().cloned().unwrap_or_default();
             config["target_modules"] = Value::Array(targets);
         }
@@ -216,7 +219,7 @@ fn a_head_of_which_the_file_has_what_an_init_left_computes_what_peft_computes() 
         let base = folder.path().join("base.safetensors");
         std::fs::write(&base, safetensors::serialize(case.part("base/").iter(), None).unwrap()).unwrap();
         let adapter = StoredAdapter::open(folder.path()).unwrap();
-        let merged = MergedWeights::new(Checkpoint::open(&base).unwrap()).add(adapter, 1.0).unwrap();
+        let merged = MergedWeights::new(ModelWeights::open(&base).unwrap()).add(adapter, 1.0).unwrap();
         for layer in ["lin", "lm_head"] {
             let weight = merged.get_unchecked(&format!("{layer}.weight"), DType::F32, &Device::Cpu);
             case.expect(layer, &weight.unwrap());
@@ -304,6 +307,33 @@ fn replicated_layers_compute_what_peft_computes() {
     });
 }
 
+/// 1-D convolutions with several channels, dilated and in groups.
+#[derive(Clone, Injectable)]
+struct Signal {
+    first: Adapted<Conv1d>,
+    second: Adapted<Conv1d>,
+}
+
+#[test]
+fn loha_and_lokr_on_one_dimensional_convolutions_compute_what_peft_computes() {
+    for name in [
+        "loha_conv1d",
+        "loha_conv1d_core",
+        "lokr_conv1d_whole",
+        "lokr_conv1d_whole_both",
+        "lokr_conv1d_product",
+        "lokr_conv1d_core",
+    ] {
+        let case = Case::read(name);
+        let dilated = Conv1dConfig { padding: 2, dilation: 2, ..Conv1dConfig::default() };
+        let grouped = Conv1dConfig { stride: 2, groups: 2, ..Conv1dConfig::default() };
+        let first = Conv1d::new(case.base("first.weight"), Some(case.base("first.bias")), dilated);
+        let second = Conv1d::new(case.base("second.weight"), None, grouped);
+        let base = Signal { first: first.into(), second: second.into() };
+        case.replay(&base, |model, x| model.second.forward(&model.first.forward(x)?.tanh()?));
+    }
+}
+
 #[derive(Clone, Injectable)]
 struct Towers {
     q: Adapted<Linear>,
@@ -343,7 +373,7 @@ fn eva_finds_the_ranks_and_directions_that_peft_finds() {
     }
     // The scaling of each layer is the one PEFT has: alpha by rank.
     let ours = model.adapter_config("default").unwrap();
-    let (ours, theirs) = (ours.as_lora().unwrap(), case.method());
+    let (ours, theirs) = (ours.downcast_ref::<LoraConfig>().unwrap(), case.method());
     let alphas =
         |config: &LoraConfig| config.alpha_pattern().iter().map(|(_, alpha)| *alpha).collect::<Vec<_>>();
     let mut both = [alphas(ours), alphas(&theirs)];

@@ -1,12 +1,14 @@
 //! Adapters on quantized layers: what they compute, and what such a layer refuses.
 
 use candle_core::quantized::GgmlDType;
-use candle_core::{DType, Device, Result, Tensor, Var};
+use candle_core::{DType, Result, Tensor, Var};
 use candle_nn::{Linear, Module};
 use peft_runtime::adapter::AdapterMethod;
 use peft_runtime::nn::{AnyLinear, QuantizedLinear};
 use peft_runtime::prelude::*;
-use peft_tests::specimen::{bits, distance, randomise};
+use peft_tests::close::{Tolerance, assert_close};
+use peft_tests::methods::{METHODS, Method, Start};
+use peft_tests::tensors::{bits, random_with, randomise};
 
 const NAME: &str = "default";
 const IN: usize = 256;
@@ -24,14 +26,10 @@ impl Model {
     }
 }
 
-fn random(shape: &[usize]) -> Tensor {
-    Tensor::randn(0f32, 0.5, shape, &Device::Cpu).unwrap()
-}
-
 fn quantized(dtype: GgmlDType) -> Model {
-    let layer = Linear::new(random(&[OUT, IN]), Some(random(&[OUT])));
+    let layer = Linear::new(random_with(&[OUT, IN], 0.5), Some(random_with(&[OUT], 0.5)));
     let layer = QuantizedLinear::from_linear(&layer, dtype).unwrap();
-    let head = Linear::new(random(&[3, OUT]), Some(random(&[3])));
+    let head = Linear::new(random_with(&[3, OUT], 0.5), Some(random_with(&[3], 0.5)));
     Model { layer: AnyLinear::from(layer).into(), head: head.into() }
 }
 
@@ -55,38 +53,29 @@ fn ia3(feedforward: &[&str]) -> Ia3Config {
     Ia3Config::new().with_targets(["layer"]).with_feedforward(TargetModules::names(feedforward.to_vec()))
 }
 
-fn methods() -> Vec<(&'static str, Box<dyn AdapterMethod>)> {
-    vec![
-        ("lora", Box::new(lora())),
-        ("lora with biases", Box::new(lora().with_bias(Bias::All))),
-        ("lora with a bias of B", Box::new(lora().with_lora_bias(true))),
-        ("dora", Box::new(lora().with_dora(true))),
-        ("adalora", Box::new(AdaLoraConfig::new(4, 2, 10).with_targets(["layer"]))),
-        ("ia3 on the output", Box::new(ia3(&[]))),
-        ("ia3 on the input", Box::new(ia3(&["layer"]))),
-    ]
+/// The methods that work on quantized layers.
+fn methods() -> impl Iterator<Item = &'static Method> {
+    METHODS.iter().filter(|method| method.quantized)
 }
 
-fn near(ours: &Tensor, theirs: &Tensor, what: &str) {
-    let largest = distance(theirs, &theirs.zeros_like().unwrap()).unwrap();
-    let distance = distance(ours, theirs).unwrap();
-    assert!(distance <= 3e-5 * largest, "{what}: {distance} of {largest}");
+fn assert_near(ours: &Tensor, theirs: &Tensor, what: &str) {
+    assert_close(ours, theirs, Tolerance::of_largest(3e-5, theirs), what);
 }
 
 /// Checks outputs and all gradients.
-fn alike(quantized: &Model, dense: &Model, what: &str) {
-    let x = Var::from_tensor(&random(&[2, 5, IN])).unwrap();
+fn assert_alike(quantized: &Model, dense: &Model, what: &str) {
+    let x = Var::from_tensor(&random_with(&[2, 5, IN], 0.5)).unwrap();
     let (ours, theirs) = (quantized.forward(&x).unwrap(), dense.forward(&x).unwrap());
-    near(&ours, &theirs, what);
+    assert_near(&ours, &theirs, what);
     let grads = |y: Tensor| y.sqr().unwrap().sum_all().unwrap().backward().unwrap();
     let (our_grads, their_grads) = (grads(ours), grads(theirs));
-    near(our_grads.get(&x).unwrap(), their_grads.get(&x).unwrap(), &format!("{what}: input"));
+    assert_near(our_grads.get(&x).unwrap(), their_grads.get(&x).unwrap(), &format!("{what}: input"));
     let (our_parameters, their_parameters) = (quantized.trainable_parameters(), dense.trainable_parameters());
     assert_eq!(our_parameters.len(), their_parameters.len(), "{what}");
     for ((name, our), (their_name, their)) in our_parameters.iter().zip(&their_parameters) {
         assert_eq!(name, their_name);
         let (our, their) = (our_grads.get(our).unwrap(), their_grads.get(their).unwrap());
-        near(our, their, &format!("{what}: {name}"));
+        assert_near(our, their, &format!("{what}: {name}"));
     }
     assert_eq!(
         our_grads.get_ids().count(),
@@ -97,28 +86,30 @@ fn alike(quantized: &Model, dense: &Model, what: &str) {
 
 #[test]
 fn every_method_computes_and_trains_as_on_the_dense_weight() {
-    for (name, config) in methods() {
+    for method in methods() {
+        let (name, config) = (method.name, method.config());
         let (quantized, dense) = twins(GgmlDType::Q4_1, &*config);
-        alike(&quantized, &dense, name);
+        assert_alike(&quantized, &dense, name);
     }
 }
 
 #[test]
-fn lora_and_ia3_do_so_on_every_type() {
+fn lora_and_ia3_compute_and_train_so_on_every_quantized_type() {
     use GgmlDType::{BF16, F16, F32, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, Q8_1, Q8K};
     for dtype in [F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q8_1, Q2K, Q3K, Q4K, Q5K, Q6K, Q8K] {
         let (quantized, dense) = twins(dtype, &lora());
-        alike(&quantized, &dense, &format!("lora on {dtype:?}"));
+        assert_alike(&quantized, &dense, &format!("lora on {dtype:?}"));
         let (quantized, dense) = twins(dtype, &ia3(&[]));
-        alike(&quantized, &dense, &format!("ia3 on {dtype:?}"));
+        assert_alike(&quantized, &dense, &format!("ia3 on {dtype:?}"));
     }
 }
 
 #[test]
 fn a_fresh_adapter_leaves_the_output_unchanged() {
-    for (name, config) in methods().into_iter().filter(|(name, _)| *name != "dora") {
+    for method in methods().filter(|method| method.start == Start::Exact) {
+        let (name, config) = (method.name, method.config());
         let mut model = quantized(GgmlDType::Q4_0);
-        let x = random(&[3, IN]);
+        let x = random_with(&[3, IN], 0.5);
         let before = bits(&model.forward(&x).unwrap()).unwrap();
         model.inject_adapter(&*config, NAME).unwrap();
         assert!(bits(&model.forward(&x).unwrap()).unwrap() == before, "{name}");
@@ -127,9 +118,10 @@ fn a_fresh_adapter_leaves_the_output_unchanged() {
 
 #[test]
 fn saving_and_loading_keeps_every_bit() {
-    for (name, config) in methods() {
+    for method in methods() {
+        let (name, config) = (method.name, method.config());
         let (model, _) = twins(GgmlDType::Q5_0, &*config);
-        let x = random(&[3, IN]);
+        let x = random_with(&[3, IN], 0.5);
         let folder = tempfile::tempdir().unwrap();
         model.save_pretrained(folder.path(), NAME).unwrap();
         let mut other = model.clone();
@@ -143,7 +135,7 @@ fn saving_and_loading_keeps_every_bit() {
 #[test]
 fn merging_is_refused_until_the_layer_is_dense() {
     let (mut model, _) = twins(GgmlDType::Q4_1, &lora());
-    let x = random(&[3, IN]);
+    let x = random_with(&[3, IN], 0.5);
     let forward = model.forward(&x).unwrap();
     for error in [
         model.merge_adapters(&MergeOptions::active()).unwrap_err(),
@@ -157,7 +149,7 @@ fn merging_is_refused_until_the_layer_is_dense() {
 
     model.layer.dequantize().unwrap();
     model.merge_and_unload(&MergeOptions::active()).unwrap();
-    near(&model.forward(&x).unwrap(), &forward, "merged");
+    assert_near(&model.forward(&x).unwrap(), &forward, "merged");
 }
 
 #[test]
@@ -172,10 +164,12 @@ fn state_dicts_have_no_quantized_weight() {
 
 #[test]
 fn what_would_change_or_copy_the_weight_is_refused() {
-    for init in [LoraInit::Pissa, LoraInit::Olora, LoraInit::Loftq] {
+    let refused: Vec<&Method> = METHODS.iter().filter(|method| !method.quantized).collect();
+    assert!(!refused.is_empty());
+    for method in refused {
         let mut model = quantized(GgmlDType::Q8_0);
-        let error = model.inject_adapter(&lora().with_init(init), NAME).unwrap_err().to_string();
-        assert!(error.contains("base weight, which is quantized"), "{init:?}: {error}");
+        let error = model.inject_adapter(&*method.config(), NAME).unwrap_err().to_string();
+        assert!(error.contains("base weight, which is quantized"), "{}: {error}", method.name);
         assert!(model.adapter_names().is_empty());
     }
     let mut model = quantized(GgmlDType::Q8_0);
@@ -196,8 +190,8 @@ fn the_tree_names_the_type_and_the_summary_counts_the_weight() {
 }
 
 #[test]
-fn a_view_is_quantized_alone() {
-    let wide = random(&[OUT * 2, IN * 2]);
+fn only_what_a_view_shows_is_quantized() {
+    let wide = random_with(&[OUT * 2, IN * 2], 0.5);
     let view = wide.narrow(0, OUT, OUT).unwrap().narrow(1, IN, IN).unwrap();
     let layer = QuantizedLinear::from_linear(&Linear::new(view.clone(), None), GgmlDType::F32).unwrap();
     let dense = layer.dequantize().unwrap();
@@ -207,10 +201,14 @@ fn a_view_is_quantized_alone() {
 
 #[test]
 fn weights_and_biases_of_other_shapes_are_refused() {
-    let weight =
-        |shape: &[usize]| candle_core::quantized::QTensor::quantize(&random(shape), GgmlDType::Q8_0).unwrap();
+    let weight = |shape: &[usize]| {
+        candle_core::quantized::QTensor::quantize(&random_with(shape, 0.5), GgmlDType::Q8_0).unwrap()
+    };
     assert!(QuantizedLinear::new(weight(&[2, 3, 32]), None).is_err());
-    assert!(QuantizedLinear::new(weight(&[3, 32]), Some(random(&[4]))).is_err());
-    assert!(QuantizedLinear::new(weight(&[3, 32]), Some(random(&[3]))).is_ok());
-    assert!(QuantizedLinear::from_linear(&Linear::new(random(&[3, 33]), None), GgmlDType::Q8_0).is_err());
+    assert!(QuantizedLinear::new(weight(&[3, 32]), Some(random_with(&[4], 0.5))).is_err());
+    assert!(QuantizedLinear::new(weight(&[3, 32]), Some(random_with(&[3], 0.5))).is_ok());
+    assert!(
+        QuantizedLinear::from_linear(&Linear::new(random_with(&[3, 33], 0.5), None), GgmlDType::Q8_0)
+            .is_err()
+    );
 }

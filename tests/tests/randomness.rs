@@ -1,10 +1,11 @@
-//! What is random is so by the seed alone, and has the distribution it should have.
+//! Random values depend only on the seed, and have the distribution that they should have.
 
 use candle_core::{DType, Device, Tensor};
 use candle_nn::{Linear, Module};
 use peft_runtime::adapter::AdapterMethod;
 use peft_runtime::prelude::*;
-use peft_tests::specimen::bits;
+use peft_tests::methods::{Draws, METHODS, Target};
+use peft_tests::tensors::{bits, random, same_bits};
 
 #[derive(Clone, Injectable)]
 struct Model {
@@ -22,16 +23,12 @@ fn model() -> Model {
 
 /// Two layers with weights to factorise.
 fn dense() -> Model {
-    let random = || Linear::new(Tensor::randn(0f32, 1., (SIZE, SIZE), &Device::Cpu).unwrap(), None);
-    Model { first: random().into(), second: random().into() }
+    let linear = || Linear::new(random((SIZE, SIZE)), None);
+    Model { first: linear().into(), second: linear().into() }
 }
 
 fn values(tensor: &Tensor) -> Vec<f32> {
     tensor.flatten_all().unwrap().to_vec1().unwrap()
-}
-
-fn same(a: &Tensor, b: &Tensor) -> bool {
-    bits(a).unwrap() == bits(b).unwrap()
 }
 
 /// A tensor of an adapter by the end of its key.
@@ -46,28 +43,14 @@ fn all_bits(model: &Model, name: &str) -> Vec<u64> {
 
 const BOTH: [&str; 2] = ["first", "second"];
 
-/// Every way to start at random, by seed.
-fn random_starts(seed: u64) -> Vec<(&'static str, Box<dyn AdapterMethod>)> {
-    let lora = |init| LoraConfig::new(4, 4.0).with_targets(BOTH).with_seed(seed).with_init(init);
-    let adalora = |zeros| AdaLoraConfig::new(4, 2, 10).with_targets(BOTH).with_seed(seed).with_init(zeros);
-    let ia3 =
-        Ia3Config::new().with_targets(BOTH).with_feedforward(["second"]).with_seed(seed).with_init(false);
-    vec![
-        ("lora", Box::new(lora(LoraInit::Default))),
-        ("gaussian", Box::new(lora(LoraInit::Gaussian))),
-        ("random", Box::new(lora(LoraInit::Random))),
-        ("random with a bias", Box::new(lora(LoraInit::Random).with_lora_bias(true))),
-        ("dora", Box::new(lora(LoraInit::Random).with_dora(true))),
-        ("pissa by iterations", Box::new(lora(LoraInit::PissaIterations(1)))),
-        ("orthogonal", Box::new(lora(LoraInit::Orthogonal))),
-        ("adalora", Box::new(adalora(true))),
-        ("random adalora", Box::new(adalora(false))),
-        ("random ia3", Box::new(ia3)),
-    ]
+/// Every method whose initial values are drawn, for both layers.
+fn methods_that_draw(seed: u64) -> impl Iterator<Item = (&'static str, Box<dyn AdapterMethod>)> {
+    let drawing = METHODS.iter().filter(|method| method.draws != Draws::Nothing);
+    drawing.map(move |method| (method.name, method.config_for(Target { layers: &BOTH, seed })))
 }
 
 #[test]
-fn the_same_seed_gives_the_same_bytes_and_another_seed_others_for_every_start() {
+fn the_same_seed_gives_the_same_bytes_and_another_seed_others_for_every_layer() {
     let base = dense();
     let start = |config: &dyn AdapterMethod| {
         let mut model = base.clone();
@@ -76,7 +59,7 @@ fn the_same_seed_gives_the_same_bytes_and_another_seed_others_for_every_start() 
             model.base_state_dict().values().flat_map(|tensor| bits(tensor).unwrap()).collect();
         (all_bits(&model, "a"), weights)
     };
-    for ((name, seven), (_, eight)) in random_starts(7).into_iter().zip(random_starts(8)) {
+    for ((name, seven), (_, eight)) in methods_that_draw(7).zip(methods_that_draw(8)) {
         let (first, again, other) = (start(&*seven), start(&*seven), start(&*eight));
         assert!(first == again, "{name}: the same seed");
         assert!(first.0 != other.0, "{name}: another seed");
@@ -86,7 +69,7 @@ fn the_same_seed_gives_the_same_bytes_and_another_seed_others_for_every_start() 
 #[test]
 fn the_layers_draw_from_streams_of_their_own() {
     let base = dense();
-    for (name, config) in random_starts(3) {
+    for (name, config) in methods_that_draw(3) {
         let mut model = base.clone();
         model.inject_adapter(&*config, "a").unwrap();
         let state = model.adapter_state_dict("a").unwrap();
@@ -95,10 +78,10 @@ fn the_layers_draw_from_streams_of_their_own() {
             let Some(second) = state.get(&key.replace(".first.", ".second.")) else { continue };
             let constant = values(first).windows(2).all(|pair| pair[0] == pair[1]);
             let comparable = first.dims() == second.dims() && !constant;
-            assert!(!comparable || !same(first, second), "{name}: {key}");
+            assert!(!comparable || !same_bits(first, second), "{name}: {key}");
         }
     }
-    // A layer draws the same alone as in company, and other adapters do not matter.
+    // A layer draws the same whether or not other layers and adapters draw.
     let config = LoraConfig::new(4, 4.0).with_init(LoraInit::Random);
     let mut company = base.clone();
     company.inject_adapter(&config.clone().with_targets(BOTH), "before").unwrap();
@@ -106,8 +89,8 @@ fn the_layers_draw_from_streams_of_their_own() {
     let mut alone = base;
     alone.inject_adapter(&config.with_targets(["second"]), "a").unwrap();
     for factor in ["second.lora_A.weight", "second.lora_B.weight"] {
-        assert!(same(&tensor(&company, "a", factor), &tensor(&alone, "a", factor)));
-        assert!(!same(&tensor(&company, "a", factor), &tensor(&company, "before", factor)));
+        assert!(same_bits(&tensor(&company, "a", factor), &tensor(&alone, "a", factor)));
+        assert!(!same_bits(&tensor(&company, "a", factor), &tensor(&company, "before", factor)));
     }
 }
 
@@ -250,7 +233,7 @@ fn on_average_dare_leaves_the_factors_as_they_are() {
 }
 
 #[test]
-fn dare_depends_on_its_seed_alone() {
+fn dare_depends_only_on_its_seed() {
     for kind in [
         CombinationType::DareLinear,
         CombinationType::DareTies,

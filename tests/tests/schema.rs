@@ -1,13 +1,14 @@
-//! Schema paths = visitor paths = key stems, over every test model, and what the schema says of names.
+//! The paths of the schema are those of the visitor and the stems of the keys, on every test model; and names in the schema.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::{DType, Device, Tensor};
-use candle_nn::{LayerNorm, Linear, VarBuilder, VarMap};
+use candle_nn::{LayerNorm, Linear, VarBuilder};
 use peft_runtime::models::bert::{BertConfig, BertModel};
 use peft_runtime::nn;
 use peft_runtime::prelude::*;
 use peft_tests::specimen::{Kind, Specimen};
+use peft_tests::tensors::{RandomWeights, random};
 
 fn linear(size: usize) -> Adapted<Linear> {
     Linear::new(Tensor::ones((size, size), DType::F32, &Device::Cpu).unwrap(), None).into()
@@ -80,8 +81,7 @@ fn bert() -> BertModel {
         "max_position_embeddings": 5, "type_vocab_size": 2
     }))
     .unwrap();
-    let vb = VarBuilder::from_varmap(&VarMap::new(), DType::F32, &Device::Cpu);
-    BertModel::new(&config, vb).unwrap()
+    BertModel::new(&config, RandomWeights::var_builder(DType::F32)).unwrap()
 }
 
 /// `paths` with the segments that the schema leaves open (`*`) in place of indices and keys.
@@ -193,7 +193,7 @@ fn adapted_paths_are_the_stems_of_the_saved_keys() {
 }
 
 #[test]
-fn attributes_alone_declare_a_whole_config() {
+fn attributes_can_declare_a_whole_config() {
     let config = Model::declared_config().unwrap();
     assert_eq!((config.rank(), config.alpha(), config.dropout()), (8, 16.0, 0.1));
     let mut model = model();
@@ -233,10 +233,12 @@ fn the_module_tree_folds_equal_blocks_and_nests_dotted_names() {
 
 #[test]
 fn constructors_build_adapted_layers_under_candles_names() {
-    let varmap = VarMap::new();
-    let vb = VarBuilder::from_varmap(&varmap, DType::F32, &Device::Cpu);
+    // The builder has no other tensors than those of candle's layer: other names are errors.
+    let tensors = [("q_proj.weight", random((6, 4))), ("q_proj.bias", random(6))];
+    let names: BTreeSet<String> = tensors.iter().map(|(name, _)| (*name).to_owned()).collect();
+    let tensors = tensors.map(|(name, tensor)| (name.to_owned(), tensor)).into_iter().collect();
+    let vb = VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu);
     let mut block = Attention { q_proj: nn::linear(4, 6, vb.pp("q_proj")).unwrap() };
-    let names: BTreeSet<String> = varmap.data().lock().unwrap().keys().cloned().collect();
     assert_eq!(names, block.base_state_dict().into_keys().collect());
     block.inject_adapter(&LoraConfig::new(2, 2.0).with_targets(["q_proj"]), "default").unwrap();
     assert_eq!(

@@ -1,6 +1,6 @@
 //! SmolLM2 out of a real GGUF file, against candle-transformers' quantized model.
 //!
-//! The file is no part of the repository: `scripts/fetch-assets.sh DIR smollm2` brings it, and `PEFT_ASSETS=DIR` tells where it
+//! The file is not part of the repository: `scripts/fetch-assets.sh DIR smollm2` brings it, and `PEFT_ASSETS=DIR` tells where it
 //! is. Without that variable the tests say that they were skipped.
 //!
 //! candle's product with a quantized weight rounds the other factor to 8 bits, ours does not, so that either of two tokens with
@@ -18,13 +18,13 @@ use candle_core::{Device, Tensor};
 use candle_transformers::models::quantized_llama::ModelWeights;
 use peft_runtime::models::generate::{GenerateOptions, generate};
 use peft_runtime::models::llama::LlamaModel;
-use peft_tests::specimen::distance;
+use peft_tests::close::{Tolerance, assert_close};
 
 /// How many tokens the prompts are continued by.
 const TOKENS: usize = 32;
 
 /// The largest difference between logits, in relation to the largest logit.
-const TOLERANCE: f64 = 1e-4;
+const ROUNDING: f64 = 1e-4;
 
 /// With this variable at 1, candle makes quantized weights dense.
 const DENSE: &str = "CANDLE_DEQUANTIZE_ALL";
@@ -142,8 +142,7 @@ fn logits_are_those_of_candles_model_with_dense_weights() {
         let text = Tensor::new(text.as_slice(), &Device::Cpu).unwrap().unsqueeze(0).unwrap();
         let logits = ours.forward(&text, None).unwrap().squeeze(0).unwrap();
         let logits = logits.narrow(0, ids.len() - 1, TOKENS).unwrap();
-        let largest: f32 = expected.abs().unwrap().max_all().unwrap().to_scalar().unwrap();
-        let error = distance(&logits, &expected).unwrap() / f64::from(largest);
-        assert!(error <= TOLERANCE, "the logits on `{prompt}` are off by {error} of the largest");
+        let tolerance = Tolerance::of_largest(ROUNDING, &expected);
+        assert_close(&logits, &expected, tolerance, format_args!("the logits on `{prompt}`"));
     }
 }

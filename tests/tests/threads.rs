@@ -1,11 +1,11 @@
-//! Readers that run a model while a writer changes its adapter: every output is one of those that the adapters give alone.
+//! Readers that run a model while a writer changes its adapter: every output is that of one adapter or the other.
 
 use std::sync::RwLock;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use candle_core::Tensor;
 use peft_runtime::prelude::*;
-use peft_tests::specimen::bits;
+use peft_tests::tensors::bits;
 use peft_tests::victim::{Variant, Victim};
 
 /// How many threads read.
@@ -13,7 +13,7 @@ const READERS: usize = 4;
 /// How often the writer changes the adapter.
 const SWAPS: usize = 300;
 
-/// A folder for each variant, and what a model with it answers.
+/// A folder for each variant, and the output of a model with it.
 struct Saved {
     folders: Vec<tempfile::TempDir>,
     outputs: Vec<Vec<u64>>,
@@ -32,7 +32,7 @@ fn saved(ids: &Tensor) -> Saved {
     Saved { folders, outputs }
 }
 
-/// Runs `read` on all threads until `write` is through; the answer is how often each of the outputs was seen.
+/// Runs `read` on all threads until `write` is through, and returns how often each output was seen.
 fn stress(known: &[Vec<u64>], read: impl Fn() -> Vec<u64> + Sync, write: impl FnOnce()) -> Vec<usize> {
     let done = AtomicBool::new(false);
     let seen: Vec<AtomicUsize> = known.iter().map(|_| AtomicUsize::new(0)).collect();

@@ -1,9 +1,9 @@
 //! Module trees, against what PEFT prints for the same model: `tests/python/module_trees.py` wrote the fixture.
 
-use candle_core::{Device, Tensor};
 use candle_nn::{Conv2d, Conv2dConfig, Embedding, LayerNorm, Linear};
 use peft_runtime::adapter::AdapterMethod;
 use peft_runtime::prelude::*;
+use peft_tests::tensors::random;
 
 #[derive(Clone, Injectable)]
 struct Model {
@@ -15,7 +15,6 @@ struct Model {
 }
 
 fn model() -> Model {
-    let random = |shape: &[usize]| Tensor::randn(0f32, 1., shape, &Device::Cpu).unwrap();
     let conv = Conv2dConfig { stride: 2, padding: 1, ..Conv2dConfig::default() };
     Model {
         embed: Embedding::new(random(&[7, 6]), 6).into(),
@@ -66,6 +65,22 @@ fn adalora_prints_as_in_peft() {
 fn ia3_prints_as_in_peft_in_both_roles() {
     let config = Ia3Config::new().with_targets(["lin", "conv", "head"]).with_feedforward(["conv", "head"]);
     check("ia3", &[("default", &config)]);
+}
+
+#[test]
+fn loha_prints_as_in_peft_with_cores_where_there_is_a_window() {
+    let first = LohaConfig::new(2, 8.0).with_targets(["lin", "conv"]).with_effective_conv2d(true);
+    let second = LohaConfig::new(3, 8.0).with_targets(["lin"]);
+    check("loha", &[("default", &first), ("second", &second)]);
+}
+
+#[test]
+fn lokr_prints_as_in_peft_with_the_matrices_that_it_has() {
+    let config = LokrConfig::new(1, 8.0).with_targets(["lin", "conv"]);
+    check("lokr", &[("default", &config.with_effective_conv2d(true).with_decompose_both(true))]);
+    let (first, second) = (LokrConfig::new(1, 8.0), LokrConfig::new(4, 8.0));
+    let (first, second) = (first.with_targets(["lin", "head"]), second.with_targets(["lin", "conv"]));
+    check("two lokr", &[("first", &first), ("second", &second)]);
 }
 
 #[test]

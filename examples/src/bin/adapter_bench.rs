@@ -90,7 +90,7 @@ impl Arguments {
         Ok((model, value))
     }
 
-    /// A batch with an adapter for each row, beside the same batch with one adapter.
+    /// A batch with an adapter for each row, compared with the same batch with one adapter.
     fn mixed_batch(&self, model: &mut LlamaModel) -> Result<Value> {
         let tokens = random_tokens(model.config().vocab_size, (ROWS, LENGTH), 0, &Device::Cpu)?;
         let names: Vec<String> = (0..ROWS).map(name).collect();
@@ -104,7 +104,7 @@ impl Arguments {
         )
     }
 
-    /// An adapter that is not merged, beside the model without it.
+    /// An adapter that is not merged, compared with the model without it.
     fn overhead(&self, base: &LlamaModel) -> Result<Value> {
         let tokens = random_tokens(base.config().vocab_size, (1, ROWS * LENGTH), 0, &Device::Cpu)?;
         let mut adapted = base.clone();

@@ -1,4 +1,4 @@
-//! The example of PEFT's low-level guide, step by step: inject LoRA into a model of one's own.
+//! The example of PEFT's low-level guide, step by step: inject LoRA into a model of your own.
 
 use candle_core::{DType, Device, Tensor};
 use candle_nn::{Embedding, Linear, Module, VarBuilder, VarMap};

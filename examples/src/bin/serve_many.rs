@@ -1,4 +1,4 @@
-//! One base, many adapters: what rows of mixed adapters cost from several threads, beside one adapter and beside none.
+//! One base, many adapters: what mixed batches cost from several threads, compared with one adapter and with none.
 
 use std::path::PathBuf;
 use std::thread::{self, ScopedJoinHandle};
@@ -126,7 +126,7 @@ fn next_logits(model: &LlamaModel, ids: &Tensor) -> candle_core::Result<Tensor> 
 /// What computes the rows of a batch.
 #[derive(Clone, Copy)]
 enum Way {
-    /// The base alone.
+    /// Only the base model.
     Base,
     /// One adapter, the same for all rows.
     One,
@@ -171,7 +171,7 @@ fn largest(tensor: &Tensor) -> candle_core::Result<f32> {
     tensor.abs()?.max_all()?.to_scalar::<f32>()
 }
 
-/// Fails unless each row of a mixed batch is what its adapter alone computes, and something else than the base's.
+/// Fails unless each row of a mixed batch is what its adapter computes in a batch of its own, and differs from the base model's.
 fn check_rows(model: &mut LlamaModel, arguments: &Arguments) -> Result<()> {
     let mut random = ChaCha8Rng::seed_from_u64(arguments.seed);
     let batch = Batch::draw(&mut random, model.config().vocab_size, arguments)?;
@@ -185,11 +185,14 @@ fn check_rows(model: &mut LlamaModel, arguments: &Arguments) -> Result<()> {
         let alone = next_logits(model, &batch.ids.narrow(0, row, 1)?)?;
         let mixed = mixed.narrow(0, row, 1)?;
         let off = largest(&(&mixed - &alone)?)?;
-        ensure!(off <= tolerance, "row {row} is off by {off} from what `{adapter}` alone computes");
+        ensure!(
+            off <= tolerance,
+            "row {row} is off by {off} from what `{adapter}` computes in a batch of its own"
+        );
         let moved = largest(&(&mixed - base.narrow(0, row, 1)?)?)?;
         ensure!(moved > tolerance, "row {row} is the base's, and `{adapter}` does not act");
     }
-    say("each row of a mixed batch is what its adapter alone computes");
+    say("each row of a mixed batch is what its adapter computes in a batch of its own");
     Ok(())
 }
 

@@ -1,16 +1,24 @@
-//! Each kernel beside candle's own op, where there is one.
+//! Each kernel next to candle's own op, where there is one. The benchmarks are in the folders of the operations.
 //!
-//! `forward` is the forward pass alone, without a graph; `step` is forward and backward, with candle's differentiable ops in the
-//! place of its fast ones that have no gradient. Sizes are those of SmolLM2-135M at 256 tokens. A name on the command line
-//! runs the benchmarks that have it in theirs: `cargo bench -p peft-runtime --bench kernels -- attention`.
+//! `forward` is the forward pass by itself, without a graph; `step` is forward and backward, with candle's differentiable ops
+//! in the place of its fast ones that have no gradient. Sizes are those of SmolLM2-135M at 256 tokens. A name on the command
+//! line runs the benchmarks that have it in theirs: `cargo bench -p peft-runtime --bench kernels -- attention`.
 
+#[path = "../../src/ops/attention/bench.rs"]
 mod attention;
+#[path = "../../src/ops/cross_entropy/bench.rs"]
+mod cross_entropy;
+#[path = "../../src/ops/dropout/bench.rs"]
 mod dropout;
+#[path = "../../src/ops/gated/bench.rs"]
 mod gated;
+#[path = "../../src/ops/linear/bench.rs"]
 mod linear;
-mod loss;
-mod norms;
+#[path = "../../src/ops/norm/bench.rs"]
+mod norm;
+#[path = "../../src/ops/linear/quantized/bench.rs"]
 mod quantized;
+#[path = "../../src/ops/rotary/bench.rs"]
 mod rotary;
 
 use candle_core::backprop::GradStore;

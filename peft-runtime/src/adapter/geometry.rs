@@ -5,12 +5,12 @@ use candle_core::{DType, Result, Tensor};
 use crate::ops::constant::{add_constant, mul_constant};
 use crate::ops::conv::{ConvSettings, conv};
 use crate::ops::is_half_on_cpu;
-use crate::ops::low_rank::{LowRank, low_rank};
+use crate::ops::linear::low_rank::{LowRank, low_rank};
 use crate::schema::Family;
 
 /// The shape of a layer as adapters see it.
 ///
-/// Every adapter method is written against this alone, so that a new layer kind works with all methods as soon as it says
+/// Every adapter method is written against only this, so that a new layer kind works with all methods as soon as it says
 /// which geometry it has.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]

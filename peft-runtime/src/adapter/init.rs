@@ -27,6 +27,12 @@ impl Init<'_> {
         Self::Uniform(1.0 / fan_in.sqrt())
     }
 
+    /// The same for a tensor of this shape, whose fan-in is the product of all dimensions but the first.
+    pub(crate) fn kaiming_of(shape: &[usize]) -> Self {
+        // A file may say any rank; its tensors are compared with the shape later.
+        Self::kaiming(shape.iter().skip(1).fold(1, |product, size| product.saturating_mul(*size)))
+    }
+
     /// A variable of such values.
     pub(crate) fn draw(
         &self,

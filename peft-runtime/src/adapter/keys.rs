@@ -2,20 +2,24 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::error::{Error, Result};
+use crate::error::{Result, StateDictError};
 
 /// The keys of one adapter, taken apart.
 #[derive(Debug, Default)]
-pub(super) struct KeyedShapes<'k> {
+#[non_exhaustive]
+pub struct KeyedShapes<'k> {
     /// The layers, each with the ends of its keys and their shapes.
-    pub(super) layers: BTreeMap<&'k str, BTreeMap<&'k str, &'k [usize]>>,
+    pub layers: BTreeMap<&'k str, BTreeMap<&'k str, &'k [usize]>>,
     /// The modules whose parameters are there in full.
-    pub(super) modules: BTreeSet<String>,
+    pub modules: BTreeSet<String>,
 }
 
 impl<'k> KeyedShapes<'k> {
     /// Takes keys apart at the last `.` before `prefix`, such as `lora_`.
-    pub(super) fn new(shapes: &BTreeMap<&'k str, &'k [usize]>, prefix: &str) -> Result<Self> {
+    ///
+    /// # Errors
+    /// If no key has the prefix.
+    pub fn new(shapes: &BTreeMap<&'k str, &'k [usize]>, prefix: &str) -> Result<Self> {
         let marker = format!(".{prefix}");
         let mut keyed = Self::default();
         for (key, shape) in shapes {
@@ -24,19 +28,19 @@ impl<'k> KeyedShapes<'k> {
             } else if let Some(module) =
                 key.strip_suffix(".weight").filter(|module| !module.ends_with(".base_layer"))
             {
-                // A bias alone is one that trains along.
+                // A bias by itself is one of the base model that trains too.
                 keyed.modules.insert(module.to_owned());
             }
         }
         if keyed.layers.is_empty() {
-            let reason = format!("no key has `{marker}` in it");
-            return Err(Error::Config { field: "state_dict", reason });
+            let first = shapes.keys().next().map(|key| (*key).to_owned());
+            return Err(StateDictError::NoAdapterKeys { marker, first }.into());
         }
         Ok(keyed)
     }
 
     /// The size of a dimension of the tensor that each layer has under one of these keys.
-    pub(super) fn sizes(&self, keys: &[&str], dimension: usize) -> BTreeMap<&'k str, usize> {
+    pub fn sizes(&self, keys: &[&str], dimension: usize) -> BTreeMap<&'k str, usize> {
         let size = |shapes: &BTreeMap<&str, &[usize]>| {
             keys.iter().find_map(|key| shapes.get(key)?.get(dimension).copied())
         };
@@ -44,12 +48,12 @@ impl<'k> KeyedShapes<'k> {
     }
 
     /// Whether any layer has a tensor under this key.
-    pub(super) fn any(&self, key: &str) -> bool {
+    pub fn any(&self, key: &str) -> bool {
         self.layers.values().any(|shapes| shapes.contains_key(key))
     }
 
     /// The paths of the layers.
-    pub(super) fn paths(&self) -> impl Iterator<Item = &'k str> {
+    pub fn paths(&self) -> impl Iterator<Item = &'k str> {
         self.layers.keys().copied()
     }
 }

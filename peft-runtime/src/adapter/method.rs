@@ -1,140 +1,81 @@
-//! What a config has to tell so that its method can be injected.
+//! The settings of an adapter, whatever its method, and what a combination of several is made of.
 
+use std::any::Any;
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::sync::Arc;
 
 use candle_core::Tensor;
 
-use super::{Adapter, Combination, Combined, Geometry, Site, TensorSource};
-use crate::ModulePath;
-use crate::config::{AdaLoraConfig, Bias, CommonFields, Ia3Config, LoraConfig, PeftConfig, TokenIndices};
+use super::{Adapter, Built, Geometry, LayerSettings, LayerShapes, Selection, Site, TensorSource};
+use crate::config::{Bias, CombineOptions, CommonFields};
 use crate::declared::Declared;
-use crate::error::{Error, Fault, Result};
+use crate::error::{CombinationError, Error, Fault, Result};
+use crate::path::ModulePath;
 use crate::schema::LayerKind;
-use crate::select::{LayerIndices, TargetModules};
+use crate::select::TargetModules;
 
-/// An adapter method with its settings: chooses modules and makes the adapter of each.
+/// A config of any method: chooses modules and makes the adapter of each.
 ///
-/// The configs implement it; implementing it for a type of your own adds a method of your own, which everything knows from then
-/// on: injecting, training, merging, rows of mixed batches, saving, and with
-/// [`load_adapter_as`](crate::PeftModel::load_adapter_as) loading.
-///
-/// A method that multiplies the output of a layer by one number:
-///
-/// ```
-/// use std::sync::Arc;
-///
-/// use candle_core::{DType, Device, Result as CandleResult, Tensor, Var};
-/// use candle_nn::{Linear, Module};
-/// use peft_runtime::adapter::{
-///     Adapter, AdapterMethod, AdapterTensor, Built, Call, Component, Geometry, Init, LinearParameters, MergeError,
-///     Selection, Site, TensorSource,
-/// };
-/// use peft_runtime::error::{Fault, Result};
-/// use peft_runtime::prelude::*;
-/// use peft_runtime::schema::LayerKind;
-/// use peft_runtime::ModulePath;
-///
-/// /// The settings.
-/// #[derive(Clone, Debug)]
-/// struct Scaling {
-///     targets: TargetModules,
-/// }
-///
-/// /// What one layer gets.
-/// #[derive(Debug)]
-/// struct Factor(Var);
-///
-/// impl Adapter for Factor {
-///     fn tensors(&self) -> Vec<AdapterTensor<'_>> {
-///         vec![AdapterTensor::new("scaling_factor", &self.0)]
-///     }
-///
-///     fn adapt_output(&self, call: &Call<'_>, _: &Tensor, output: Tensor) -> CandleResult<Tensor> {
-///         output.broadcast_mul(&call.tensor(&self.0).to_dtype(output.dtype())?)
-///     }
-///
-///     fn merge(&self, _: &Site<'_>, parameters: LinearParameters) -> Result<LinearParameters, MergeError> {
-///         let scaled = |tensor: &Tensor| tensor.broadcast_mul(&self.0.as_detached_tensor().to_dtype(tensor.dtype())?);
-///         let bias = parameters.bias.as_ref().map(scaled).transpose()?;
-///         Ok(LinearParameters { weight: scaled(&parameters.weight)?, bias })
-///     }
-///
-///     fn components(&self) -> Vec<Component> {
-///         vec![Component::tensors("scaling_factor", Some(&self.0))]
-///     }
-/// }
-///
-/// impl AdapterMethod for Scaling {
-///     fn peft_type(&self) -> &'static str {
-///         "SCALING"
-///     }
-///
-///     fn selection(&self) -> Selection<'_> {
-///         Selection::of(Some(&self.targets))
-///     }
-///
-///     fn faults(&self) -> Vec<(&'static str, String)> {
-///         Vec::new()
-///     }
-///
-///     fn check(&self, path: &ModulePath, kind: LayerKind, geometry: &Geometry) -> Option<Fault> {
-///         let reason = "it has no output to scale".to_owned();
-///         let fault = Fault::UnsupportedLayer { path: path.clone(), kind: kind.name, method: "scaling", reason };
-///         (*geometry == Geometry::Opaque).then_some(fault)
-///     }
-///
-///     fn build(&self, _: &Site<'_>, source: &mut dyn TensorSource) -> Result<Built> {
-///         Ok(Built::new(Arc::new(Factor(source.tensor("scaling_factor", &[1], Init::Constant(1.0))?))))
-///     }
-///
-///     fn resolved(&self, targets: TargetModules, _: bool) -> Arc<dyn AdapterMethod> {
-///         Arc::new(Self { targets })
-///     }
-///
-///     fn to_json(&self, _: &[(&ModulePath, &dyn Adapter)]) -> Result<String> {
-///         Ok(serde_json::json!({"peft_type": "SCALING", "target_modules": self.targets}).to_string())
-///     }
-/// }
-///
-/// #[derive(Injectable)]
-/// struct Model {
-///     linear: Adapted<Linear>,
-/// }
-///
-/// let mut model = Model { linear: Linear::new(Tensor::ones((3, 2), DType::F32, &Device::Cpu)?, None).into() };
-/// model.inject_adapter(&Scaling { targets: targets!(Model; "linear") }, "default")?;
-/// let (_, factor) = model.trainable_parameters().remove(0);
-/// factor.set(&Tensor::new(&[5f32], &Device::Cpu)?)?;
-/// let x = Tensor::ones((1, 2), DType::F32, &Device::Cpu)?;
-/// assert_eq!(model.linear.forward(&x)?.to_vec2::<f32>()?, [[10.0, 10.0, 10.0]]);
-/// model.merge_adapters(&MergeOptions::active())?;
-/// assert_eq!(model.linear.forward(&x)?.to_vec2::<f32>()?, [[10.0, 10.0, 10.0]]);
-/// # Ok::<(), peft_runtime::Error>(())
-/// ```
-pub trait AdapterMethod: Debug + Send + Sync + 'static {
-    /// The method's name in messages and in `peft_type`.
+/// [`AdapterConfig`](crate::method::AdapterConfig) implements it for every [`Method`](crate::method::Method), whose page shows
+/// how to write one of your own. The library uses methods only through this trait.
+pub trait AdapterMethod: Any + Debug + Send + Sync {
+    /// The value of `peft_type` in files.
     fn peft_type(&self) -> &'static str;
 
-    /// Which modules the method is for.
+    /// What messages call the method.
+    fn name(&self) -> &'static str;
+
+    /// The same settings, shared.
+    fn share(&self) -> Arc<dyn AdapterMethod>;
+
+    /// Which modules the config is for.
     fn selection(&self) -> Selection<'_>;
 
     /// All that is wrong with the settings, by field.
     fn faults(&self) -> Vec<(&'static str, String)>;
 
-    /// Why the method cannot adapt a layer of that shape, if it cannot.
-    fn check(&self, path: &ModulePath, kind: LayerKind, geometry: &Geometry) -> Option<Fault>;
+    /// What the layer at `path` gets.
+    ///
+    /// # Errors
+    /// Why the method cannot adapt a layer of that shape.
+    fn plan_layer(
+        &self,
+        path: &ModulePath,
+        kind: LayerKind,
+        geometry: &Geometry,
+    ) -> Result<LayerSettings, Fault>;
 
-    /// The adapter of one layer, with tensors from `source`.
+    /// The adapter of one layer with the settings that were planned for it, and with tensors from `source`.
     ///
     /// # Errors
     /// If the tensors cannot be had.
-    fn build(&self, site: &Site<'_>, source: &mut dyn TensorSource) -> Result<Built>;
+    fn build(
+        &self,
+        site: &Site<'_>,
+        settings: &LayerSettings,
+        source: &mut dyn TensorSource,
+    ) -> Result<Built>;
+
+    /// The adapter of the rows that `tokens` have in an embedding.
+    ///
+    /// # Errors
+    /// If the tensors cannot be had.
+    fn build_tokens(&self, site: &Site<'_>, tokens: &[u32], source: &mut dyn TensorSource) -> Result<Built>;
 
     /// The settings as they are kept and saved: with the targets that were found, and whether the adapted linear
     /// layers store their weights transposed.
     fn resolved(&self, targets: TargetModules, transposed: bool) -> Arc<dyn AdapterMethod>;
+
+    /// The settings with the modules that the model declares, or that its type is known for, where they name none;
+    /// `None` if nothing is added.
+    fn with_declared(&self, declared: &Declared, model_type: Option<&str>) -> Option<Arc<dyn AdapterMethod>>;
+
+    /// The settings for tensors of these keys and shapes: their layers, their ranks, and the rest as in these settings.
+    ///
+    /// # Errors
+    /// If none of the keys is the method's.
+    fn for_tensors(&self, shapes: &BTreeMap<&str, &[usize]>) -> Result<Arc<dyn AdapterMethod>>;
 
     /// The text of the `adapter_config.json`, for these adapters.
     ///
@@ -142,150 +83,157 @@ pub trait AdapterMethod: Debug + Send + Sync + 'static {
     /// If a value has no JSON form.
     fn to_json(&self, adapters: &[(&ModulePath, &dyn Adapter)]) -> Result<String>;
 
-    /// The settings with the modules that the model declares, or that its type is known for, where they name none;
-    /// `None` if nothing is added.
-    fn with_declared(&self, declared: &Declared, model_type: Option<&str>) -> Option<Arc<dyn AdapterMethod>> {
-        let _ = (declared, model_type);
-        None
-    }
-
-    /// The settings for tensors of these keys and shapes: their layers, their ranks, and the rest as in these settings.
-    ///
-    /// # Errors
-    /// If the method cannot read that off its keys, or the keys are none of its own.
-    fn for_tensors(&self, shapes: &BTreeMap<&str, &[usize]>) -> Result<Arc<dyn AdapterMethod>> {
-        let _ = shapes;
-        let reason = format!("{} cannot tell its layers by the keys", self.peft_type());
-        Err(Error::Config { field: "state_dict", reason })
-    }
-
     /// One adapter out of several, of which the first has these settings.
     ///
     /// # Errors
     /// If the method has no weighted combination, or the adapters do not go together.
-    fn combine(&self, request: &Combination<'_>) -> Result<Combined> {
-        let adapter = request.parts.first().map(|part| part.name.to_owned()).unwrap_or_default();
-        let reason = format!("{} has no weighted combination", self.peft_type());
-        Err(Error::Unsupported { operation: "combine", adapter, reason })
-    }
+    fn combine(&self, request: &Combination<'_>) -> Result<Combined>;
 
-    /// Which biases of the base model train along.
-    fn bias(&self) -> Bias {
-        Bias::None
-    }
+    /// Which biases of the base model train as well.
+    fn bias(&self) -> Bias;
 
-    /// Whether merging the adapter of the layer at `path` may change the layer's bias.
-    fn changes_bias(&self, path: &ModulePath) -> bool {
-        let _ = path;
-        true
-    }
+    /// The seed of fresh tensors and dropout; that of the model's first adapter is also the seed of the model's own dropout.
+    fn seed(&self) -> u64;
 
-    /// The seed of fresh tensors and dropout; that of the model's first adapter is the seed of the model's own dropout, too.
-    fn seed(&self) -> u64 {
-        0
-    }
+    /// The fields that describe the adapter.
+    fn common(&self) -> &CommonFields;
 
-    /// The rank of the layer at `path`, if the method has ranks.
-    fn rank(&self, path: &ModulePath) -> Option<usize> {
-        let _ = path;
-        None
-    }
+    /// Whether the adapters have a scaling, which a weight can be multiplied into.
+    fn has_scaling(&self) -> bool;
 
-    /// The fields that describe the adapter, if it has them.
-    fn common(&self) -> Option<&CommonFields> {
-        None
-    }
+    /// Whether making the adapters changes the base model's weights.
+    fn changes_base(&self) -> bool;
 
-    /// The settings as LoRA's, if that is what they are.
-    fn as_lora(&self) -> Option<&LoraConfig> {
-        None
-    }
+    /// Why the adapter cannot be saved as it is, if it cannot.
+    fn unsavable(&self) -> Option<String>;
 
-    /// The settings as AdaLoRA's, if that is what they are.
-    fn as_adalora(&self) -> Option<&AdaLoraConfig> {
-        None
-    }
+    /// Whether the adapted linear layers store their weights as `[in, out]`.
+    fn is_transposed(&self) -> bool;
 
-    /// The settings as IA3's, if that is what they are.
-    fn as_ia3(&self) -> Option<&Ia3Config> {
-        None
+    /// A key taken apart into the path of the layer and the end that names the tensor; `None` for a key of the base model or
+    /// of a layer that trains in full.
+    fn split_key<'k>(&self, key: &'k str) -> Option<(&'k str, &'k str)>;
+
+    /// The one name of a tensor that files have under several.
+    fn canonical_key<'k>(&self, key: &'k str) -> &'k str;
+
+    /// The geometry of the layer that has tensors of these shapes and, where it is known, a weight of this shape.
+    ///
+    /// `transposed` says how a square weight of a linear layer lies. What neither the tensors nor the weight show (how a
+    /// window moves, the other side of a layer that has only a vector) is left at its least, which merging and combining
+    /// do not look at. `None` if the tensors are not the method's.
+    fn geometry(&self, shapes: &LayerShapes, weight: Option<&[usize]>, transposed: bool) -> Option<Geometry>;
+
+    /// What of a combination starts again from the base model's weight, if the tensor with this end of a key does.
+    fn restarts_from_base(&self, key: &str) -> Option<&'static str>;
+
+    /// The settings with what a model would have told, read off the layers of the file and the ends of their keys.
+    fn without_model(&self, layers: &BTreeMap<&str, Vec<&str>>) -> Arc<dyn AdapterMethod>;
+
+    /// The settings to read a file's tensors with where there are no base weights.
+    fn without_base(&self) -> Arc<dyn AdapterMethod>;
+
+    /// The settings of an adapter that computes the same on the base weights as they were before this one changed them, with
+    /// the tensors of [`Adapter::for_original_base`]; `None` if the method has no such form.
+    fn for_original_base(&self) -> Option<Arc<dyn AdapterMethod>>;
+
+    /// An error if the adapter has no form as plain LoRA; `has_base` says whether the base weights are known.
+    ///
+    /// # Errors
+    /// Why it has none.
+    fn check_plain_lora(&self, has_base: bool) -> Result<(), String>;
+
+    /// The settings of plain LoRA with these ranks, by path.
+    ///
+    /// # Errors
+    /// If the settings have no such form.
+    fn plain_lora(&self, ranks: &BTreeMap<&str, usize>) -> Result<PlainLora>;
+}
+
+impl dyn AdapterMethod {
+    /// The settings as `C`, if that is what they are: `method.downcast_ref::<LoraConfig>()`.
+    pub fn downcast_ref<C: AdapterMethod>(&self) -> Option<&C> {
+        let any: &dyn Any = self;
+        any.downcast_ref()
     }
 }
 
-impl PeftConfig {
-    /// The config as an adapter method.
-    pub fn method(&self) -> &dyn AdapterMethod {
-        match self {
-            Self::Lora(config) => config,
-            Self::AdaLora(config) => config,
-            Self::Ia3(config) => config,
-        }
+/// Settings of plain LoRA.
+#[derive(Clone, Debug)]
+pub struct PlainLora {
+    /// The settings.
+    pub method: Arc<dyn AdapterMethod>,
+    /// Alpha, which readers divide by a layer's rank.
+    pub alpha: f64,
+}
+
+/// Adapters of a model that are to become one.
+pub struct Combination<'a> {
+    /// The adapters, in the order given.
+    pub parts: Vec<CombinationPart<'a>>,
+    /// The layers that at least one of them adapts, in model order.
+    pub layers: Vec<CombinedLayer<'a>>,
+    /// How they are combined.
+    pub options: &'a CombineOptions,
+}
+
+/// One of the adapters.
+#[derive(Clone, Copy)]
+pub struct CombinationPart<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// Its weight in the sum.
+    pub weight: f64,
+    /// Its settings.
+    pub method: &'a dyn AdapterMethod,
+}
+
+/// One layer, with what each of the adapters has on it.
+pub struct CombinedLayer<'a> {
+    /// The layer.
+    pub site: Site<'a>,
+    /// The state of each adapter, in the order of [`Combination::parts`]; `None` where it does not adapt the layer.
+    pub adapters: Vec<Option<&'a dyn Adapter>>,
+}
+
+/// The adapter that several became.
+pub struct Combined {
+    /// Its settings.
+    pub method: Arc<dyn AdapterMethod>,
+    /// Its tensors, by path and key.
+    pub tensors: BTreeMap<String, Tensor>,
+}
+
+impl<'a> Combination<'a> {
+    /// An error that says why the adapter `part` rules the combination out.
+    pub fn refuse<T>(part: &CombinationPart<'_>, reason: impl Into<String>) -> Result<T> {
+        Err(Error::Unsupported { operation: "combine", adapter: part.name.to_owned(), reason: reason.into() })
     }
 
-    /// The config as an adapter method that can be shared.
-    pub fn into_method(self) -> Arc<dyn AdapterMethod> {
-        match self {
-            Self::Lora(config) => Arc::new(config),
-            Self::AdaLora(config) => Arc::new(config),
-            Self::Ia3(config) => Arc::new(config),
-        }
+    /// The settings of all parts as those of one method.
+    ///
+    /// # Errors
+    /// [`CombinationError::Methods`] if a part is of another method than the first.
+    pub fn configs<C: AdapterMethod>(&self) -> Result<Vec<&'a C>> {
+        let first = self.parts.first().map(|part| part.method.peft_type()).unwrap_or_default();
+        let config = |part: &CombinationPart<'a>| match part.method.downcast_ref::<C>() {
+            Some(config) => Ok(config),
+            None => {
+                let (adapter, method) = (part.name.to_owned(), part.method.peft_type().to_owned());
+                Err(CombinationError::Methods { adapter, method, first: first.to_owned() }.into())
+            }
+        };
+        self.parts.iter().map(config).collect()
     }
 }
 
-/// The adapter of one layer, and what becomes of the layer.
-pub struct Built {
-    /// The adapter.
-    pub adapter: Arc<dyn Adapter>,
-    /// The weight that the layer has from now on, if the method takes something out of it or quantises it.
-    pub weight: Option<Tensor>,
-}
-
-impl Built {
-    /// An adapter that leaves the layer as it is.
-    pub fn new(adapter: Arc<dyn Adapter>) -> Self {
-        Self { adapter, weight: None }
+impl<'a> CombinedLayer<'a> {
+    /// The states that the layer has, each with its part.
+    pub fn states<'s, A: Adapter>(
+        &'s self,
+        parts: &'s [CombinationPart<'a>],
+    ) -> Vec<(&'s CombinationPart<'a>, &'a A)> {
+        let states = parts.iter().zip(&self.adapters);
+        states.filter_map(|(part, state)| Some((part, (*state)?.downcast_ref()?))).collect()
     }
-}
-
-impl<'c> Selection<'c> {
-    /// The modules that `targets` names, or those that the model declares.
-    pub fn of(targets: Option<&'c TargetModules>) -> Self {
-        Self { targets, ..Self::default() }
-    }
-}
-
-impl Selection<'_> {
-    /// The settings that rule modules out, for messages; empty if there are none.
-    pub(crate) fn describe_filters(&self) -> String {
-        let mut filters = Vec::new();
-        if let Some(exclude) = self.exclude {
-            filters.push(format!("`exclude_modules` = {exclude}"));
-        }
-        if !self.modules_to_save.is_empty() {
-            filters.push(format!("`modules_to_save` = [{}]", self.modules_to_save.join(", ")));
-        }
-        if let Some(layers) = self.layers_to_transform {
-            filters.push(format!("`layers_to_transform` = {layers}"));
-        }
-        if let Some(containers) = self.layers_pattern {
-            filters.push(format!("`layers_pattern` = [{}]", containers.join(", ")));
-        }
-        filters.join(" and ")
-    }
-}
-
-/// Which modules a config names; [`of`](Self::of) makes one from targets alone, whose other fields can be set.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Selection<'c> {
-    /// The modules to adapt; `None` leaves it to the model's own declaration.
-    pub targets: Option<&'c TargetModules>,
-    /// Modules to leave alone.
-    pub exclude: Option<&'c TargetModules>,
-    /// Modules of which the adapter trains a copy.
-    pub modules_to_save: &'c [String],
-    pub(crate) layers_to_transform: Option<&'c LayerIndices>,
-    pub(crate) layers_pattern: Option<&'c [String]>,
-    pub(crate) tokens: Option<&'c TokenIndices>,
-    pub(crate) parameters: &'c [String],
-    pub(crate) replication: &'c [(usize, usize)],
 }

@@ -1,48 +1,48 @@
-//! The adapter methods: one state type each, and the one interface through which layers know them.
+//! What the rest of the library knows of adapter methods: the state of an adapter on a layer, and the settings it is made from.
+//!
+//! The methods themselves are in [`method`](crate::method).
 
-mod adalora;
-mod combine;
+mod call;
+mod component;
 mod geometry;
-mod ia3;
 mod init;
 mod keys;
-mod lora;
+mod layer_settings;
+mod layer_shapes;
 mod method;
-mod shapes;
+mod selection;
+mod site;
 mod source;
-mod tokens;
 
+use std::any::Any;
 use std::fmt::Debug;
 use std::sync::Arc;
 
-use candle_core::{DType, Device, Tensor, Var};
-
-use crate::ModulePath;
-use crate::error::Result;
-use crate::ops::random::DropoutStream;
-use crate::schema::LayerKind;
+use candle_core::{Tensor, Var};
 
 pub use crate::ops::conv::ConvSettings;
-pub use crate::ops::low_rank::LowRank;
-pub use adalora::AdaLora;
-pub use combine::{Combination, Combined, CombinedLayer, Part};
+pub use crate::ops::linear::low_rank::LowRank;
+pub use call::Call;
+pub(crate) use component::describe_dropout;
+pub use component::{Component, Holds};
 pub use geometry::Geometry;
 pub(crate) use geometry::without_padding_gradient;
-pub use ia3::Ia3;
 pub use init::Init;
-pub use lora::Lora;
-pub(crate) use lora::{PlainFactors, size_at, tuple};
-pub use method::{AdapterMethod, Built, Selection};
-pub(crate) use shapes::{LayerShapes, split_layer_key};
+pub use keys::KeyedShapes;
+pub use layer_settings::{Built, LayerSettings};
+pub use layer_shapes::LayerShapes;
+pub(crate) use layer_shapes::{convolution_of, linear_of};
+pub use method::{AdapterMethod, Combination, CombinationPart, Combined, CombinedLayer, PlainLora};
+pub use selection::Selection;
+pub use site::Site;
 pub use source::TensorSource;
 pub(crate) use source::{FreshTensors, StoredTensor, StoredTensors};
-pub use tokens::TrainableTokens;
 
-/// The state of one adapter on one layer; [`AdapterMethod`] shows one of your own.
+/// The state of one adapter on one layer; [`Method`](crate::method::Method) shows one of your own.
 ///
-/// A layer knows nothing else of an adapter: what it does to the output, what it does to the weight, and which tensors
-/// it owns. The state is shared and does not change, but for the contents of its variables.
-pub trait Adapter: Debug + Send + Sync {
+/// A layer knows only this about an adapter: what it does to the output, what it does to the weight, and which tensors it
+/// owns. The state is shared and does not change, except for the contents of its variables.
+pub trait Adapter: Any + Debug + Send + Sync {
     /// The adapter's tensors, in the order of its file keys.
     fn tensors(&self) -> Vec<AdapterTensor<'_>>;
 
@@ -61,8 +61,8 @@ pub trait Adapter: Debug + Send + Sync {
         Ok(None)
     }
 
-    /// The factors, if all the adapter does in this call is to add a low-rank product of the input: the layer can
-    /// then compute both in one pass.
+    /// The factors, if in this call the adapter only adds a low-rank product of the input: the layer can then compute both
+    /// in one pass.
     ///
     /// # Errors
     /// If the factors cannot be put together.
@@ -86,11 +86,7 @@ pub trait Adapter: Debug + Send + Sync {
     ///
     /// # Errors
     /// If there are no such parameters, or a tensor computation fails.
-    fn merge(
-        &self,
-        site: &Site<'_>,
-        parameters: LinearParameters,
-    ) -> std::result::Result<LinearParameters, MergeError>;
+    fn merge(&self, site: &Site<'_>, parameters: LinearParameters) -> Result<LinearParameters, MergeError>;
 
     /// The layer's weight as it was before the adapter took something out of it, if it did.
     ///
@@ -106,28 +102,29 @@ pub trait Adapter: Debug + Send + Sync {
         false
     }
 
-    /// Whether rows of one batch may have this adapter beside rows with others.
+    /// The tensors, by the ends of their keys, of an adapter that computes the same on the base weight as it was before this
+    /// adapter changed it; `None` if the method has no such form.
+    ///
+    /// # Errors
+    /// If the device refuses.
+    fn for_original_base(&self) -> candle_core::Result<Option<Vec<(&'static str, Tensor)>>> {
+        Ok(None)
+    }
+
+    /// Whether rows of one batch may have this adapter while other rows have others.
     fn mixes_in_a_batch(&self) -> bool {
         true
     }
 
-    /// The adapter as LoRA's, if that is what it is.
-    fn as_lora(&self) -> Option<&Lora> {
-        None
+    /// Whether the adapter puts values of its own in the place of the layer's, which only one active adapter can.
+    fn replaces_values(&self) -> bool {
+        false
     }
 
-    /// The adapter as AdaLoRA's, if that is what it is.
-    fn as_adalora(&self) -> Option<&AdaLora> {
-        None
-    }
-
-    /// The adapter as IA3's, if that is what it is.
-    fn as_ia3(&self) -> Option<&Ia3> {
-        None
-    }
-
-    /// The adapter as trainable tokens, if that is what it is.
-    fn as_trainable_tokens(&self) -> Option<&TrainableTokens> {
+    /// The adapter of a layer with this geometry whose weight is the same tensor as this one's layer has; `None` if the two
+    /// need not share anything.
+    fn tied_to(&self, geometry: Geometry) -> Option<Arc<dyn Adapter>> {
+        let _ = geometry;
         None
     }
 
@@ -152,6 +149,11 @@ pub trait Adapter: Debug + Send + Sync {
         Ok(None)
     }
 
+    /// The end of the key under which PEFT stores the base weight that is under the adapter.
+    fn base_weight_key(&self) -> &'static str {
+        "base_layer.weight"
+    }
+
     /// The factor that scales the adapter's part, if it has one.
     fn scaling(&self) -> Option<f64> {
         None
@@ -161,6 +163,38 @@ pub trait Adapter: Debug + Send + Sync {
     fn with_scaling(&self, scaling: f64) -> Option<Arc<dyn Adapter>> {
         let _ = scaling;
         None
+    }
+
+    /// What reports call the adapter: `LoRA`.
+    fn label(&self) -> &'static str;
+
+    /// The rank, if there is one.
+    fn rank(&self) -> Option<usize> {
+        None
+    }
+
+    /// The factors of the update as matrices `[rank, in · kernel]` and `[out, rank]`, if the update is a low-rank matrix.
+    ///
+    /// # Errors
+    /// If the device refuses.
+    fn low_rank_update(&self) -> candle_core::Result<Option<LowRank>> {
+        Ok(None)
+    }
+
+    /// The update as a matrix `[out, in · kernel]`, for methods whose update is not a low-rank matrix.
+    ///
+    /// # Errors
+    /// If the device refuses.
+    fn dense_update(&self) -> candle_core::Result<Option<Tensor>> {
+        Ok(None)
+    }
+
+    /// The adapter's tensors as those of plain LoRA, if they have such a form.
+    ///
+    /// # Errors
+    /// If the device refuses.
+    fn plain_factors(&self) -> candle_core::Result<Option<PlainFactors>> {
+        Ok(None)
     }
 
     /// What the module tree shows of the adapter, in the order of PEFT's containers.
@@ -174,6 +208,19 @@ pub trait Adapter: Debug + Send + Sync {
     /// The type that PEFT's module tree shows instead of the layer's.
     fn tree_type(&self) -> Option<&'static str> {
         None
+    }
+
+    /// The module that PEFT's module tree shows around the adapted layer, and the layer's name in it.
+    fn tree_wrapper(&self) -> Option<(&'static str, &'static str)> {
+        None
+    }
+}
+
+impl dyn Adapter {
+    /// The adapter as `A`, if that is what it is.
+    pub fn downcast_ref<A: Adapter>(&self) -> Option<&A> {
+        let any: &dyn Any = self;
+        any.downcast_ref()
     }
 }
 
@@ -197,6 +244,21 @@ impl<'a> AdapterTensor<'a> {
     }
 }
 
+/// The tensors of an adapter on one layer as those of plain LoRA, each with the end of its key.
+#[derive(Clone, Debug)]
+pub struct PlainFactors {
+    /// The factor A.
+    pub a: (&'static str, Tensor),
+    /// The factor B.
+    pub b: (&'static str, Tensor),
+    /// The bias of B.
+    pub bias: Option<(&'static str, Tensor)>,
+    /// The factor of their product.
+    pub scaling: f64,
+    /// Whether they are for a base weight that the adapter's init had changed.
+    pub restores: bool,
+}
+
 /// A weight and a bias, which is all that merging changes.
 #[derive(Clone, Debug)]
 pub struct LinearParameters {
@@ -216,148 +278,4 @@ pub enum MergeError {
     /// A tensor computation failed.
     #[error(transparent)]
     Candle(#[from] candle_core::Error),
-}
-
-/// The layer that an adapter is made for or merged into.
-pub struct Site<'a> {
-    /// Where the layer is.
-    pub path: &'a ModulePath,
-    /// What kind of layer it is.
-    pub kind: LayerKind,
-    /// Its shape.
-    pub geometry: &'a Geometry,
-    /// The dtype of its weight.
-    pub dtype: DType,
-    /// Where its weight is.
-    pub device: &'a Device,
-    /// Its bias.
-    pub bias: Option<Tensor>,
-    /// Its weight, made dense when it is asked for.
-    pub(crate) weight: &'a dyn Fn() -> candle_core::Result<Tensor>,
-}
-
-impl Site<'_> {
-    /// The layer's own weight, dense, outside of any graph.
-    ///
-    /// # Errors
-    /// If a compressed weight cannot be made dense.
-    pub fn weight(&self) -> Result<Tensor> {
-        (self.weight)().map_err(crate::Error::on_layer(self.path))
-    }
-
-    /// The same with candle's own error.
-    pub(crate) fn dense_weight(&self) -> candle_core::Result<Tensor> {
-        (self.weight)()
-    }
-
-    /// The dtype of adapter tensors on this layer: its own, but f32 instead of half precision, as in PEFT.
-    pub fn adapter_dtype(&self) -> DType {
-        match self.dtype {
-            DType::F64 => DType::F64,
-            _ => DType::F32,
-        }
-    }
-}
-
-/// One forward pass through one layer.
-pub struct Call<'a> {
-    /// The layer's shape.
-    pub geometry: &'a Geometry,
-    /// The layer's bias.
-    pub bias: Option<&'a Tensor>,
-    /// The layer's weight, made dense when it is asked for.
-    pub(crate) weight: &'a dyn Fn() -> candle_core::Result<Tensor>,
-    pub(crate) base: &'a dyn Fn(&Tensor) -> candle_core::Result<Tensor>,
-    /// Whether dropout acts.
-    pub training: bool,
-    /// Whether the adapter's tensors are part of the graph.
-    pub(crate) tracks: bool,
-    pub(crate) dropout: &'a DropoutStream,
-}
-
-impl Call<'_> {
-    /// The variable as part of the graph, or its value alone where the adapter does not train.
-    pub fn tensor(&self, var: &Var) -> Tensor {
-        if self.tracks { var.as_tensor().clone() } else { var.as_detached_tensor() }
-    }
-
-    /// The input with elements dropped at random, in training mode.
-    ///
-    /// # Errors
-    /// If the device refuses.
-    pub fn dropout(&self, x: &Tensor, probability: f64) -> candle_core::Result<Tensor> {
-        if self.training && probability > 0.0 { self.dropout.apply(x, probability) } else { Ok(x.clone()) }
-    }
-
-    /// The layer's own weight, dense, outside of any graph.
-    ///
-    /// # Errors
-    /// If a compressed weight cannot be made dense.
-    pub fn weight(&self) -> candle_core::Result<Tensor> {
-        (self.weight)()
-    }
-
-    /// What the layer computes without adapters.
-    ///
-    /// # Errors
-    /// If the input does not fit.
-    pub fn base_output(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        (self.base)(x)
-    }
-}
-
-/// One container of PEFT's module tree, such as `lora_A`, with what one adapter has in it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Component {
-    /// The container's name.
-    pub name: &'static str,
-    /// What it holds.
-    pub holds: Holds,
-    /// What the adapter has in it.
-    pub entry: Option<String>,
-}
-
-impl Component {
-    /// A container of modules.
-    pub fn modules(name: &'static str, entry: Option<String>) -> Self {
-        Self { name, holds: Holds::Modules, entry }
-    }
-
-    /// A container of bare tensors.
-    pub fn tensors(name: &'static str, entry: Option<&Tensor>) -> Self {
-        Self {
-            name,
-            holds: Holds::Parameters,
-            entry: entry.map(|tensor| describe_tensor("Parameter", tensor)),
-        }
-    }
-
-    /// A container of tensors that do not train.
-    pub(crate) fn buffers(name: &'static str, entry: &Tensor) -> Self {
-        Self { name, holds: Holds::Buffers, entry: Some(describe_tensor("Buffer", entry)) }
-    }
-}
-
-/// What a container of PEFT's module tree holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Holds {
-    /// Modules: a `ModuleDict`.
-    Modules,
-    /// Tensors that train: a `ParameterDict`.
-    Parameters,
-    /// Tensors that do not: a `BufferDict`.
-    Buffers,
-}
-
-/// A tensor as PyTorch prints it in a container.
-fn describe_tensor(what: &str, tensor: &Tensor) -> String {
-    let dims: Vec<String> = tensor.dims().iter().map(ToString::to_string).collect();
-    let kind = match tensor.dtype() {
-        DType::F64 => "Double",
-        DType::F16 => "Half",
-        DType::BF16 => "BFloat16",
-        _ => "Float",
-    };
-    format!("{what} containing: [torch.{kind}Tensor of size {}]", dims.join("x"))
 }

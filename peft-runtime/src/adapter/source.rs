@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use candle_core::{DType, Device, Tensor, Var};
 
 use super::init::Init;
-use crate::ModulePath;
 use crate::error::{Result, ShapeMismatch, TensorReport};
 use crate::ops::random;
+use crate::path::ModulePath;
 
 /// Supplies the tensors of one adapter on one layer.
 pub trait TensorSource {

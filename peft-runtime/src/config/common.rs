@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 
 /// A field of a config, under its name in the file, and what is wrong with it.
@@ -14,26 +14,6 @@ const PEFT_VERSION: &str = "0.21.2";
 /// The task types PEFT knows.
 const TASK_TYPES: [&str; 6] =
     ["SEQ_CLS", "SEQ_2_SEQ_LM", "CAUSAL_LM", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION"];
-
-/// The fields of a config as the file knows them.
-pub(crate) trait ConfigFields {
-    /// The value of `peft_type`.
-    const PEFT_TYPE: &'static str;
-
-    /// Fields of the method that are not implemented, each with the value it has when it is off.
-    fn unimplemented_fields() -> Vec<(&'static str, Value)>;
-
-    /// Fields that the file has and the method does not read, each with PEFT's default.
-    fn ignored_fields() -> Vec<(&'static str, Value)> {
-        Vec::new()
-    }
-
-    /// All that is wrong with the values.
-    fn faults(&self) -> Vec<ConfigFault>;
-
-    /// The fields that all methods share.
-    fn common_mut(&mut self) -> &mut CommonFields;
-}
 
 /// The fields that describe an adapter without changing what it computes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -52,7 +32,7 @@ pub struct CommonFields {
     #[serde(default)]
     pub revision: Option<String>,
     /// Always true in files; it says nothing about the adapter.
-    #[serde(default = "always", serialize_with = "as_true")]
+    #[serde(default = "yes", serialize_with = "as_true")]
     pub inference_mode: bool,
     /// The version of PEFT that wrote the file; kept when the config is written again.
     #[serde(default = "peft_version")]
@@ -60,10 +40,6 @@ pub struct CommonFields {
     /// Keys of the file that nothing here reads; they are written back as they were.
     #[serde(flatten)]
     pub unknown: BTreeMap<String, Value>,
-}
-
-fn always() -> bool {
-    true
 }
 
 fn as_true<S: Serializer>(_: &bool, serializer: S) -> Result<S::Ok, S::Error> {
@@ -92,7 +68,7 @@ impl CommonFields {
     pub(crate) fn faults(&self) -> Vec<ConfigFault> {
         match &self.task_type {
             Some(task) if !TASK_TYPES.contains(&task.as_str()) => {
-                vec![("task_type", format!("`{task}` is none of {}", TASK_TYPES.join(", ")))]
+                vec![("task_type", format!("`{task}` is not one of {}", TASK_TYPES.join(", ")))]
             }
             _ => Vec::new(),
         }
@@ -151,4 +127,19 @@ pub(crate) fn large_rank_fault(field: &'static str, rank: usize) -> Option<Confi
 /// A finite number, or what is wrong with it.
 pub(crate) fn finite_fault(field: &'static str, value: f64) -> Option<ConfigFault> {
     (!value.is_finite()).then(|| (field, format!("{value} is not a finite number")))
+}
+
+/// The default of a switch that is on.
+pub(crate) fn yes() -> bool {
+    true
+}
+
+/// PEFT looks only at the truth of the value.
+pub(crate) fn truth<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
+    Ok(match Value::deserialize(deserializer)? {
+        Value::Null => false,
+        Value::Bool(value) => value,
+        Value::String(text) => !text.is_empty(),
+        _ => true,
+    })
 }

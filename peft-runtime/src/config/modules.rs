@@ -1,12 +1,12 @@
-//! The fields of all configs that say which modules they are for, and their builders.
+//! The fields of configs that say which modules they are for.
 
 use serde::{Deserialize, Serialize};
 
 use super::common::ConfigFault;
-use crate::ModulePath;
+use crate::path::ModulePath;
 use crate::select::{LayerIndices, TargetModules};
 
-/// Which modules are adapted, left alone, or trained in full.
+/// Which modules are adapted, left as they are, or trained in full.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct ModuleFields {
     #[serde(rename = "target_modules", default)]
@@ -19,19 +19,19 @@ pub(crate) struct ModuleFields {
 
 impl ModuleFields {
     /// The fields of one config that means the modules of all of them, which are those at `paths`.
-    pub(super) fn combined<'a>(
-        all: &[(&Self, Option<&LayerFields>)],
+    pub(crate) fn combined<'a>(
+        all: &[(&Self, &BlockFields)],
         paths: impl Iterator<Item = &'a ModulePath>,
-    ) -> (Self, LayerFields) {
-        let Some((first, first_layers)) = all.first() else { return Default::default() };
-        let alike = |(other, layers): &(&Self, Option<&LayerFields>)| {
-            (&other.targets, &other.exclude, layers) == (&first.targets, &first.exclude, first_layers)
+    ) -> (Self, BlockFields) {
+        let Some((first, first_blocks)) = all.first() else { return Default::default() };
+        let alike = |(other, blocks): &(&Self, &BlockFields)| {
+            (&other.targets, &other.exclude, *blocks) == (&first.targets, &first.exclude, *first_blocks)
         };
         if all.iter().all(alike) {
-            return ((*first).clone(), first_layers.cloned().unwrap_or_default());
+            return ((*first).clone(), (*first_blocks).clone());
         }
-        let filters = |(other, layers): &(&Self, Option<&LayerFields>)| {
-            other.exclude.is_some() || layers.is_some_and(|layers| layers.layers_to_transform.is_some())
+        let filters = |(other, blocks): &(&Self, &BlockFields)| {
+            other.exclude.is_some() || blocks.layers_to_transform.is_some()
         };
         let targets = match all.iter().map(|(other, _)| other.targets.clone()).collect::<Option<Vec<_>>>() {
             Some(targets) if !all.iter().any(filters) => TargetModules::union(targets),
@@ -39,13 +39,13 @@ impl ModuleFields {
             _ => TargetModules::names(paths.map(|path| path.as_str().to_owned())),
         };
         let modules_to_save = first.modules_to_save.clone();
-        (Self { targets: Some(targets), exclude: None, modules_to_save }, LayerFields::default())
+        (Self { targets: Some(targets), exclude: None, modules_to_save }, BlockFields::default())
     }
 }
 
 /// Which blocks of a model are adapted.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub(crate) struct LayerFields {
+pub(crate) struct BlockFields {
     #[serde(default)]
     pub(crate) layers_to_transform: Option<LayerIndices>,
     #[serde(default)]
@@ -62,7 +62,7 @@ pub(crate) enum OneOrMany {
     Many(Vec<String>),
 }
 
-impl LayerFields {
+impl BlockFields {
     pub(crate) fn containers(&self) -> Option<&[String]> {
         match &self.layers_pattern {
             Some(OneOrMany::One(one)) => Some(std::slice::from_ref(one)),
@@ -86,141 +86,3 @@ impl LayerFields {
         }
     }
 }
-
-/// The builders and readers of `modules`, `common` and `seed`, which every config has.
-macro_rules! shared_methods {
-    () => {
-        /// The modules to adapt; without it, those that the model declares with `#[peft(target = "…")]`.
-        #[must_use]
-        pub fn with_targets(mut self, targets: impl Into<TargetModules>) -> Self {
-            self.modules.targets = Some(targets.into());
-            self
-        }
-
-        /// Modules to leave alone although they are targets.
-        #[must_use]
-        pub fn with_exclude_modules(mut self, modules: impl Into<TargetModules>) -> Self {
-            self.modules.exclude = Some(modules.into());
-            self
-        }
-
-        /// Modules that train in full, as a copy that belongs to the adapter (a classifier head, for example).
-        #[must_use]
-        pub fn with_modules_to_save<S: Into<String>>(mut self, modules: impl IntoIterator<Item = S>) -> Self {
-            self.modules.modules_to_save = Some(modules.into_iter().map(Into::into).collect());
-            self
-        }
-
-        /// The seed of the initial tensors and of dropout; 0 by default. It is not written to files.
-        ///
-        /// The seed of a model's first adapter is that of the model's own [`Dropout`](crate::nn::Dropout) layers, too.
-        #[must_use]
-        pub fn with_seed(mut self, seed: u64) -> Self {
-            self.seed = seed;
-            self
-        }
-
-        /// The task type that the file names, one of PEFT's.
-        #[must_use]
-        pub fn with_task_type(mut self, task_type: impl Into<String>) -> Self {
-            self.common.task_type = Some(task_type.into());
-            self
-        }
-
-        /// The base model that the file names.
-        #[must_use]
-        pub fn with_base_model(mut self, name_or_path: impl Into<String>) -> Self {
-            self.common.base_model_name_or_path = Some(name_or_path.into());
-            self
-        }
-
-        /// Reads the text of an `adapter_config.json`.
-        ///
-        /// # Errors
-        /// If the text is not JSON, a switch that is on is not supported, or a value is invalid.
-        pub fn from_json(text: &str) -> Result<Self> {
-            super::from_json(text)
-        }
-
-        /// The text of the `adapter_config.json`: every field of PEFT 0.21.2, keys sorted.
-        ///
-        /// # Errors
-        /// If a value has no JSON form.
-        pub fn to_json(&self) -> Result<String> {
-            super::to_json(self)
-        }
-
-        /// The config for the modules at `paths`, without filters, with full copies of `copied` if it names none itself.
-        pub(crate) fn for_modules<'p>(
-            mut self,
-            paths: impl Iterator<Item = &'p str>,
-            copied: impl IntoIterator<Item = String>,
-        ) -> Self {
-            let copied: Vec<String> = copied.into_iter().collect();
-            self.modules = ModuleFields {
-                targets: Some(TargetModules::names(paths)),
-                exclude: None,
-                modules_to_save: self.modules.modules_to_save.or((!copied.is_empty()).then_some(copied)),
-            };
-            self
-        }
-
-        /// The modules to adapt, if the config names them.
-        pub fn targets(&self) -> Option<&TargetModules> {
-            self.modules.targets.as_ref()
-        }
-
-        /// Modules to leave alone.
-        pub fn exclude_modules(&self) -> Option<&TargetModules> {
-            self.modules.exclude.as_ref()
-        }
-
-        /// Modules that train in full.
-        pub fn modules_to_save(&self) -> &[String] {
-            self.modules.modules_to_save.as_deref().unwrap_or_default()
-        }
-
-        /// The seed of the initial tensors and of dropout.
-        pub fn seed(&self) -> u64 {
-            self.seed
-        }
-
-        /// The fields that describe the adapter.
-        pub fn common(&self) -> &CommonFields {
-            &self.common
-        }
-    };
-}
-
-/// The builders and readers of `layers`.
-macro_rules! layer_methods {
-    () => {
-        /// Adapts only the blocks with these numbers.
-        #[must_use]
-        pub fn with_layers_to_transform(mut self, layers: impl IntoIterator<Item = usize>) -> Self {
-            self.layers.layers_to_transform = Some(LayerIndices::Many(layers.into_iter().collect()));
-            self
-        }
-
-        /// The names of the block lists that `layers_to_transform` counts in.
-        #[must_use]
-        pub fn with_layers_pattern<S: Into<String>>(
-            mut self,
-            containers: impl IntoIterator<Item = S>,
-        ) -> Self {
-            let containers = containers.into_iter().map(Into::into).collect();
-            self.layers.layers_pattern = Some(super::modules::OneOrMany::Many(containers));
-            self
-        }
-
-        pub(crate) fn layers_to_transform(&self) -> Option<&LayerIndices> {
-            self.layers.layers_to_transform.as_ref()
-        }
-
-        pub(crate) fn layers_pattern(&self) -> Option<&[String]> {
-            self.layers.containers()
-        }
-    };
-}
-
-pub(super) use {layer_methods, shared_methods};

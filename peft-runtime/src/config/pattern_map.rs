@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 use serde::de::{Error as _, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::common::ConfigFault;
+use super::common::{ConfigFault, as_number};
 use crate::error::{Fault, shortened};
 use crate::select::Pattern;
 
@@ -66,7 +66,7 @@ impl<T> PatternMap<T> {
 
 /// What the patterns say about one module.
 #[derive(Debug, PartialEq)]
-pub(crate) enum Chosen<T> {
+enum Chosen<T> {
     /// No pattern matches.
     Default,
     /// A pattern supplies the value.
@@ -81,8 +81,22 @@ pub(crate) enum Chosen<T> {
 }
 
 impl<T: Copy + PartialEq> PatternMap<T> {
-    /// The value for the module at `path`.
-    pub(crate) fn choose(&self, field: &'static str, path: &str) -> Result<Chosen<T>, Fault> {
+    /// The value for the module at `path`, or `default` if no pattern matches.
+    ///
+    /// # Errors
+    /// If a pattern cannot be matched, or two of them give different values and the order decides.
+    pub(crate) fn value(&self, field: &'static str, path: &str, default: T) -> Result<T, Fault> {
+        match self.choose(field, path)? {
+            Chosen::Value(value) => Ok(value),
+            Chosen::Default => Ok(default),
+            Chosen::Ambiguous { written_first: first, sorted_first: second } => {
+                Err(Fault::AmbiguousPattern { field, path: path.to_owned(), first, second })
+            }
+        }
+    }
+
+    /// What the patterns say about the module at `path`.
+    fn choose(&self, field: &'static str, path: &str) -> Result<Chosen<T>, Fault> {
         let compile = || self.entries.iter().map(|(pattern, _)| Pattern::suffix(field, pattern)).collect();
         let patterns = self.compiled.get_or_init(compile).as_ref().map_err(Fault::clone)?;
         let mut matching = Vec::new();
@@ -155,4 +169,15 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for PatternMap<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_any(InOrder(PhantomData))
     }
+}
+
+/// Writes numbers without a fraction as integers, as PEFT's files have them.
+pub(crate) fn as_numbers<S: Serializer>(
+    patterns: &PatternMap<f64>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    #[derive(Serialize)]
+    struct Number(#[serde(serialize_with = "as_number")] f64);
+
+    serializer.collect_map(patterns.iter().map(|(pattern, value)| (pattern, Number(*value))))
 }

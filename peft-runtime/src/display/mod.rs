@@ -7,6 +7,5 @@ mod tree;
 
 pub use status::{LayerStatus, ModelStatus, Uniform};
 pub(crate) use status::{layer_status, model_status};
-pub use summary::thousands;
 pub(crate) use summary::trainable_summary;
 pub(crate) use tree::module_tree;

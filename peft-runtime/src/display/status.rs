@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::Device;
 
+use crate::error::{Error, Result};
 use crate::layer::{AdapterStack, Content, Slot};
 use crate::manage::{adapter_names, count_parameters};
 use crate::module::{Injectable, leaves};
-use crate::{ModulePath, error::Result};
+use crate::path::ModulePath;
 
 /// What one layer has of adapters.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,8 +81,7 @@ impl<T: PartialEq> Uniform<T> {
 /// The status of every layer that has a place for adapters, in model order.
 pub(crate) fn layer_status<M: Injectable + ?Sized>(model: &M) -> Vec<LayerStatus> {
     let mut status = Vec::new();
-    for (path, leaf) in leaves(model) {
-        let crate::module::Leaf::Adapted(layer) = leaf else { continue };
+    for (path, layer) in leaves(model) {
         let Some(stack) = layer.stack() else { continue };
         let slots = || stack.slots().iter();
         let mut available: Vec<String> = slots().map(|slot| slot.name.clone()).collect();
@@ -120,7 +120,7 @@ fn devices(slot: &Slot) -> BTreeSet<&'static str> {
 /// [`Error::NoAdapters`](crate::Error::NoAdapters).
 pub(crate) fn model_status<M: Injectable + ?Sized>(model: &M) -> Result<ModelStatus> {
     let layers = layer_status(model);
-    let none = || crate::Error::NoAdapters { operation: "tell the status" };
+    let none = || Error::NoAdapters { operation: "tell the status" };
     let enabled = Uniform::of(layers.iter().map(|layer| layer.enabled)).ok_or_else(none)?;
     let active = layers.iter().map(|layer| layer.active_adapters.clone());
     let active_adapters = Uniform::of(active).ok_or_else(none)?;

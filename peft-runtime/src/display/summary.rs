@@ -16,11 +16,7 @@ pub(crate) fn trainable_summary<M: Injectable + ?Sized>(model: &M) -> String {
 }
 
 /// A number with commas between groups of three digits.
-///
-/// ```
-/// assert_eq!(peft_runtime::thousands(3_686_400), "3,686,400");
-/// ```
-pub fn thousands(number: usize) -> String {
+fn thousands(number: usize) -> String {
     let digits = number.to_string();
     let mut text = String::new();
     for (i, digit) in digits.chars().enumerate() {

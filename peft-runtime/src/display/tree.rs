@@ -1,10 +1,10 @@
 //! `module_tree()`: what `print(model)` shows in Python.
 
 use super::repr::Repr;
-use crate::ModulePath;
 use crate::adapter::{Component, Holds};
-use crate::layer::{AdaptedLayer, AdapterStack};
-use crate::module::{Injectable, Item, Leaf, tree};
+use crate::layer::{AdapterStack, Layer};
+use crate::module::{Injectable, Item, tree};
+use crate::path::ModulePath;
 use crate::schema::{Family, Node};
 
 /// The model's modules, with the containers of each adapter, as PyTorch and PEFT print them.
@@ -24,10 +24,9 @@ pub(crate) fn module_tree<M: Injectable + ?Sized>(model: &M) -> String {
                     push(&mut open, &path, repr);
                 }
             }
-            Item::Leaf { path, leaf: Leaf::Adapted(layer) } => push(&mut open, &path, layer_repr(layer)),
-            Item::Leaf { path, leaf: Leaf::Plain(layer) } => {
+            Item::Leaf { path, layer } => {
                 if let Some(text) = layer.describe() {
-                    push(&mut open, &path, Repr::leaf(text));
+                    push(&mut open, &path, layer_repr(layer, &text));
                 }
             }
         }
@@ -47,10 +46,12 @@ fn push(open: &mut [(ModulePath, Repr)], path: &ModulePath, repr: Repr) {
     }
 }
 
-fn layer_repr(layer: &dyn AdaptedLayer) -> Repr {
-    let base = Repr::leaf(layer.describe());
-    let Some(stack) = layer.stack().filter(|stack| !stack.slots().is_empty()) else { return base };
-    let base = copies_repr(layer, stack, base);
+/// A layer that PyTorch prints as `text`, with its adapters.
+fn layer_repr(layer: &dyn Layer, text: &str) -> Repr {
+    let Some(stack) = layer.stack().filter(|stack| !stack.slots().is_empty()) else {
+        return Repr::leaf(text);
+    };
+    let base = copies_repr(stack, text);
     let adapters: Vec<_> =
         stack.slots().iter().filter_map(|slot| Some((&slot.name, slot.adapter()?))).collect();
     if adapters.is_empty() {
@@ -73,17 +74,17 @@ fn layer_repr(layer: &dyn AdaptedLayer) -> Repr {
     for container in containers {
         repr.push(container.name, container.repr());
     }
-    if !adapters.iter().any(|(_, adapter)| adapter.as_trainable_tokens().is_some()) {
+    let Some((wrapper, name)) = adapters.iter().find_map(|(_, adapter)| adapter.tree_wrapper()) else {
         return repr;
-    }
-    let mut wrapper = Repr::module("TrainableTokensWrapper");
+    };
+    let mut wrapper = Repr::module(wrapper);
     wrapper.push("original_module", Repr::leaf("None"));
-    wrapper.push("token_adapter", repr);
+    wrapper.push(name, repr);
     wrapper
 }
 
 /// The type of a layer as PEFT calls it, by its first adapter.
-pub(super) fn type_name(layer: &dyn AdaptedLayer) -> String {
+pub(super) fn type_name(layer: &dyn Layer) -> String {
     // PEFT wraps both layouts of a linear weight in one class.
     let kind = if layer.kind().family == Family::Linear { "Linear" } else { layer.kind().name };
     let slots = layer.stack().map(AdapterStack::slots).unwrap_or_default();
@@ -132,18 +133,18 @@ impl Container<'_> {
 }
 
 /// The layer together with the full copies that adapters have of it, if any.
-fn copies_repr(layer: &dyn AdaptedLayer, stack: &AdapterStack, base: Repr) -> Repr {
+fn copies_repr(stack: &AdapterStack, text: &str) -> Repr {
     let owners: Vec<&String> =
         stack.slots().iter().filter(|slot| slot.copy().is_some()).map(|slot| &slot.name).collect();
     if owners.is_empty() {
-        return base;
+        return Repr::leaf(text);
     }
     let mut repr = Repr::module(COPIES);
     let mut copies = Repr::module("ModuleDict");
     for name in owners {
-        copies.push(name, Repr::leaf(layer.describe()));
+        copies.push(name, Repr::leaf(text));
     }
-    repr.push("original_module", base);
+    repr.push("original_module", Repr::leaf(text));
     repr.push("modules_to_save", copies);
     repr
 }

@@ -2,14 +2,16 @@
 
 use std::fmt::Write as _;
 
-use crate::ModulePath;
+use super::words::suggestion;
+use crate::path::ModulePath;
+use crate::schema::LayerKind;
 
 /// One reason why an injection is refused.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Fault {
     /// The adapter has no usable name.
-    #[error("`{name}` is no adapter name: {reason}")]
+    #[error("`{name}` is not an adapter name: {reason}")]
     Name {
         /// The name.
         name: String,
@@ -65,6 +67,49 @@ pub enum Fault {
         pattern: String,
         /// What is wrong with it.
         reason: String,
+    },
+
+    /// Two patterns match one module with different values, and only their order decides.
+    #[error(
+        "in `{field}`, `{first}` and `{second}` both match `{path}` with different values, and a saved file, whose keys are \
+         sorted, would let the other one win"
+    )]
+    AmbiguousPattern {
+        /// The field under its name in `adapter_config.json`.
+        field: &'static str,
+        /// The module.
+        path: String,
+        /// The pattern that comes first as written.
+        first: String,
+        /// The pattern that comes first when sorted.
+        second: String,
+    },
+
+    /// IA3 is not told which of its targets are feed-forward layers.
+    #[error(
+        "the feed-forward layers are not named in `feedforward_modules`; `with_feedforward([…])` names them, an empty list \
+         if there are none"
+    )]
+    NoFeedforward,
+
+    /// A model without exactly one list of blocks is to repeat blocks.
+    #[error("`layer_replication` cannot repeat blocks: {}", block_lists(*.lists))]
+    BlockLists {
+        /// How many lists of blocks the model marks.
+        lists: usize,
+    },
+
+    /// A range of blocks to repeat ends behind the last block.
+    #[error("in `layer_replication`, the range {start}..{end} leaves `{path}`, which has {blocks} blocks")]
+    ReplicatedRange {
+        /// The number of the range's first block.
+        start: usize,
+        /// The number after that of its last block.
+        end: usize,
+        /// The list of blocks.
+        path: ModulePath,
+        /// Its length.
+        blocks: usize,
     },
 
     /// A selected layer is not wrapped in `Adapted`.
@@ -132,41 +177,29 @@ pub enum Fault {
     },
 }
 
+impl Fault {
+    /// A method that does not work on the layer at `path`.
+    pub fn unsupported_layer(
+        path: &ModulePath,
+        kind: LayerKind,
+        method: &'static str,
+        reason: impl Into<String>,
+    ) -> Self {
+        Self::UnsupportedLayer { path: path.clone(), kind: kind.name, method, reason: reason.into() }
+    }
+}
+
 /// How to make a plain layer one that carries adapters.
 fn advice(kind: &str, can_be_adapted: bool) -> String {
     if can_be_adapted { format!("; declare the field as `Adapted<{kind}>`") } else { String::new() }
 }
 
-/// `; did you mean …?`, or nothing.
-fn suggestion(nearest: &[String]) -> String {
-    match nearest {
-        [] => String::new(),
-        names => format!("; did you mean {}?", join(names, " or ")),
+/// Why a model with so many lists of blocks cannot repeat them.
+fn block_lists(lists: usize) -> String {
+    match lists {
+        0 => "the model marks no list of blocks; put `#[peft(blocks)]` on the `Vec` that is one".to_owned(),
+        many => format!("the model marks {many} lists of blocks, and only one can be replicated"),
     }
-}
-
-pub(super) fn known_names(known: &[String]) -> String {
-    match known {
-        [] => "; the model has no adapters".to_owned(),
-        names => format!("; the model has {}", quoted_list(names)),
-    }
-}
-
-pub(super) fn quoted_list(names: &[String]) -> String {
-    join(names, " and ")
-}
-
-fn join(names: &[String], last: &str) -> String {
-    let mut text = String::new();
-    for (i, name) in names.iter().enumerate() {
-        let separator = match i {
-            0 => "",
-            _ if i + 1 == names.len() => last,
-            _ => ", ",
-        };
-        let _ = write!(text, "{separator}`{name}`");
-    }
-    text
 }
 
 /// One fault stays on the line; several get a line each.

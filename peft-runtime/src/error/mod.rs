@@ -1,22 +1,35 @@
 //! The one error type, with the facts of each failure in its variants.
 
+mod chain;
+mod combination;
 mod fault;
 mod report;
+mod routing;
+mod shards;
+mod state_dict;
 mod training;
+mod words;
 
 use std::path::PathBuf;
 
-use crate::ModulePath;
+use crate::path::ModulePath;
 
+pub use combination::CombinationError;
 pub use fault::Fault;
-pub(crate) use report::shortened;
 pub use report::{ShapeMismatch, TensorReport};
+pub use routing::RoutingError;
+pub use shards::ShardsError;
+pub use state_dict::StateDictError;
+pub use training::{OptimizerError, TrainingStateError};
+pub(crate) use words::shortened;
 
 /// The result of everything here that can fail, [`forward`](candle_nn::Module::forward) aside.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Why a call failed. A call that fails leaves the model and the files as they were.
-#[derive(Debug, thiserror::Error)]
+///
+/// [`Debug`](std::fmt::Debug) prints sentences too, those of all sources included: it is what a `main` that returns this error prints.
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// An injection was refused before anything was touched; every fault found is listed.
@@ -28,8 +41,12 @@ pub enum Error {
         faults: Vec<Fault>,
     },
 
+    /// A config does not fit a layer that has an adapter already, or a pattern in it cannot be matched.
+    #[error(transparent)]
+    Fault(#[from] Fault),
+
     /// No adapter has that name.
-    #[error("no adapter named `{name}`{}", fault::known_names(.known))]
+    #[error("no adapter named `{name}`{}", words::known_names(.known))]
     UnknownAdapter {
         /// The name asked for.
         name: String,
@@ -78,7 +95,7 @@ pub enum Error {
     },
 
     /// Two active adapters claim the same module, of which only one can act.
-    #[error("adapters {} all replace `{path}`; only one of them can be active", fault::quoted_list(.adapters))]
+    #[error("adapters {} all replace `{path}`; only one of them can be active", words::quoted_list(.adapters))]
     CopiesCollide {
         /// The layer with several copies.
         path: ModulePath,
@@ -106,6 +123,76 @@ pub enum Error {
         reason: String,
     },
 
+    /// A setting of a call is out of range.
+    #[error("`{setting}` is {value}; it must be {expected}")]
+    Setting {
+        /// The setting.
+        setting: &'static str,
+        /// Its value.
+        value: f64,
+        /// What it can be.
+        expected: &'static str,
+    },
+
+    /// A model declares no config of its own, and one was asked for.
+    #[error(
+        "`{model}` declares no config; add `#[peft(lora(rank = 8, alpha = 16))]` to it, or inject a config of your own"
+    )]
+    NoDeclaredConfig {
+        /// The model's type.
+        model: &'static str,
+    },
+
+    /// A method has no adapters of single tokens.
+    #[error("{method} cannot train single tokens of `{path}`; LoRA's `trainable_token_indices` can")]
+    NoTokenAdapters {
+        /// The adapter method.
+        method: &'static str,
+        /// The embedding.
+        path: ModulePath,
+    },
+
+    /// An adapter's start was random and changed the base weights, so that a file of it does not say what it computes.
+    #[error(
+        "cannot load an adapter with `init_lora_weights` = \"{init}\": its random start took a part out of the weight of \
+         `{path}` that cannot be found again; save it as plain LoRA where it was trained"
+    )]
+    RandomStart {
+        /// The init.
+        init: String,
+        /// The first layer with it.
+        path: ModulePath,
+    },
+
+    /// A prompt to continue is empty.
+    #[error("the prompt has no tokens; it must have at least one")]
+    EmptyPrompt,
+
+    /// Adapters cannot be combined as asked for.
+    #[error(transparent)]
+    Combination(#[from] CombinationError),
+
+    /// The tensors of a state dict or file are not those of one adapter.
+    #[error(transparent)]
+    StateDict(#[from] StateDictError),
+
+    /// Files of weights are not those of one model.
+    #[error(transparent)]
+    Shards(#[from] ShardsError),
+
+    /// An optimiser cannot work with its groups of variables, or with a gradient.
+    #[error(transparent)]
+    Optimizer(#[from] OptimizerError),
+
+    /// A setting or call needs a feature of this crate that the build does not have.
+    #[error("{setting} needs the feature `{feature}` of peft-runtime, which this build does not have")]
+    MissingFeature {
+        /// The setting or the call.
+        setting: String,
+        /// The feature.
+        feature: &'static str,
+    },
+
     /// A config file turns on something that is not implemented; loading it would compute something else.
     #[error("`{field}` = {value} is not supported, and ignoring it would change what the adapter computes")]
     UnsupportedSwitch {
@@ -116,12 +203,19 @@ pub enum Error {
     },
 
     /// A config file names a method that is not implemented.
-    #[error("`peft_type` \"{peft_type}\" is not supported; supported are {}", fault::quoted_list(.supported))]
+    #[error("`peft_type` \"{peft_type}\" is not supported; supported are {}", words::quoted_list(.supported))]
     UnsupportedMethod {
         /// The method named in the file.
         peft_type: String,
         /// The methods there are.
         supported: Vec<String>,
+    },
+
+    /// A method is registered under a `peft_type` that another one has.
+    #[error("`peft_type` \"{peft_type}\" is registered for another method")]
+    RegisteredMethod {
+        /// The name that both have.
+        peft_type: String,
     },
 
     /// The tensors of a state dict or file are not exactly those of the adapter.
@@ -203,16 +297,13 @@ pub enum Error {
         reason: String,
     },
 
-    /// Text is not the state of a run of training.
-    #[error("not a valid training state")]
-    TrainingState(#[source] serde_json::Error),
+    /// A file is not the state of a run of training.
+    #[error(transparent)]
+    TrainingState(#[from] TrainingStateError),
 
-    /// A routing of rows to adapters does not fit the batch or the model.
-    #[error("cannot route rows to adapters: {reason}")]
-    Routing {
-        /// What does not fit.
-        reason: String,
-    },
+    /// The model's state does not allow an adapter for each row.
+    #[error("cannot route rows to adapters: {0}")]
+    Routing(RoutingError),
 
     /// Something inside a file is wrong; the source says what.
     #[error("cannot use `{}`", .path.display())]
@@ -274,58 +365,4 @@ pub enum Error {
     /// A tensor computation failed.
     #[error(transparent)]
     Candle(#[from] candle_core::Error),
-}
-
-impl Error {
-    /// The error and its sources in one line, outermost first.
-    ///
-    /// ```
-    /// use peft_runtime::LoraConfig;
-    ///
-    /// let error = LoraConfig::from_json(r#"{"peft_type": "LORA", "r": 0}"#).unwrap_err();
-    /// assert_eq!(error.chain(), "invalid `r`: the rank is 0; it must be at least 1");
-    /// ```
-    pub fn chain(&self) -> String {
-        let mut text = self.to_string();
-        let mut source = std::error::Error::source(self);
-        while let Some(error) = source {
-            text.push_str(": ");
-            text.push_str(&error.to_string());
-            source = error.source();
-        }
-        text
-    }
-
-    /// The same error, said of a file.
-    pub(crate) fn in_file(self, path: impl Into<PathBuf>) -> Self {
-        Self::InFile { path: path.into(), source: Box::new(self) }
-    }
-
-    pub(crate) fn io(
-        operation: &'static str,
-        path: impl Into<PathBuf>,
-    ) -> impl FnOnce(std::io::Error) -> Self {
-        let path = path.into();
-        move |source| Self::Io { operation, path, source }
-    }
-
-    /// A model without a config of its own.
-    pub(crate) fn undeclared(model: &str) -> Self {
-        let reason = format!("`{model}` declares none; add `#[peft(lora(rank = 8, alpha = 16))]`");
-        Self::Config { field: "lora", reason }
-    }
-
-    pub(crate) fn on_layer(path: &ModulePath) -> impl FnOnce(candle_core::Error) -> Self + '_ {
-        move |source| Self::OnLayer { path: path.clone(), source }
-    }
-}
-
-/// The one way into candle's error type, which `forward` has to return; the chain of sources becomes text there.
-impl From<Error> for candle_core::Error {
-    fn from(error: Error) -> Self {
-        match error {
-            Error::Candle(error) => error,
-            other => Self::Msg(other.chain()),
-        }
-    }
 }

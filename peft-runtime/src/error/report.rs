@@ -1,7 +1,8 @@
 //! What a set of tensors lacks, has too much of, or holds in another shape.
 
-use std::borrow::Cow;
 use std::fmt;
+
+use super::words::shortened;
 
 /// How a set of tensors differs from the one an adapter needs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -61,28 +62,5 @@ fn write_keys(f: &mut fmt::Formatter<'_>, sort: &str, keys: &[String]) -> fmt::R
     match keys.len() {
         count if count > LISTED => write!(f, " and {} more", count - LISTED),
         _ => Ok(()),
-    }
-}
-
-/// How many characters of a text from a file a message shows.
-const SHOWN: usize = 300;
-
-/// The beginning of a text from a file, which may be of any length.
-pub(crate) fn shortened(text: &str) -> Cow<'_, str> {
-    match text.char_indices().nth(SHOWN) {
-        Some((end, _)) => Cow::Owned(format!("{}… ({} bytes)", &text[..end], text.len())),
-        None => Cow::Borrowed(text),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{SHOWN, shortened};
-
-    #[test]
-    fn a_long_text_is_shown_by_its_beginning() {
-        assert_eq!(shortened("lora_A"), "lora_A");
-        let long = "ä".repeat(SHOWN + 1);
-        assert_eq!(shortened(&long), format!("{}… (602 bytes)", "ä".repeat(SHOWN)));
     }
 }

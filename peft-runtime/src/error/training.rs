@@ -1,6 +1,87 @@
-//! Words of errors in training.
+//! What an optimiser or a file of a run's state does wrong, and words of errors in training.
 
 use std::path::PathBuf;
+
+/// Groups of variables, or gradients, that an optimiser cannot work with.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum OptimizerError {
+    /// A setting of a group is out of range.
+    #[error("`{setting}` of the group `{group}` is {value}; it must be a finite number and at least 0")]
+    Setting {
+        /// The group.
+        group: String,
+        /// The setting.
+        setting: &'static str,
+        /// Its value.
+        value: f64,
+    },
+
+    /// A variable holds integers.
+    #[error("the variable `{name}` holds {dtype}; only floats train")]
+    NotFloat {
+        /// The variable.
+        name: String,
+        /// The dtype of its elements.
+        dtype: &'static str,
+    },
+
+    /// Two variables have one name.
+    #[error("two variables are called `{name}`; each name must come once")]
+    DuplicateName {
+        /// The name.
+        name: String,
+    },
+
+    /// One variable has two names, and would be changed twice in a step.
+    #[error("`{first}` and `{second}` are the same variable, which a step would change twice; leave one out")]
+    DuplicateVariable {
+        /// The name that comes first.
+        first: String,
+        /// The other one.
+        second: String,
+    },
+
+    /// A gradient has another shape than its variable.
+    #[error("the gradient of `{parameter}` has shape {found:?}, expected {expected:?}")]
+    GradientShape {
+        /// The variable.
+        parameter: String,
+        /// The shape of the variable.
+        expected: Vec<usize>,
+        /// The shape of the gradient.
+        found: Vec<usize>,
+    },
+}
+
+/// A file that is not the state of a run of training.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TrainingStateError {
+    /// The text is not the JSON that was expected.
+    #[error("not a valid training state")]
+    Json(#[source] serde_json::Error),
+
+    /// The file has a form that is not known.
+    #[error("the training state has format {found}, and only {known} is known")]
+    Format {
+        /// The format of the file.
+        found: u32,
+        /// The one that is known.
+        known: u32,
+    },
+
+    /// The file counts more than a run can have come to.
+    #[error("`{field}` is {count}, more than a run can have come to; it must be at most {most}")]
+    Count {
+        /// What is counted.
+        field: &'static str,
+        /// The count.
+        count: u64,
+        /// The largest count.
+        most: u64,
+    },
+}
 
 /// From where training can go on.
 pub(super) fn last_good(checkpoint: &Option<PathBuf>) -> String {

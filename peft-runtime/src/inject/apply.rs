@@ -6,17 +6,15 @@ use std::sync::Arc;
 use candle_core::{Tensor, Var};
 use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 
-use super::plan::{Origin, Plan};
-use super::reach::TokenPlan;
+use super::plan::{Origin, Plan, PlannedContent};
+use super::planning::plan;
 use super::report::InjectionReport;
-use crate::ModulePath;
-use crate::adapter::{
-    AdapterMethod, Built, FreshTensors, Site, StoredTensor, StoredTensors, TensorSource, TrainableTokens,
-};
+use crate::adapter::{AdapterMethod, Built, FreshTensors, Site, StoredTensor, StoredTensors};
 use crate::error::{Error, Fault, Result};
-use crate::layer::{AdaptedLayer, AdapterStack, Content, CopiedParameter, Dropout, Slot};
-use crate::module::{Injectable, Leaf, LeafMut, leaves, leaves_mut, leaves_of, replicate, replicated_tree};
+use crate::layer::{AdapterStack, Content, CopiedParameter, Dropout, Layer, Slot, StackState};
+use crate::module::{Injectable, leaves, leaves_mut, leaves_of, replicate, replicated_tree};
 use crate::ops::random::DropoutStream;
+use crate::path::ModulePath;
 
 /// The last parts of the key under which PEFT stores the bias of a copied layer once more, if biases train.
 pub(crate) const COPIED_BIAS: &str = "modules_to_save.bias";
@@ -29,13 +27,19 @@ pub(crate) enum Tensors<'a, 'b> {
     Stored(&'b mut StoredTensors<'a>),
 }
 
-/// What a plan puts on one layer.
+/// What an injection changes on one layer.
 #[derive(Default)]
-pub(crate) struct Made {
+pub(crate) struct LayerChange {
+    /// What the adapter has there.
     content: Option<Content>,
+    /// The layer's own bias, as a variable.
     bias: Option<Var>,
+    /// The layer's own weight, without what the adapter took out of it.
     weight: Option<Tensor>,
 }
+
+/// What an injection changes on each layer.
+pub(crate) type LayerChanges = BTreeMap<ModulePath, LayerChange>;
 
 /// Puts a fresh adapter on a model.
 pub(crate) fn inject_adapter<M: Injectable + ?Sized>(
@@ -43,65 +47,72 @@ pub(crate) fn inject_adapter<M: Injectable + ?Sized>(
     method: &dyn AdapterMethod,
     name: &str,
 ) -> Result<InjectionReport> {
-    let plan = Plan::new(model, method, name, Origin::Caller)?;
-    let made = make(model, &plan, Tensors::Fresh)?;
-    commit(model, &plan, made, true)
+    let plan = plan(model, method, name, Origin::Caller)?;
+    let changes = make(model, &plan, Tensors::Fresh)?;
+    commit(model, &plan, changes, true)
 }
 
-/// Makes everything that `plan` puts on the leaves of a model, in their order. Nothing is changed.
+/// Makes everything that `plan` puts on the layers of a model. Nothing is changed.
 pub(crate) fn make<M: Injectable + ?Sized>(
     model: &M,
     plan: &Plan,
     mut tensors: Tensors<'_, '_>,
-) -> Result<Vec<Made>> {
+) -> Result<LayerChanges> {
     let all = planned_leaves(model, plan);
-    let made: Vec<Result<Made>> = match &mut tensors {
+    let mut changes = LayerChanges::new();
+    match &mut tensors {
         // Each layer's values come from streams of its own, in whatever order they are drawn.
         Tensors::Fresh => {
-            all.par_iter().map(|(path, leaf)| make_one(path, *leaf, plan, &mut Tensors::Fresh)).collect()
+            let made: Vec<Result<LayerChange>> = all
+                .par_iter()
+                .map(|(path, layer)| make_change(path, *layer, plan, &mut Tensors::Fresh))
+                .collect();
+            for ((path, _), change) in all.iter().zip(made) {
+                changes.insert(path.clone(), change?);
+            }
         }
         stored @ Tensors::Stored(_) => {
-            all.iter().map(|(path, leaf)| make_one(path, *leaf, plan, stored)).collect()
-        }
-    };
-    let mut made = made.into_iter().collect::<Result<Vec<_>>>()?;
-    for (place, (path, leaf)) in all.iter().enumerate() {
-        let (Leaf::Adapted(layer), Some(TokenPlan::TiedTo(owner))) = (leaf, plan.tokens.get(path)) else {
-            continue;
-        };
-        let owner = all.iter().position(|(path, _)| path == owner).and_then(|owner| made.get(owner));
-        let rows = owner.and_then(|made| match &made.content {
-            Some(Content::Adapter(adapter)) => adapter.as_trainable_tokens(),
-            _ => None,
-        });
-        if let Some(tied) = rows.map(|rows| rows.tied_to(layer.geometry())) {
-            made[place].content = Some(Content::Adapter(Arc::new(tied)));
+            for (path, layer) in &all {
+                changes.insert(path.clone(), make_change(path, *layer, plan, stored)?);
+            }
         }
     }
-    Ok(made)
+    for (path, layer) in &all {
+        let Some(PlannedContent::TiedTokens(owner)) = plan.content(path) else { continue };
+        let tied = match changes.get(owner).and_then(|change| change.content.as_ref()) {
+            Some(Content::Adapter(adapter)) => adapter.tied_to(layer.geometry()),
+            _ => None,
+        };
+        changes.entry(path.clone()).or_default().content = tied.map(Content::Adapter);
+    }
+    Ok(changes)
 }
 
-/// Makes what `plan` puts on one leaf.
-fn make_one(path: &ModulePath, leaf: Leaf<'_>, plan: &Plan, tensors: &mut Tensors<'_, '_>) -> Result<Made> {
-    let bias = if plan.biases.contains(path) { make_bias(path, &leaf, plan, tensors)? } else { None };
-    Ok(match leaf {
-        // Made when all others are.
-        Leaf::Adapted(_) if matches!(plan.tokens.get(path), Some(TokenPlan::TiedTo(_))) => {
-            Made { bias, ..Made::default() }
+/// Makes what `plan` puts on one layer; what is tied to another layer is made when all others are.
+fn make_change(
+    path: &ModulePath,
+    layer: &dyn Layer,
+    plan: &Plan,
+    tensors: &mut Tensors<'_, '_>,
+) -> Result<LayerChange> {
+    let bias = if plan.trains_bias(path) { make_bias(path, layer, plan, tensors)? } else { None };
+    if plan.copies(path) {
+        return Ok(LayerChange { content: Some(make_copy(path, layer, tensors)?), bias, weight: None });
+    }
+    let built = if plan.adapts(path) { make_adapter(path, layer, plan, tensors)? } else { None };
+    Ok(match built {
+        Some(Built { adapter, weight }) => {
+            LayerChange { content: Some(Content::Adapter(adapter)), bias, weight }
         }
-        Leaf::Adapted(layer) if plan.adapted.contains(path) => {
-            let Built { adapter, weight } = make_adapter(path, layer, plan, tensors)?;
-            Made { content: Some(Content::Adapter(adapter)), bias, weight }
-        }
-        Leaf::Adapted(layer) if plan.copied.contains(path) => {
-            Made { content: Some(make_copy(path, layer, tensors)?), bias, weight: None }
-        }
-        Leaf::Adapted(_) | Leaf::Plain(_) => Made { bias, ..Made::default() },
+        None => LayerChange { bias, ..LayerChange::default() },
     })
 }
 
 /// The leaves that a model has once `plan` has repeated its blocks.
-fn planned_leaves<'m, M: Injectable + ?Sized>(model: &'m M, plan: &'m Plan) -> Vec<(ModulePath, Leaf<'m>)> {
+fn planned_leaves<'m, M: Injectable + ?Sized>(
+    model: &'m M,
+    plan: &'m Plan,
+) -> Vec<(ModulePath, &'m dyn Layer)> {
     match &plan.replication {
         Some(order) => leaves_of(replicated_tree(model, order)),
         None => leaves(model),
@@ -112,15 +123,14 @@ fn planned_leaves<'m, M: Injectable + ?Sized>(model: &'m M, plan: &'m Plan) -> V
 pub(crate) fn keep_weights<M: Injectable + ?Sized>(
     model: &M,
     plan: &Plan,
-    made: &mut [Made],
+    changes: &mut LayerChanges,
     is_given: impl Fn(&ModulePath, &'static str) -> bool,
 ) {
-    for ((path, leaf), made) in planned_leaves(model, plan).iter().zip(made) {
-        if let Leaf::Adapted(layer) = leaf
-            && made.weight.is_some()
-            && is_given(path, layer.weight_name())
+    for (path, layer) in planned_leaves(model, plan) {
+        if let Some(change) = changes.get_mut(&path)
+            && is_given(&path, layer.weight_name())
         {
-            made.weight = None;
+            change.weight = None;
         }
     }
 }
@@ -130,24 +140,24 @@ pub(crate) fn make_from_memory<M: Injectable + ?Sized>(
     model: &M,
     plan: &Plan,
     tensors: &BTreeMap<String, Tensor>,
-) -> Result<Vec<Made>> {
+) -> Result<LayerChanges> {
     let stored = tensors.iter().map(|(key, tensor)| (key.clone(), StoredTensor::in_memory(tensor)));
     let stored: BTreeMap<String, StoredTensor<'_>> = stored.collect();
     let mut source = StoredTensors::new(&stored);
-    let made = make(model, plan, Tensors::Stored(&mut source))?;
+    let changes = make(model, plan, Tensors::Stored(&mut source))?;
     let report = source.report();
     if !report.is_empty() {
         return Err(Error::Tensors { adapter: plan.adapter.clone(), report });
     }
-    Ok(made)
+    Ok(changes)
 }
 
 fn make_adapter(
     path: &ModulePath,
-    layer: &dyn AdaptedLayer,
+    layer: &dyn Layer,
     plan: &Plan,
     tensors: &mut Tensors<'_, '_>,
-) -> Result<Built> {
+) -> Result<Option<Built>> {
     let parameters = layer.parameters();
     let own = |wanted: &str| parameters.iter().find(|(name, _)| *name == wanted).map(|(_, tensor)| *tensor);
     let geometry = layer.geometry();
@@ -166,33 +176,24 @@ fn make_adapter(
         Tensors::Fresh => {
             let (seed, adapter, dtype) = (plan.method.seed(), plan.adapter.as_str(), site.adapter_dtype());
             let mut source = FreshTensors { seed, adapter, path, dtype, device: &device };
-            build(plan, &site, &mut source)
+            plan.build(&site, &mut source)
         }
         Tensors::Stored(stored) => {
             let mut source = stored.of_layer(plan.stored_path(path), site.adapter_dtype(), &device);
-            build(plan, &site, &mut source)
+            plan.build(&site, &mut source)
         }
     }?;
-    if built.weight.is_some() && layer.quantized_weight().is_some() {
-        let reason =
-            "its init changes the base weight, which is quantized; make the layer dense first".to_owned();
-        let (kind, method) = (layer.kind().name, plan.method.peft_type());
-        let faults = vec![Fault::UnsupportedLayer { path: path.clone(), kind, method, reason }];
+    let changes_weight = built.as_ref().is_some_and(|built| built.weight.is_some());
+    if changes_weight && layer.quantized_weight().is_some() {
+        let reason = "its init changes the base weight, which is quantized; make the layer dense first";
+        let faults = vec![Fault::unsupported_layer(path, layer.kind(), plan.method.peft_type(), reason)];
         return Err(Error::Plan { adapter: plan.adapter.clone(), faults });
     }
     Ok(built)
 }
 
-/// The adapter that `plan` has for one layer.
-pub(crate) fn build(plan: &Plan, site: &Site<'_>, source: &mut dyn TensorSource) -> Result<Built> {
-    match plan.tokens.get(site.path) {
-        Some(TokenPlan::Own(tokens)) => TrainableTokens::build(site, tokens, source),
-        _ => plan.method.build(site, source),
-    }
-}
-
 /// A copy of the layer's parameters, which keep their own dtype.
-fn make_copy(path: &ModulePath, layer: &dyn AdaptedLayer, tensors: &mut Tensors<'_, '_>) -> Result<Content> {
+fn make_copy(path: &ModulePath, layer: &dyn Layer, tensors: &mut Tensors<'_, '_>) -> Result<Content> {
     let copy = |(name, own): (&'static str, &Tensor)| {
         let var = match tensors {
             Tensors::Fresh => Var::from_tensor(&own.detach())?,
@@ -208,11 +209,11 @@ fn make_copy(path: &ModulePath, layer: &dyn AdaptedLayer, tensors: &mut Tensors<
 /// The layer's own bias as a variable.
 fn make_bias(
     path: &ModulePath,
-    leaf: &Leaf<'_>,
+    layer: &dyn Layer,
     plan: &Plan,
     tensors: &mut Tensors<'_, '_>,
 ) -> Result<Option<Var>> {
-    let Some((_, own)) = leaf.parameters().into_iter().find(|(name, _)| *name == "bias") else {
+    let Some((_, own)) = layer.parameters().into_iter().find(|(name, _)| *name == "bias") else {
         return Ok(None);
     };
     Ok(Some(match tensors {
@@ -229,7 +230,7 @@ fn make_bias(
 pub(crate) fn commit<M: Injectable + ?Sized>(
     model: &mut M,
     plan: &Plan,
-    made: Vec<Made>,
+    mut changes: LayerChanges,
     trainable: bool,
 ) -> Result<InjectionReport> {
     let state = stack_state(&leaves(model));
@@ -248,31 +249,26 @@ pub(crate) fn commit<M: Injectable + ?Sized>(
         active: state.is_none(),
         ..InjectionReport::default()
     };
-    let state =
-        state.unwrap_or_else(|| AdapterStack::new(vec![plan.adapter.clone()], true, is_training(model)));
-    for ((path, leaf), Made { content, bias, weight }) in leaves_mut(model).into_iter().zip(made) {
+    let state = state.unwrap_or_else(|| StackState {
+        active: vec![plan.adapter.clone()],
+        enabled: true,
+        training: is_training(model),
+    });
+    for (path, layer) in leaves_mut(model) {
+        let Some(LayerChange { content, bias, weight }) = changes.remove(&path) else { continue };
         if let Some(bias) = &bias {
             report.add_bias(&path, bias);
         }
-        match leaf {
-            LeafMut::Adapted(layer) => {
-                if bias.is_some() || weight.is_some() {
-                    let own_name = layer.weight_name();
-                    layer.map_parameters(&mut |name, own| {
-                        let weight = weight.as_ref().filter(|_| name == own_name);
-                        Ok(weight.cloned().unwrap_or_else(|| bias_or_own(name, own, bias.as_ref())))
-                    })?;
-                }
-                if let Some(content) = content {
-                    report.add_content(&path, &content);
-                    put(layer, &path, plan, content, &state, trainable);
-                }
-            }
-            LeafMut::Plain(layer) => {
-                if bias.is_some() {
-                    layer.map_parameters(&mut |name, own| Ok(bias_or_own(name, own, bias.as_ref())))?;
-                }
-            }
+        if bias.is_some() || weight.is_some() {
+            let own_name = layer.weight_name();
+            layer.map_parameters(&mut |name, own| {
+                let weight = weight.as_ref().filter(|_| name == own_name);
+                Ok(weight.cloned().unwrap_or_else(|| bias_or_own(name, own, bias.as_ref())))
+            })?;
+        }
+        if let Some(content) = content {
+            report.add_content(&path, &content);
+            push_slot(layer, &path, plan, content, &state, trainable);
         }
     }
     Ok(report)
@@ -280,10 +276,8 @@ pub(crate) fn commit<M: Injectable + ?Sized>(
 
 /// Begins the streams of the model's own dropout anew.
 fn seed_dropout<M: Injectable + ?Sized>(model: &mut M, seed: u64) {
-    for (path, leaf) in leaves_mut(model) {
-        if let LeafMut::Plain(layer) = leaf
-            && let Some(dropout) = layer.as_dropout_mut()
-        {
+    for (path, layer) in leaves_mut(model) {
+        if let Some(dropout) = layer.dropout_mut() {
             dropout.set_seed(seed, &path);
         }
     }
@@ -305,7 +299,7 @@ fn bias_or_own(name: &str, own: &Tensor, bias: Option<&Var>) -> Tensor {
 pub(crate) fn swap<M: Injectable + ?Sized>(
     model: &mut M,
     plan: &Plan,
-    made: Vec<Made>,
+    changes: LayerChanges,
     trainable: bool,
 ) -> Result<InjectionReport> {
     let active = leaves(model)
@@ -313,17 +307,16 @@ pub(crate) fn swap<M: Injectable + ?Sized>(
         .any(|(_, leaf)| leaf.stack().is_some_and(|stack| stack.active().contains(&plan.adapter)));
     // The one before may have trained biases of the base model.
     freeze(model)?;
-    let places = leaves_mut(model).into_iter().map(|(_, leaf)| match leaf {
-        LeafMut::Adapted(layer) => layer.stack_mut().and_then(|stack| stack.take(&plan.adapter)),
-        LeafMut::Plain(_) => None,
-    });
-    let places: Vec<Option<usize>> = places.collect();
-    let report = commit(model, plan, made, trainable)?;
-    for ((_, leaf), place) in leaves_mut(model).into_iter().zip(places) {
-        let LeafMut::Adapted(layer) = leaf else { continue };
+    let mut positions: BTreeMap<ModulePath, usize> = BTreeMap::new();
+    for (path, layer) in leaves_mut(model) {
+        let position = layer.stack_mut().and_then(|stack| stack.take(&plan.adapter));
+        positions.extend(position.map(|position| (path, position)));
+    }
+    let report = commit(model, plan, changes, trainable)?;
+    for (path, layer) in leaves_mut(model) {
         let Some(stack) = layer.stack_mut() else { continue };
-        if let Some(place) = place {
-            stack.move_last_to(&plan.adapter, place);
+        if let Some(position) = positions.get(&path) {
+            stack.move_last_to(&plan.adapter, *position);
         }
         if stack.slots().is_empty() {
             layer.drop_stack(false);
@@ -332,15 +325,16 @@ pub(crate) fn swap<M: Injectable + ?Sized>(
     Ok(InjectionReport { active, ..report })
 }
 
-fn put(
-    layer: &mut dyn AdaptedLayer,
+/// Puts the adapter on top of the layer's stack.
+fn push_slot(
+    layer: &mut dyn Layer,
     path: &ModulePath,
     plan: &Plan,
     content: Content,
-    state: &AdapterStack,
+    state: &StackState,
     trainable: bool,
 ) {
-    layer.ensure_stack(state.clone());
+    layer.ensure_stack(AdapterStack::new(path.clone(), layer.geometry(), state.clone()));
     if let Some(stack) = layer.stack_mut() {
         let dropout = DropoutStream::new(plan.method.seed(), format!("{}/{path}/dropout", plan.adapter));
         let (name, method) = (plan.adapter.clone(), Arc::clone(&plan.method));
@@ -350,27 +344,18 @@ fn put(
 
 /// Takes the base model's parameters out of any graph, so that none of them is a variable any more.
 fn freeze<M: Injectable + ?Sized>(model: &mut M) -> Result<()> {
-    for (path, leaf) in leaves_mut(model) {
-        let mut detach = |_: &'static str, own: &Tensor| Ok(own.detach());
-        match leaf {
-            LeafMut::Adapted(layer) if layer.parameters().iter().any(|(_, own)| own.track_op()) => {
-                layer.map_parameters(&mut detach)
-            }
-            LeafMut::Plain(layer) if layer.parameters().iter().any(|(_, own)| own.track_op()) => {
-                layer.map_parameters(&mut detach)
-            }
-            LeafMut::Adapted(_) | LeafMut::Plain(_) => Ok(()),
+    for (path, layer) in leaves_mut(model) {
+        if layer.parameters().iter().any(|(_, own)| own.track_op()) {
+            layer.map_parameters(&mut |_, own| Ok(own.detach())).map_err(|error| match error {
+                Error::Candle(source) => Error::on_layer(&path)(source),
+                other => other,
+            })?;
         }
-        .map_err(|error| match error {
-            Error::Candle(source) => Error::on_layer(&path)(source),
-            other => other,
-        })?;
     }
     Ok(())
 }
 
-/// What is active, enabled and training in the model, without any adapters; `None` if it has none.
-pub(crate) fn stack_state(leaves: &[(ModulePath, Leaf<'_>)]) -> Option<AdapterStack> {
-    let stack = leaves.iter().find_map(|(_, leaf)| leaf.stack())?;
-    Some(AdapterStack::new(stack.active().to_vec(), stack.enabled(), stack.training()))
+/// What is active, enabled and training in the model; `None` if it has no adapters.
+fn stack_state(leaves: &[(ModulePath, &dyn Layer)]) -> Option<StackState> {
+    leaves.iter().find_map(|(_, layer)| layer.stack()).map(|stack| stack.state().clone())
 }

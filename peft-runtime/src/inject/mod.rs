@@ -1,18 +1,15 @@
 //! Injection: a pure plan that finds every fault, then an application that cannot fail half-way.
 
 mod apply;
-mod exact;
-mod facts;
+mod name;
 mod plan;
-mod planner;
-mod reach;
-mod replication;
+mod planning;
 mod report;
 
 pub(crate) use apply::{
-    COPIED_BIAS, Made, Tensors, build, commit, inject_adapter, keep_weights, make, make_from_memory, swap,
+    COPIED_BIAS, LayerChanges, Tensors, commit, inject_adapter, keep_weights, make, make_from_memory, swap,
 };
-pub(crate) use exact::exactly_targeted;
-pub(crate) use plan::{Origin, Plan, name_fault, selector};
-pub(crate) use reach::{TokenPlan, stored_paths};
+pub(crate) use name::name_fault;
+pub(crate) use plan::{Origin, Plan};
+pub(crate) use planning::{exactly_targeted, plan, selector, stored_paths};
 pub use report::InjectionReport;

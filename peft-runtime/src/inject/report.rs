@@ -4,8 +4,8 @@ use std::fmt;
 
 use candle_core::Var;
 
-use crate::ModulePath;
 use crate::layer::Content;
+use crate::path::ModulePath;
 
 /// What an injection did to the model.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

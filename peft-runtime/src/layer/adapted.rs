@@ -7,7 +7,7 @@ use candle_core::{DType, Device, Tensor};
 use candle_nn::Module;
 
 use super::forward::{forward, plain};
-use super::{AdapterStack, BaseLayer, LayerInput, ParameterMap};
+use super::{AdapterStack, BaseLayer, Layer, LayerInput, ParameterMap};
 use crate::adapter::Geometry;
 use crate::error::Result;
 use crate::schema::LayerKind;
@@ -85,7 +85,7 @@ impl<L: BaseLayer> Adapted<L> {
     /// `residual` plus the layer's output: a residual connection.
     ///
     /// It computes what the sum of the two does. Where the layer is linear and frozen, in f32 or f64 on the CPU, and has no
-    /// adapter or one that adds a low-rank product, both are one pass, and training does not keep the layer's output beside
+    /// adapter or one that adds a low-rank product, both are one pass, and training does not keep the layer's output next to
     /// the sum.
     ///
     /// ```
@@ -141,7 +141,8 @@ impl<L: BaseLayer> Adapted<L> {
         match self {
             Self::Base(layer) => plain(layer, input, residual),
             Self::Stacked(stacked) => {
-                forward(&stacked.base, stacked.merged.as_ref(), &stacked.stack, input, residual)
+                let Stacked { base, merged, stack } = &**stacked;
+                forward(base, merged.as_ref(), stack, input, residual).map_err(|error| stack.on_layer(error))
             }
         }
     }
@@ -153,101 +154,57 @@ impl<L: BaseLayer> Module for Adapted<L> {
     }
 }
 
-/// An [`Adapted`] layer of any kind: what injecting, merging and saving work with.
-pub trait AdaptedLayer: Sync {
-    /// The layer's name and family.
-    fn kind(&self) -> LayerKind;
-
-    /// The name of the parameter that adapters are merged into.
-    fn weight_name(&self) -> &'static str;
-
-    /// The layer's shape.
-    fn geometry(&self) -> Geometry;
-
-    /// The layer as PyTorch prints it.
-    fn describe(&self) -> String;
-
-    /// The layer's own parameters, whatever is merged.
-    fn parameters(&self) -> Vec<(&'static str, &Tensor)>;
-
-    /// The parameters that act now: those with adapters merged in, if some are.
-    fn effective_parameters(&self) -> Vec<(&'static str, &Tensor)>;
-
-    /// The dtype of the layer's weight and where it is.
-    fn dtype_and_device(&self) -> (DType, Device);
-
-    /// The layer's own weight, dense.
-    ///
-    /// # Errors
-    /// If a compressed weight cannot be made dense.
-    fn dense_weight(&self) -> candle_core::Result<Tensor>;
-
-    /// The layer's own weight, if it is quantized and for that reason none of the parameters.
-    fn quantized_weight(&self) -> Option<&Arc<QTensor>>;
-
-    /// The adapters, if the layer ever got one.
-    fn stack(&self) -> Option<&AdapterStack>;
-
-    /// The adapters, if the layer ever got one.
-    fn stack_mut(&mut self) -> Option<&mut AdapterStack>;
-
-    /// Gives the layer a place for adapters; one that it has already stays.
-    fn ensure_stack(&mut self, stack: AdapterStack);
-
-    /// Makes the layer a plain one again; with `keep_merged`, one that keeps what is merged.
-    fn drop_stack(&mut self, keep_merged: bool);
-
-    /// Gives the layer's own parameters new values.
-    ///
-    /// # Errors
-    /// If `map` fails; the layer is then as it was.
-    fn map_parameters(&mut self, map: &mut ParameterMap<'_>) -> Result<()>;
-
-    /// Says which parameters act instead of the layer's own, or that its own do.
-    ///
-    /// # Errors
-    /// If `map` fails; the layer is then as it was.
-    fn set_merged(&mut self, map: Option<&mut ParameterMap<'_>>) -> Result<()>;
-}
-
-impl<L: BaseLayer> AdaptedLayer for Adapted<L> {
+impl<L: BaseLayer> Layer for Adapted<L> {
     fn kind(&self) -> LayerKind {
         L::KIND
+    }
+
+    fn describe(&self) -> Option<String> {
+        Some(BaseLayer::describe(self.base()))
+    }
+
+    fn parameters(&self) -> Vec<(&'static str, &Tensor)> {
+        BaseLayer::parameters(self.base())
+    }
+
+    fn map_parameters(&mut self, map: &mut ParameterMap<'_>) -> Result<()> {
+        let layer = BaseLayer::map_parameters(self.base(), map)?;
+        *self.base_mut() = layer;
+        Ok(())
+    }
+
+    fn quantized_weight(&self) -> Option<&Arc<QTensor>> {
+        BaseLayer::quantized_weight(self.base())
+    }
+
+    fn can_carry_adapters(&self) -> bool {
+        true
+    }
+
+    fn geometry(&self) -> Geometry {
+        match self {
+            Self::Base(layer) => BaseLayer::geometry(layer),
+            Self::Stacked(stacked) => stacked.stack.geometry().clone(),
+        }
     }
 
     fn weight_name(&self) -> &'static str {
         L::WEIGHT
     }
 
-    fn geometry(&self) -> Geometry {
-        self.base().geometry()
-    }
-
-    fn describe(&self) -> String {
-        self.base().describe()
-    }
-
-    fn parameters(&self) -> Vec<(&'static str, &Tensor)> {
-        self.base().parameters()
-    }
-
     fn effective_parameters(&self) -> Vec<(&'static str, &Tensor)> {
-        match self {
-            Self::Base(layer) => layer.parameters(),
-            Self::Stacked(stacked) => stacked.merged.as_ref().unwrap_or(&stacked.base).parameters(),
-        }
+        BaseLayer::parameters(match self {
+            Self::Base(layer) => layer,
+            Self::Stacked(stacked) => stacked.merged.as_ref().unwrap_or(&stacked.base),
+        })
     }
 
     fn dtype_and_device(&self) -> (DType, Device) {
-        self.base().dtype_and_device()
+        BaseLayer::dtype_and_device(self.base())
     }
 
     fn dense_weight(&self) -> candle_core::Result<Tensor> {
-        self.base().dense_weight()
-    }
-
-    fn quantized_weight(&self) -> Option<&Arc<QTensor>> {
-        self.base().quantized_weight()
+        BaseLayer::dense_weight(self.base())
     }
 
     fn stack(&self) -> Option<&AdapterStack> {
@@ -277,15 +234,9 @@ impl<L: BaseLayer> AdaptedLayer for Adapted<L> {
         }
     }
 
-    fn map_parameters(&mut self, map: &mut ParameterMap<'_>) -> Result<()> {
-        let layer = self.base().map_parameters(map)?;
-        *self.base_mut() = layer;
-        Ok(())
-    }
-
     fn set_merged(&mut self, map: Option<&mut ParameterMap<'_>>) -> Result<()> {
         if let Self::Stacked(stacked) = self {
-            stacked.merged = map.map(|map| stacked.base.map_parameters(map)).transpose()?;
+            stacked.merged = map.map(|map| BaseLayer::map_parameters(&stacked.base, map)).transpose()?;
         }
         Ok(())
     }

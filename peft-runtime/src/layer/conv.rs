@@ -3,8 +3,9 @@
 use candle_core::Tensor;
 use candle_nn::{Conv1d, Conv2d};
 
-use super::{BaseLayer, ParameterMap};
-use crate::adapter::{ConvSettings, Geometry, tuple};
+use super::parameters::{map_weight_and_bias, weight_and_bias};
+use super::{BaseLayer, ParameterMap, python_tuple};
+use crate::adapter::{ConvSettings, Geometry};
 use crate::error::Result;
 use crate::ops::add_promoted;
 use crate::ops::conv::conv;
@@ -42,11 +43,11 @@ fn describe(weight: &Tensor, has_bias: bool, settings: ConvSettings) -> String {
     let Geometry::Conv { in_channels, out_channels, kernel, .. } = geometry(weight, settings) else {
         return format!("Conv({:?})", weight.dims());
     };
-    let each = |value: usize| tuple(&vec![value; kernel.len()]);
+    let each = |value: usize| python_tuple(&vec![value; kernel.len()]);
     let mut text = format!(
         "Conv{}d({in_channels}, {out_channels}, kernel_size={}, stride={}",
         kernel.len(),
-        tuple(&kernel),
+        python_tuple(&kernel),
         each(settings.stride)
     );
     if settings.padding != 0 {
@@ -65,7 +66,7 @@ fn describe(weight: &Tensor, has_bias: bool, settings: ConvSettings) -> String {
     text
 }
 
-/// The two layers differ in the type of their config alone.
+/// The two layers differ only in the type of their config.
 macro_rules! impl_base_layer {
     ($layer:ident) => {
         impl BaseLayer for $layer {
@@ -76,14 +77,11 @@ macro_rules! impl_base_layer {
             }
 
             fn parameters(&self) -> Vec<(&'static str, &Tensor)> {
-                let mut parameters = vec![("weight", self.weight())];
-                parameters.extend(self.bias().map(|bias| ("bias", bias)));
-                parameters
+                weight_and_bias(self.weight(), self.bias())
             }
 
             fn map_parameters(&self, map: &mut ParameterMap<'_>) -> Result<Self> {
-                let weight = map("weight", self.weight())?;
-                let bias = self.bias().map(|bias| map("bias", bias)).transpose()?;
+                let (weight, bias) = map_weight_and_bias(self.weight(), self.bias(), map)?;
                 Ok(Self::new(weight, bias, *self.config()))
             }
 

@@ -4,9 +4,9 @@ use candle_core::{Result, Tensor, bail};
 use candle_nn::Module;
 
 use super::scope;
-use crate::ModulePath;
 use crate::ops::dropout::{DropoutMask, dropout};
 use crate::ops::random::DropoutStream;
+use crate::path::ModulePath;
 
 /// A layer of the model that drops elements at random and scales those it keeps by `1 / (1 - probability)`.
 ///
@@ -71,7 +71,7 @@ impl Dropout {
     /// nothing is dropped.
     ///
     /// # Errors
-    /// If a block of [`checkpointed`](crate::nn::checkpointed) draws more masks when it runs again.
+    /// If a block of [`recomputed`](crate::nn::recomputed) draws more masks when it runs again.
     pub fn draw(&self) -> Result<Option<DropoutMask>> {
         // Inputs are recorded from the model as it is.
         if !self.training || self.probability == 0.0 || scope::records() {

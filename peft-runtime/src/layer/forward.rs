@@ -26,8 +26,7 @@ pub(super) fn forward<L: BaseLayer>(
         return plain(merged, input, residual);
     }
     let slots: Vec<&Slot> = stack.active_slots().collect();
-    let adapt =
-        |layer: &L| with_facts(layer, stack.training(), |facts| adapt(facts, &slots, input, residual));
+    let adapt = |layer: &L| with_borrowed(layer, stack, |borrowed| adapt(borrowed, &slots, input, residual));
     with_copy(base, &slots, adapt)
 }
 
@@ -72,30 +71,35 @@ fn with_copy<L: BaseLayer>(
 }
 
 /// What a forward pass borrows from its layer.
-struct Facts<'l, L> {
+struct BorrowedLayer<'l, L> {
     layer: &'l L,
-    geometry: Geometry,
+    geometry: &'l Geometry,
     bias: Option<&'l Tensor>,
     weight: &'l dyn Fn() -> Result<Tensor>,
     base: &'l dyn Fn(&Tensor) -> Result<Tensor>,
     training: bool,
 }
 
-/// Calls `f` with the facts of the layer.
-fn with_facts<L: BaseLayer, T>(layer: &L, training: bool, f: impl FnOnce(&Facts<'_, L>) -> T) -> T {
+/// Calls `f` with what a pass borrows from the layer.
+fn with_borrowed<L: BaseLayer, T>(
+    layer: &L,
+    stack: &AdapterStack,
+    f: impl FnOnce(&BorrowedLayer<'_, L>) -> T,
+) -> T {
     let parameters = layer.parameters();
     let bias = parameters.iter().find(|(name, _)| *name == "bias").map(|(_, bias)| *bias);
     let weight = || layer.dense_weight();
     let base = |x: &Tensor| layer.forward_base(x);
-    f(&Facts { layer, geometry: layer.geometry(), bias, weight: &weight, base: &base, training })
+    let (geometry, training) = (stack.geometry(), stack.training());
+    f(&BorrowedLayer { layer, geometry, bias, weight: &weight, base: &base, training })
 }
 
-impl<L> Facts<'_, L> {
+impl<L> BorrowedLayer<'_, L> {
     /// The slot's adapter, if it has one here, and the call it gets.
     fn call<'f>(&'f self, slot: &'f Slot) -> Option<(&'f dyn Adapter, Call<'f>)> {
         let tracks = slot.trainable && scope::tracks();
         let call = Call {
-            geometry: &self.geometry,
+            geometry: self.geometry,
             bias: self.bias,
             weight: self.weight,
             base: self.base,
@@ -110,13 +114,14 @@ impl<L> Facts<'_, L> {
 /// The layer's output with the slots' adapters one after the other, rounded to the layer's own dtype at the end, and added
 /// to a residual if there is one.
 fn adapt<L: BaseLayer>(
-    facts: &Facts<'_, L>,
+    borrowed: &BorrowedLayer<'_, L>,
     slots: &[&Slot],
     input: LayerInput<'_>,
     residual: Option<&Tensor>,
 ) -> Result<Tensor> {
-    let layer = facts.layer;
-    let adapters: Vec<(&dyn Adapter, Call<'_>)> = slots.iter().filter_map(|slot| facts.call(slot)).collect();
+    let layer = borrowed.layer;
+    let adapters: Vec<(&dyn Adapter, Call<'_>)> =
+        slots.iter().filter_map(|slot| borrowed.call(slot)).collect();
     let terms = match adapters.first() {
         Some((adapter, call)) => adapter.low_rank(call)?,
         None => None,
@@ -168,8 +173,7 @@ fn forward_rows<L: BaseLayer>(base: &L, stack: &AdapterStack, x: &Tensor, rows: 
     let compute = |slot: Option<&Slot>, x: &Tensor| {
         let slots: Vec<&Slot> = slot.into_iter().collect();
         let input = LayerInput::Tensor(x);
-        let adapt =
-            |layer: &L| with_facts(layer, stack.training(), |facts| adapt(facts, &slots, input, None));
+        let adapt = |layer: &L| with_borrowed(layer, stack, |borrowed| adapt(borrowed, &slots, input, None));
         with_copy(base, &slots, adapt)
     };
     if let [group] = groups.as_slice() {
@@ -187,7 +191,7 @@ fn forward_rows<L: BaseLayer>(base: &L, stack: &AdapterStack, x: &Tensor, rows: 
     let outputs = if groups.iter().any(has_copy) {
         groups.iter().zip(&inputs).map(|(group, x)| compute(group.slot, x)).collect::<Result<_>>()?
     } else {
-        with_facts(base, stack.training(), |facts| forward_groups(facts, &groups, &x, &inputs))?
+        with_borrowed(base, stack, |borrowed| forward_groups(borrowed, &groups, &x, &inputs))?
     };
     let mut place = vec![0u32; order.len()];
     for (position, row) in (0..).zip(order) {
@@ -212,13 +216,13 @@ fn group_rows<'s>(stack: &'s AdapterStack, rows: &[String]) -> Vec<Group<'s>> {
 
 /// The outputs of the groups, with one pass of the layer itself over all of them.
 fn forward_groups<L: BaseLayer>(
-    facts: &Facts<'_, L>,
+    borrowed: &BorrowedLayer<'_, L>,
     groups: &[Group<'_>],
     x: &Tensor,
     inputs: &[Tensor],
 ) -> Result<Vec<Tensor>> {
     let calls: Vec<Option<_>> =
-        groups.iter().map(|group| group.slot.and_then(|slot| facts.call(slot))).collect();
+        groups.iter().map(|group| group.slot.and_then(|slot| borrowed.call(slot))).collect();
     let mut changed = false;
     let mut base_inputs = Vec::with_capacity(inputs.len());
     for (call, x) in calls.iter().zip(inputs) {
@@ -230,9 +234,9 @@ fn forward_groups<L: BaseLayer>(
         base_inputs.push(changed_input.unwrap_or_else(|| x.clone()));
     }
     let output = if changed {
-        facts.layer.forward_base(&Tensor::cat(&base_inputs, 0)?)?
+        borrowed.layer.forward_base(&Tensor::cat(&base_inputs, 0)?)?
     } else {
-        facts.layer.forward_base(x)?
+        borrowed.layer.forward_base(x)?
     };
     let mut outputs = Vec::with_capacity(inputs.len());
     let mut start = 0;

@@ -3,12 +3,13 @@
 use candle_core::Tensor;
 use candle_nn::Linear;
 
+use super::parameters::{map_weight_and_bias, weight_and_bias};
 use super::{BaseLayer, LayerInput, ParameterMap, python_bool};
 use crate::adapter::{Geometry, LowRank};
 use crate::error::Result;
 use crate::ops::linear::linear;
-use crate::ops::linear_add::linear_add;
-use crate::ops::low_rank::{can_fuse, linear_low_rank};
+use crate::ops::linear::low_rank::{can_fuse, linear_low_rank};
+use crate::ops::linear::residual::linear_add;
 use crate::schema::{Family, LayerKind};
 
 impl BaseLayer for Linear {
@@ -22,14 +23,11 @@ impl BaseLayer for Linear {
     }
 
     fn parameters(&self) -> Vec<(&'static str, &Tensor)> {
-        let mut parameters = vec![("weight", self.weight())];
-        parameters.extend(self.bias().map(|bias| ("bias", bias)));
-        parameters
+        weight_and_bias(self.weight(), self.bias())
     }
 
     fn map_parameters(&self, map: &mut ParameterMap<'_>) -> Result<Self> {
-        let weight = map("weight", self.weight())?;
-        let bias = self.bias().map(|bias| map("bias", bias)).transpose()?;
+        let (weight, bias) = map_weight_and_bias(self.weight(), self.bias(), map)?;
         Ok(Self::new(weight, bias))
     }
 

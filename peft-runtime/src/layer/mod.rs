@@ -5,10 +5,13 @@ mod any_linear;
 mod calls;
 mod conv;
 mod dropout;
+mod dynamic;
 mod embedding;
 mod forward;
 mod linear;
 mod norm;
+mod parameters;
+mod plain;
 mod quantized;
 mod scope;
 mod stack;
@@ -25,15 +28,17 @@ use crate::adapter::{Geometry, LowRank};
 use crate::error::Result;
 use crate::schema::LayerKind;
 
-pub use crate::ops::input::LayerInput;
-pub use adapted::{Adapted, AdaptedLayer};
+pub use crate::ops::linear::input::LayerInput;
+pub use adapted::Adapted;
 pub use any_linear::AnyLinear;
 pub(crate) use calls::Called;
 pub use dropout::Dropout;
+pub use dynamic::Layer;
 pub use embedding::PaddedEmbedding;
 pub use quantized::QuantizedLinear;
 pub use scope::no_grad;
 pub(crate) use scope::{BASE_ROW, Scope, record_inputs, with_rows};
+pub(crate) use stack::StackState;
 pub use stack::{AdapterStack, Content, CopiedParameter, Slot};
 pub use transposed::TransposedLinear;
 pub use weight::Weight;
@@ -123,7 +128,7 @@ pub trait BaseLayer: Clone + Debug + Send + Sync + 'static {
     /// If `map` fails.
     fn map_parameters(&self, map: &mut ParameterMap<'_>) -> Result<Self>;
 
-    /// The layer's output, without a gradient for parameters that are no variables.
+    /// The layer's output, without a gradient for parameters that are not variables.
     ///
     /// # Errors
     /// If the input does not fit.
@@ -149,10 +154,7 @@ pub trait BaseLayer: Clone + Debug + Send + Sync + 'static {
 
     /// The dtype of the weight and where it is; by default those of the first parameter.
     fn dtype_and_device(&self) -> (DType, Device) {
-        match self.parameters().first() {
-            Some((_, first)) => (first.dtype(), first.device().clone()),
-            None => (DType::F32, Device::Cpu),
-        }
+        dynamic::dtype_and_device(&self.parameters())
     }
 
     /// The weight as a dense tensor outside of any graph; by default the parameter called [`WEIGHT`](Self::WEIGHT).
@@ -160,10 +162,7 @@ pub trait BaseLayer: Clone + Debug + Send + Sync + 'static {
     /// # Errors
     /// If a compressed weight cannot be made dense, or there is none.
     fn dense_weight(&self) -> candle_core::Result<Tensor> {
-        match self.parameters().into_iter().find(|(name, _)| *name == Self::WEIGHT) {
-            Some((_, weight)) => Ok(weight.detach()),
-            None => candle_core::bail!("a {} has no weight", Self::KIND),
-        }
+        dynamic::dense_weight(Self::KIND, Self::WEIGHT, self.parameters())
     }
 
     /// The weight, if it is quantized and for that reason none of the parameters.
@@ -192,4 +191,15 @@ pub(crate) fn python_float(value: f64) -> String {
         }
     }
     format!("{value:?}")
+}
+
+/// Sizes as Python prints a tuple.
+pub(crate) fn python_tuple(sizes: &[usize]) -> String {
+    match sizes {
+        [one] => format!("({one},)"),
+        many => {
+            let many: Vec<String> = many.iter().map(ToString::to_string).collect();
+            format!("({})", many.join(", "))
+        }
+    }
 }

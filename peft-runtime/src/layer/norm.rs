@@ -6,6 +6,7 @@
 use candle_core::Tensor;
 use candle_nn::{LayerNorm, RmsNorm};
 
+use super::parameters::{map_weight_and_bias, weight_and_bias};
 use super::{BaseLayer, ParameterMap, python_bool, python_float};
 use crate::adapter::Geometry;
 use crate::error::Result;
@@ -20,14 +21,11 @@ impl BaseLayer for LayerNorm {
     }
 
     fn parameters(&self) -> Vec<(&'static str, &Tensor)> {
-        let mut parameters = vec![("weight", self.weight())];
-        parameters.extend(self.bias().map(|bias| ("bias", bias)));
-        parameters
+        weight_and_bias(self.weight(), self.bias())
     }
 
     fn map_parameters(&self, map: &mut ParameterMap<'_>) -> Result<Self> {
-        let weight = map("weight", self.weight())?;
-        let bias = self.bias().map(|bias| map("bias", bias)).transpose()?;
+        let (weight, bias) = map_weight_and_bias(self.weight(), self.bias(), map)?;
         Ok(match (bias, self.remove_mean()) {
             (Some(bias), _) => Self::new(weight, bias, self.eps()),
             (None, true) => Self::new_no_bias(weight, self.eps()),

@@ -9,9 +9,9 @@ use candle_nn::{Linear, Module};
 use super::{BaseLayer, LayerInput, ParameterMap, python_bool};
 use crate::adapter::{Geometry, LowRank};
 use crate::error::Result;
-use crate::ops::linear_add::quantized_linear_add;
-use crate::ops::low_rank::{can_fuse_quantized, quantized_linear_low_rank};
-use crate::ops::quantized_linear::quantized_linear;
+use crate::ops::linear::low_rank::{can_fuse_quantized, quantized_linear_low_rank};
+use crate::ops::linear::quantized::quantized_linear;
+use crate::ops::linear::residual::quantized_linear_add;
 use crate::schema::{Family, LayerKind};
 
 /// A linear layer whose weight is quantized: `y = x·Wᵀ + b`.
@@ -64,7 +64,7 @@ impl QuantizedLinear {
     /// `linear` with its weight quantized.
     ///
     /// # Errors
-    /// If the number of input features is no multiple of the type's block size: 256 for the K types, 32 for the others, 1
+    /// If the number of input features is not a multiple of the type's block size: 256 for the K types, 32 for the others, 1
     /// for floats.
     pub fn from_linear(linear: &Linear, dtype: GgmlDType) -> candle_core::Result<Self> {
         // candle quantizes all of the memory behind a tensor, also what a view leaves out.

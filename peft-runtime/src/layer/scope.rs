@@ -6,6 +6,7 @@ use std::sync::Arc;
 use candle_core::{Result, Tensor};
 
 use super::{AdapterStack, LayerInput};
+use crate::path::ModulePath;
 
 /// The name that stands for a row without an adapter.
 pub(crate) const BASE_ROW: &str = "__base__";
@@ -59,13 +60,13 @@ pub(crate) fn with_rows<T>(rows: Arc<[String]>, f: impl FnOnce() -> T) -> T {
 /// The inputs of the layers that carry one adapter, in the order in which they come.
 struct Recorder {
     adapter: String,
-    /// Each with the address of the adapter's state on the layer.
-    inputs: Vec<(usize, Tensor)>,
+    /// Each with the layer's path.
+    inputs: Vec<(ModulePath, Tensor)>,
 }
 
-/// Runs `f` with the base model alone; the answer has the input of every layer that carries `adapter`, each with the
-/// address of the adapter's state there.
-pub(crate) fn record_inputs<T>(adapter: &str, f: impl FnOnce() -> T) -> (T, Vec<(usize, Tensor)>) {
+/// Runs `f` with only the base model acting; returns the input of every layer that carries `adapter` too, each with the
+/// layer's path.
+pub(crate) fn record_inputs<T>(adapter: &str, f: impl FnOnce() -> T) -> (T, Vec<(ModulePath, Tensor)>) {
     let recorder = Recorder { adapter: adapter.to_owned(), inputs: Vec::new() };
     RECORDER.replace(Some(recorder));
     let _restore = Restore(|| {
@@ -76,12 +77,12 @@ pub(crate) fn record_inputs<T>(adapter: &str, f: impl FnOnce() -> T) -> (T, Vec<
     (output, recorded.map(|recorder| recorder.inputs).unwrap_or_default())
 }
 
-/// Hands the input of a layer to the recorder; the answer is whether there is one, so that adapters do not act.
+/// Hands the input of a layer to the recorder; returns whether there is one, in which case adapters do not act.
 pub(super) fn record(stack: &AdapterStack, input: LayerInput<'_>) -> Result<bool> {
     RECORDER.with_borrow_mut(|recorder| {
         let Some(recorder) = recorder else { return Ok(false) };
-        if let Some(slot) = stack.slot(&recorder.adapter) {
-            recorder.inputs.push((slot.address(), input.tensor()?.detach()));
+        if stack.slot(&recorder.adapter).is_some() {
+            recorder.inputs.push((stack.path().clone(), input.tensor()?.detach()));
         }
         Ok(true)
     })

@@ -5,18 +5,27 @@ use std::sync::Arc;
 use candle_core::Var;
 
 use super::calls::{Called, Calls};
-use crate::adapter::{Adapter, AdapterMethod};
+use crate::adapter::{Adapter, AdapterMethod, Geometry};
 use crate::ops::random::DropoutStream;
+use crate::path::ModulePath;
 
 /// The adapters of one layer, in the order in which they came.
 #[derive(Clone, Debug)]
 pub struct AdapterStack {
+    path: ModulePath,
+    geometry: Geometry,
     slots: Vec<Slot>,
-    active: Vec<String>,
     merged: Vec<String>,
-    enabled: bool,
-    training: bool,
+    state: StackState,
     calls: Calls,
+}
+
+/// What all layers of a model have in common: which adapters are active, and how they act.
+#[derive(Clone, Debug)]
+pub(crate) struct StackState {
+    pub(crate) active: Vec<String>,
+    pub(crate) enabled: bool,
+    pub(crate) training: bool,
 }
 
 /// One adapter's place on a layer.
@@ -55,14 +64,9 @@ impl Slot {
     /// Whether the adapter puts values of its own in the place of the layer's, which only one active adapter can.
     pub(crate) fn replaces_values(&self) -> bool {
         match &self.content {
-            Content::Adapter(adapter) => adapter.as_trainable_tokens().is_some(),
+            Content::Adapter(adapter) => adapter.replaces_values(),
             Content::Copy(_) => true,
         }
-    }
-
-    /// What tells this slot from those of other layers: where the state of its adapter is in memory.
-    pub(crate) fn address(&self) -> usize {
-        self.adapter().map_or(0, |adapter| Arc::as_ptr(adapter).addr())
     }
 
     /// The state of the adapter's method, unless the adapter has a full copy here.
@@ -83,9 +87,20 @@ impl Slot {
 }
 
 impl AdapterStack {
-    /// No adapters yet, but the model-wide state that new adapters come into.
-    pub(crate) fn new(active: Vec<String>, enabled: bool, training: bool) -> Self {
-        Self { slots: Vec::new(), active, merged: Vec::new(), enabled, training, calls: Calls::none() }
+    /// The place for adapters of the layer at `path`, with the model-wide state that they come into.
+    pub(crate) fn new(path: ModulePath, geometry: Geometry, state: StackState) -> Self {
+        Self { path, geometry, slots: Vec::new(), merged: Vec::new(), state, calls: Calls::none() }
+    }
+
+    /// Where the layer is in its model. If the layer is moved, the next operation on the adapters of the model that it is
+    /// in corrects the path.
+    pub fn path(&self) -> &ModulePath {
+        &self.path
+    }
+
+    /// The layer's shape, which no operation changes.
+    pub fn geometry(&self) -> &Geometry {
+        &self.geometry
     }
 
     /// The adapters in the order in which they came.
@@ -100,7 +115,7 @@ impl AdapterStack {
 
     /// The names of the active adapters in order; this layer need not have all of them.
     pub fn active(&self) -> &[String] {
-        &self.active
+        &self.state.active
     }
 
     /// The names of the adapters merged into the layer's weight, in order.
@@ -110,12 +125,25 @@ impl AdapterStack {
 
     /// Whether adapters act at all.
     pub fn enabled(&self) -> bool {
-        self.enabled
+        self.state.enabled
     }
 
     /// Whether dropout acts.
     pub fn training(&self) -> bool {
-        self.training
+        self.state.training
+    }
+
+    pub(crate) fn state(&self) -> &StackState {
+        &self.state
+    }
+
+    pub(crate) fn set_path(&mut self, path: ModulePath) {
+        self.path = path;
+    }
+
+    /// The error with the layer's path before it.
+    pub(super) fn on_layer(&self, error: candle_core::Error) -> candle_core::Error {
+        if self.path.is_root() { error } else { error.context(format!("on `{}`", self.path)) }
     }
 
     /// Notes that the layer runs, as part of a graph or not.
@@ -130,7 +158,7 @@ impl AdapterStack {
 
     /// The active adapters that this layer has, in their order; one named twice comes twice.
     pub(crate) fn active_slots(&self) -> impl Iterator<Item = &Slot> {
-        self.active.iter().filter_map(|name| self.slot(name))
+        self.state.active.iter().filter_map(|name| self.slot(name))
     }
 
     pub(crate) fn slot_mut(&mut self, name: &str) -> Option<&mut Slot> {
@@ -141,7 +169,7 @@ impl AdapterStack {
         self.slots.push(slot);
     }
 
-    /// Takes an adapter's slot away and nothing else; the answer is where it was.
+    /// Takes away only an adapter's slot, and returns where it was.
     pub(crate) fn take(&mut self, name: &str) -> Option<usize> {
         let place = self.slots.iter().position(|slot| slot.name == name)?;
         self.slots.remove(place);
@@ -159,13 +187,15 @@ impl AdapterStack {
     /// Gives an adapter another name.
     pub(crate) fn rename(&mut self, name: &str, new_name: &str) {
         let slots = self.slots.iter_mut().map(|slot| &mut slot.name);
-        for known in slots.chain(&mut self.active).chain(&mut self.merged).filter(|known| *known == name) {
+        for known in
+            slots.chain(&mut self.state.active).chain(&mut self.merged).filter(|known| *known == name)
+        {
             new_name.clone_into(known);
         }
     }
 
     pub(crate) fn set_active(&mut self, active: &[String]) {
-        self.active = active.to_vec();
+        self.state.active = active.to_vec();
     }
 
     pub(crate) fn set_merged(&mut self, merged: Vec<String>) {
@@ -173,21 +203,22 @@ impl AdapterStack {
     }
 
     pub(crate) fn set_enabled(&mut self, enabled: bool) {
-        self.enabled = enabled;
+        self.state.enabled = enabled;
     }
 
     pub(crate) fn set_training(&mut self, training: bool) {
-        self.training = training;
+        self.state.training = training;
     }
 
     /// Takes an adapter away, also from the active ones of a layer that does not have it. If it was the only active one,
     /// the first of the layer's others by name becomes active.
     pub(crate) fn delete(&mut self, name: &str) {
         self.slots.retain(|slot| slot.name != name);
-        if self.active.iter().any(|active| active == name) {
-            self.active.retain(|active| active != name);
-            if self.active.is_empty() {
-                self.active.extend(self.slots.iter().map(|slot| &slot.name).min().cloned());
+        let active = &mut self.state.active;
+        if active.iter().any(|active| active == name) {
+            active.retain(|active| active != name);
+            if active.is_empty() {
+                active.extend(self.slots.iter().map(|slot| &slot.name).min().cloned());
             }
         }
     }

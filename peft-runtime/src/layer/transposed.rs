@@ -3,12 +3,13 @@
 use candle_core::Tensor;
 use candle_nn::Module;
 
+use super::parameters::{map_weight_and_bias, weight_and_bias};
 use super::{BaseLayer, LayerInput, ParameterMap};
 use crate::adapter::{Geometry, LowRank};
 use crate::error::Result;
 use crate::ops::linear::linear;
-use crate::ops::linear_add::linear_add;
-use crate::ops::low_rank::{can_fuse, linear_low_rank};
+use crate::ops::linear::low_rank::{can_fuse, linear_low_rank};
+use crate::ops::linear::residual::linear_add;
 use crate::schema::{Family, LayerKind};
 
 /// A linear layer with a weight of shape `[in, out]`: `y = x·W + b`.
@@ -64,14 +65,11 @@ impl BaseLayer for TransposedLinear {
     }
 
     fn parameters(&self) -> Vec<(&'static str, &Tensor)> {
-        let mut parameters = vec![("weight", &self.weight)];
-        parameters.extend(self.bias.as_ref().map(|bias| ("bias", bias)));
-        parameters
+        weight_and_bias(&self.weight, self.bias.as_ref())
     }
 
     fn map_parameters(&self, map: &mut ParameterMap<'_>) -> Result<Self> {
-        let weight = map("weight", &self.weight)?;
-        let bias = self.bias.as_ref().map(|bias| map("bias", bias)).transpose()?;
+        let (weight, bias) = map_weight_and_bias(&self.weight, self.bias.as_ref(), map)?;
         Ok(Self::new(weight, bias))
     }
 

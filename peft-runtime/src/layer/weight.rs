@@ -2,6 +2,7 @@
 
 use candle_core::{Result as CandleResult, Tensor, bail};
 
+use super::adapted::Stacked;
 use super::scope;
 use super::{Adapted, BaseLayer, ParameterMap};
 use crate::adapter::{Call, Geometry};
@@ -97,19 +98,25 @@ impl Adapted<Weight> {
     /// # Errors
     /// If rows are routed to adapters: all rows read the same weight.
     pub fn weight(&self) -> CandleResult<Tensor> {
-        let Self::Stacked(stacked) = self else { return Ok(self.base().tensor.clone()) };
-        let stack = &stacked.stack;
+        match self {
+            Self::Base(layer) => Ok(layer.tensor.clone()),
+            Self::Stacked(stacked) => stacked.weight().map_err(|error| stacked.stack.on_layer(error)),
+        }
+    }
+}
+
+impl Stacked<Weight> {
+    fn weight(&self) -> CandleResult<Tensor> {
+        let Self { base, merged, stack } = self;
         if !stack.enabled() {
-            return Ok(stacked.base.tensor.clone());
+            return Ok(base.tensor.clone());
         }
         if scope::rows().is_some() {
             bail!("a bare weight is the same for all rows of a batch")
         }
-        if let Some(merged) = &stacked.merged {
+        if let Some(merged) = merged {
             return Ok(merged.tensor.clone());
         }
-        let base = &stacked.base;
-        let geometry = base.geometry();
         let mut weight = base.tensor.clone();
         for slot in stack.active_slots() {
             if let Some(copies) = slot.copy() {
@@ -121,7 +128,7 @@ impl Adapted<Weight> {
             }
             let Some(adapter) = slot.adapter() else { continue };
             let call = Call {
-                geometry: &geometry,
+                geometry: stack.geometry(),
                 bias: None,
                 weight: &|| Ok(base.tensor.detach()),
                 base: &|x| base.forward_base(x),

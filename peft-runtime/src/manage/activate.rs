@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
-use super::{check_known, check_not_merged, for_each_stack, unmerge_adapters};
+use super::merge::unmerge_adapters;
+use super::{check_known, check_not_merged, for_each_stack};
 use crate::error::{Error, Result};
 use crate::layer::{Content, Slot};
-use crate::module::{Injectable, LeafMut, leaves, leaves_mut};
+use crate::module::{Injectable, leaves, leaves_mut};
 
 /// Makes exactly `names` active, in this order; what is merged is unmerged first.
 pub(crate) fn set_active<M: Injectable + ?Sized>(model: &mut M, names: &[&str]) -> Result<()> {
@@ -25,31 +26,16 @@ pub(crate) fn set_active<M: Injectable + ?Sized>(model: &mut M, names: &[&str]) 
     Ok(())
 }
 
-/// The active adapters in order, as the first layer with adapters has them.
-pub(crate) fn active_adapters<M: Injectable + ?Sized>(model: &M) -> Vec<String> {
-    let leaves = leaves(model);
-    let mut stacks = leaves.iter().filter_map(|(_, leaf)| leaf.stack());
-    stacks.find(|stack| !stack.active().is_empty()).map(|stack| stack.active().to_vec()).unwrap_or_default()
-}
-
 pub(crate) fn set_enabled<M: Injectable + ?Sized>(model: &mut M, enabled: bool) {
     for_each_stack(model, |stack| stack.set_enabled(enabled));
 }
 
 /// Turns dropout on or off, that of adapters and the model's own.
 pub(crate) fn set_training<M: Injectable + ?Sized>(model: &mut M, training: bool) {
-    for (path, leaf) in leaves_mut(model) {
-        match leaf {
-            LeafMut::Adapted(layer) => {
-                if let Some(stack) = layer.stack_mut() {
-                    stack.set_training(training);
-                }
-            }
-            LeafMut::Plain(layer) => {
-                if let Some(dropout) = layer.as_dropout_mut() {
-                    dropout.set_training(training, &path);
-                }
-            }
+    for_each_stack(model, |stack| stack.set_training(training));
+    for (path, layer) in leaves_mut(model) {
+        if let Some(dropout) = layer.dropout_mut() {
+            dropout.set_training(training, &path);
         }
     }
 }

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use candle_core::Tensor;
 
 use super::{check_known, check_not_merged, for_each_layer};
-use crate::ModulePath;
 use crate::adapter::Adapter;
 use crate::config::Bias;
 use crate::error::{Error, Result};
-use crate::layer::{AdaptedLayer, AdapterStack, CopiedParameter, ParameterMap, Slot};
-use crate::module::{Injectable, Leaf, LeafMut, leaves, leaves_mut};
+use crate::layer::{AdapterStack, CopiedParameter, Layer, Slot};
+use crate::module::{Injectable, leaves, leaves_mut};
+use crate::path::ModulePath;
 
 /// Deletes an adapter. Where it was the only active one, the layer's first other adapter by name becomes active.
 pub(crate) fn delete_adapter<M: Injectable + ?Sized>(model: &mut M, name: &str) -> Result<()> {
@@ -22,7 +22,7 @@ pub(crate) fn delete_adapter<M: Injectable + ?Sized>(model: &mut M, name: &str) 
         freeze_biases(model)?;
     }
     restore_weights(model, name)?;
-    for_each_layer(model, |_, layer| {
+    for_each_layer(model, |layer| {
         let Some(stack) = layer.stack_mut() else { return };
         stack.delete(name);
         if stack.slots().is_empty() {
@@ -34,15 +34,12 @@ pub(crate) fn delete_adapter<M: Injectable + ?Sized>(model: &mut M, name: &str) 
 
 /// Gives layers back what the init of this adapter took out of their weights.
 fn restore_weights<M: Injectable + ?Sized>(model: &mut M, name: &str) -> Result<()> {
-    let restore = |(path, leaf): (ModulePath, Leaf<'_>)| match leaf {
-        Leaf::Adapted(layer) => {
-            restored(layer, layer.parameters(), |slot| slot.name == name).map_err(Error::on_layer(&path))
-        }
-        Leaf::Plain(_) => Ok(None),
+    let restore = |(path, layer): (ModulePath, &dyn Layer)| {
+        restored(layer, layer.parameters(), |slot| slot.name == name).map_err(Error::on_layer(&path))
     };
     let weights = leaves(model).into_iter().map(restore).collect::<Result<Vec<_>>>()?;
-    for ((_, leaf), weight) in leaves_mut(model).into_iter().zip(weights) {
-        if let (LeafMut::Adapted(layer), Some(weight)) = (leaf, weight) {
+    for ((_, layer), weight) in leaves_mut(model).into_iter().zip(weights) {
+        if let Some(weight) = weight {
             set_weight(layer, &weight)?;
         }
     }
@@ -51,7 +48,7 @@ fn restore_weights<M: Injectable + ?Sized>(model: &mut M, name: &str) -> Result<
 
 /// The weight among `parameters` with what the inits of some adapters took out of it; `None` if they took nothing.
 fn restored(
-    layer: &dyn AdaptedLayer,
+    layer: &dyn Layer,
     parameters: Vec<(&'static str, &Tensor)>,
     which: impl Fn(&Slot) -> bool,
 ) -> candle_core::Result<Option<Tensor>> {
@@ -64,7 +61,7 @@ fn restored(
     changed.try_fold(weight.detach(), add).map(Some)
 }
 
-fn set_weight(layer: &mut dyn AdaptedLayer, weight: &Tensor) -> Result<()> {
+fn set_weight(layer: &mut dyn Layer, weight: &Tensor) -> Result<()> {
     let own_name = layer.weight_name();
     layer.map_parameters(&mut |name, own| Ok(if name == own_name { weight.clone() } else { own.clone() }))
 }
@@ -72,16 +69,11 @@ fn set_weight(layer: &mut dyn AdaptedLayer, weight: &Tensor) -> Result<()> {
 /// Takes all adapters off. A layer that is merged stays merged; of a layer with an active full copy, the copy stays.
 pub(crate) fn unload<M: Injectable + ?Sized>(model: &mut M) -> Result<()> {
     freeze_biases(model)?;
-    for (_, leaf) in leaves_mut(model) {
-        if let LeafMut::Adapted(layer) = leaf {
-            unload_layer(layer)?;
-        }
-    }
-    Ok(())
+    leaves_mut(model).into_iter().try_for_each(|(_, layer)| unload_layer(layer))
 }
 
 /// Takes the adapters off one layer, keeping what is merged and the active full copy.
-pub(super) fn unload_layer(layer: &mut dyn AdaptedLayer) -> Result<()> {
+pub(super) fn unload_layer(layer: &mut dyn Layer) -> Result<()> {
     let Some(stack) = layer.stack() else { return Ok(()) };
     let copy: Option<Vec<CopiedParameter>> = active_copy(stack).map(<[CopiedParameter]>::to_vec);
     let unmerged = |slot: &Slot| !stack.merged().contains(&slot.name);
@@ -105,17 +97,11 @@ fn active_copy(stack: &AdapterStack) -> Option<&[CopiedParameter]> {
 
 /// Makes biases that trained together with an adapter constants again; they keep their values.
 fn freeze_biases<M: Injectable + ?Sized>(model: &mut M) -> Result<()> {
-    let mut freeze: Box<ParameterMap<'_>> =
-        Box::new(|name, own: &Tensor| Ok(if name == "bias" { own.detach() } else { own.clone() }));
-    for (_, leaf) in leaves_mut(model) {
-        match leaf {
-            LeafMut::Adapted(layer) if layer.parameters().iter().any(|(_, own)| own.is_variable()) => {
-                layer.map_parameters(&mut *freeze)?;
-            }
-            LeafMut::Plain(layer) if layer.parameters().iter().any(|(_, own)| own.is_variable()) => {
-                layer.map_parameters(&mut *freeze)?;
-            }
-            LeafMut::Adapted(_) | LeafMut::Plain(_) => {}
+    for (_, layer) in leaves_mut(model) {
+        if layer.parameters().iter().any(|(_, own)| own.is_variable()) {
+            layer.map_parameters(&mut |name, own| {
+                Ok(if name == "bias" { own.detach() } else { own.clone() })
+            })?;
         }
     }
     Ok(())

@@ -2,14 +2,13 @@
 
 use candle_core::{Result as CandleResult, Tensor};
 
-use super::{check_known, for_each_layer};
-use crate::ModulePath;
+use super::delete::{unload, unload_layer};
+use super::{active_adapters, check_known, for_each_layer};
 use crate::adapter::{LinearParameters, MergeError, Site};
 use crate::error::{Error, Result};
-use crate::layer::AdaptedLayer;
-use crate::manage::active_adapters;
-use crate::manage::delete::{unload, unload_layer};
-use crate::module::{Injectable, Leaf, LeafMut, leaves, leaves_mut};
+use crate::layer::Layer;
+use crate::module::{Injectable, leaves, leaves_mut};
+use crate::path::ModulePath;
 
 /// What to merge, and how carefully.
 ///
@@ -54,20 +53,18 @@ struct MergedLayer {
 /// Merges adapters; those that are merged already stay. If it fails, nothing is merged that was not before.
 pub(crate) fn merge_adapters<M: Injectable + ?Sized>(model: &mut M, options: &MergeOptions) -> Result<()> {
     let names = names_to_merge(model, options)?;
-    let merge = |(path, leaf): (ModulePath, Leaf<'_>)| match leaf {
-        Leaf::Adapted(layer) => merge_layer(&path, layer, &names, options.check_finite),
-        Leaf::Plain(_) => Ok(None),
-    };
+    let merge =
+        |(path, layer): (ModulePath, &dyn Layer)| merge_layer(&path, layer, &names, options.check_finite);
     let merged = leaves(model).into_iter().map(merge).collect::<Result<Vec<_>>>()?;
-    for ((_, leaf), merged) in leaves_mut(model).into_iter().zip(merged) {
-        if let (LeafMut::Adapted(layer), Some(merged)) = (leaf, merged) {
+    for ((_, layer), merged) in leaves_mut(model).into_iter().zip(merged) {
+        if let Some(merged) = merged {
             set_merged(layer, merged)?;
         }
     }
     Ok(())
 }
 
-fn set_merged(layer: &mut dyn AdaptedLayer, merged: MergedLayer) -> Result<()> {
+fn set_merged(layer: &mut dyn Layer, merged: MergedLayer) -> Result<()> {
     let MergedLayer { names, parameters } = merged;
     let weight = layer.weight_name();
     layer.set_merged(Some(&mut |name, own| {
@@ -86,7 +83,7 @@ fn set_merged(layer: &mut dyn AdaptedLayer, merged: MergedLayer) -> Result<()> {
 /// Lets the layers' own weights act again, with their original bits.
 pub(crate) fn unmerge_adapters<M: Injectable + ?Sized>(model: &mut M) -> Result<()> {
     let mut result = Ok(());
-    for_each_layer(model, |_, layer| {
+    for_each_layer(model, |layer| {
         if let Err(error) = layer.set_merged(None) {
             result = Err(error);
         } else if let Some(stack) = layer.stack_mut() {
@@ -100,18 +97,14 @@ pub(crate) fn unmerge_adapters<M: Injectable + ?Sized>(model: &mut M) -> Result<
 pub(crate) fn merge_and_unload<M: Injectable + ?Sized>(model: &mut M, options: &MergeOptions) -> Result<()> {
     let names = names_to_merge(model, options)?;
     // Once over all layers to see that it can be done, keeping nothing, so that never two copies of all weights exist.
-    for (path, leaf) in leaves(model) {
-        if let Leaf::Adapted(layer) = leaf {
-            merge_layer(&path, layer, &names, options.check_finite)?;
-        }
+    for (path, layer) in leaves(model) {
+        merge_layer(&path, layer, &names, options.check_finite)?;
     }
-    for (path, leaf) in leaves_mut(model) {
-        if let LeafMut::Adapted(layer) = leaf {
-            if let Some(merged) = merge_layer(&path, layer, &names, false)? {
-                set_merged(layer, merged)?;
-            }
-            unload_layer(layer)?;
+    for (path, layer) in leaves_mut(model) {
+        if let Some(merged) = merge_layer(&path, layer, &names, false)? {
+            set_merged(layer, merged)?;
         }
+        unload_layer(layer)?;
     }
     unload(model)
 }
@@ -129,7 +122,7 @@ fn names_to_merge<M: Injectable + ?Sized>(model: &M, options: &MergeOptions) -> 
 /// The layer's parameters with what is merged already and those of `names` that the layer has; `None` if none is new.
 fn merge_layer(
     path: &ModulePath,
-    layer: &dyn AdaptedLayer,
+    layer: &dyn Layer,
     names: &[String],
     check_finite: bool,
 ) -> Result<Option<MergedLayer>> {
@@ -156,12 +149,18 @@ fn merge_layer(
         };
         return Err(Error::CannotMerge { adapter, path: path.clone(), reason });
     };
-    let geometry = layer.geometry();
     let (dtype, device) = layer.dtype_and_device();
     let dense = || -> CandleResult<Tensor> { layer.dense_weight() };
     let (kind, bias) = (layer.kind(), find("bias"));
-    let site =
-        Site { path, kind, geometry: &geometry, dtype, device: &device, bias: bias.clone(), weight: &dense };
+    let site = Site {
+        path,
+        kind,
+        geometry: stack.geometry(),
+        dtype,
+        device: &device,
+        bias: bias.clone(),
+        weight: &dense,
+    };
     let mut parameters = LinearParameters { weight, bias };
     for name in &all {
         let Some(adapter) = stack.slot(name).and_then(|slot| slot.adapter()) else { continue };

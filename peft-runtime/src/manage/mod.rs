@@ -1,36 +1,32 @@
 //! Operations on the adapters a model has: which act, which are merged, which train.
 
 mod activate;
-mod combine;
 mod delete;
-mod eva;
 mod merge;
 mod parameters;
 mod rename;
 mod rows;
+mod weighted_sum;
 
-pub(crate) use activate::{
-    active_adapters, scale_adapter, set_active, set_enabled, set_trainable, set_training,
-};
-pub(crate) use combine::add_weighted_adapter;
+pub(crate) use activate::{scale_adapter, set_active, set_enabled, set_trainable, set_training};
 pub(crate) use delete::{delete_adapter, unload};
-pub(crate) use eva::initialise_eva;
 pub use merge::MergeOptions;
 pub(crate) use merge::{is_finite, merge_adapters, merge_and_unload, merge_error, unmerge_adapters};
 pub(crate) use parameters::{bias_variable, count_parameters, slot_variables, trainable_parameters};
 pub(crate) use rename::rename_adapter;
 pub(crate) use rows::with_adapter_rows;
+pub(crate) use weighted_sum::add_weighted_adapter;
 
 use std::sync::Arc;
 
-use crate::ModulePath;
 use crate::adapter::AdapterMethod;
 use crate::error::{Error, Result};
-use crate::layer::{AdaptedLayer, AdapterStack};
-use crate::module::{Injectable, Leaf, LeafMut, leaves, leaves_mut};
+use crate::layer::{AdapterStack, Layer};
+use crate::module::{Injectable, leaves, leaves_mut};
+use crate::path::ModulePath;
 
 /// The names of a model's adapters, in the order in which the layers show them.
-pub(crate) fn adapter_names(leaves: &[(ModulePath, Leaf<'_>)]) -> Vec<String> {
+pub(crate) fn adapter_names(leaves: &[(ModulePath, &dyn Layer)]) -> Vec<String> {
     let mut names: Vec<String> = Vec::new();
     for slot in leaves.iter().filter_map(|(_, leaf)| leaf.stack()).flat_map(AdapterStack::slots) {
         if !names.contains(&slot.name) {
@@ -40,8 +36,15 @@ pub(crate) fn adapter_names(leaves: &[(ModulePath, Leaf<'_>)]) -> Vec<String> {
     names
 }
 
+/// The active adapters in order, as the first layer with adapters has them.
+pub(crate) fn active_adapters<M: Injectable + ?Sized>(model: &M) -> Vec<String> {
+    let leaves = leaves(model);
+    let mut stacks = leaves.iter().filter_map(|(_, leaf)| leaf.stack());
+    stacks.find(|stack| !stack.active().is_empty()).map(|stack| stack.active().to_vec()).unwrap_or_default()
+}
+
 /// An error unless the model has every one of `names`.
-pub(crate) fn check_known<S: AsRef<str>>(leaves: &[(ModulePath, Leaf<'_>)], names: &[S]) -> Result<()> {
+pub(crate) fn check_known<S: AsRef<str>>(leaves: &[(ModulePath, &dyn Layer)], names: &[S]) -> Result<()> {
     let known = adapter_names(leaves);
     match names.iter().map(AsRef::as_ref).find(|name| !known.iter().any(|other| other == name)) {
         Some(name) => Err(Error::UnknownAdapter { name: name.to_owned(), known }),
@@ -76,23 +79,19 @@ pub(crate) fn check_not_merged<M: Injectable + ?Sized>(
     Ok(())
 }
 
-/// Calls `f` with every layer that has a place for adapters.
-fn for_each_layer<M: Injectable + ?Sized>(
-    model: &mut M,
-    mut f: impl FnMut(&ModulePath, &mut dyn AdaptedLayer),
-) {
-    for (path, leaf) in leaves_mut(model) {
-        if let LeafMut::Adapted(layer) = leaf
-            && layer.stack().is_some()
-        {
-            f(&path, layer);
+/// Calls `f` with every layer that has a place for adapters, which then knows its path, also if it was moved.
+fn for_each_layer<M: Injectable + ?Sized>(model: &mut M, mut f: impl FnMut(&mut dyn Layer)) {
+    for (path, layer) in leaves_mut(model) {
+        if let Some(stack) = layer.stack_mut() {
+            stack.set_path(path);
+            f(layer);
         }
     }
 }
 
 /// Calls `f` with the adapters of every layer that has a place for them.
-fn for_each_stack<M: Injectable + ?Sized>(model: &mut M, mut f: impl FnMut(&mut AdapterStack)) {
-    for_each_layer(model, |_, layer| {
+pub(crate) fn for_each_stack<M: Injectable + ?Sized>(model: &mut M, mut f: impl FnMut(&mut AdapterStack)) {
+    for_each_layer(model, |layer| {
         if let Some(stack) = layer.stack_mut() {
             f(stack);
         }

@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use candle_core::{Tensor, Var};
 
-use crate::ModulePath;
 use crate::config::Bias;
-use crate::layer::{AdapterStack, Content, Slot};
-use crate::module::{Injectable, Leaf, leaves};
-use crate::ops::place;
+use crate::layer::{AdapterStack, Content, Layer, Slot};
+use crate::module::{Injectable, leaves};
+use crate::ops::storage_address;
+use crate::path::ModulePath;
 
 /// The variables of the active adapters in model order, each under its name in PEFT's memory:
 /// `layers.0.q_proj.lora_A.default.weight`.
@@ -23,7 +23,7 @@ pub(crate) fn trainable_parameters<M: Injectable + ?Sized>(model: &M) -> Vec<(St
     let biases_train = active_slots.any(|slot| slot.method.bias() != Bias::None && slot.trainable);
     for (path, leaf) in &leaves {
         if biases_train {
-            parameters.extend(bias_variable(path, leaf));
+            parameters.extend(bias_variable(path, *leaf));
         }
         let Some(stack) = leaf.stack().filter(|stack| stack.enabled()) else { continue };
         for slot in stack.active_slots().filter(|slot| slot.trainable) {
@@ -35,7 +35,7 @@ pub(crate) fn trainable_parameters<M: Injectable + ?Sized>(model: &M) -> Vec<(St
 }
 
 /// The bias of a base layer, if it is a variable and no copy stands in for the layer.
-pub(crate) fn bias_variable(path: &ModulePath, leaf: &Leaf<'_>) -> Option<(String, Var)> {
+pub(crate) fn bias_variable(path: &ModulePath, leaf: &dyn Layer) -> Option<(String, Var)> {
     if leaf.stack().is_some_and(|stack| stack.active_slots().any(|slot| slot.copy().is_some())) {
         return None;
     }
@@ -87,7 +87,7 @@ pub(crate) fn count_parameters<M: Injectable + ?Sized>(model: &M) -> ParameterCo
         .map(|weight| ((Arc::as_ptr(weight).addr(), 0), weight.shape().elem_count()))
         .collect();
     let mut count = |tensor: &Tensor| {
-        elements.insert(place(tensor), tensor.elem_count());
+        elements.insert(storage_address(tensor), tensor.elem_count());
     };
     for (_, leaf) in leaves(model) {
         leaf.parameters().iter().for_each(|(_, tensor)| count(tensor));

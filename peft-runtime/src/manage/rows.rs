@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::adapter_names;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, RoutingError};
 use crate::layer::{BASE_ROW, with_rows};
 use crate::module::{Injectable, leaves};
 
@@ -23,29 +23,24 @@ pub(crate) fn with_adapter_rows<M: Injectable + ?Sized, S: AsRef<str>, T>(
         // Where adapters are off, all rows are the base model's.
         let Some(stack) = leaf.stack().filter(|stack| stack.enabled()) else { continue };
         if stack.training() {
-            return Err(Error::Routing {
-                reason: "the model is in training mode; call `eval()` first".to_owned(),
-            });
+            return Err(Error::Routing(RoutingError::Training));
         }
         if let Some(adapter) = stack.merged().first() {
-            let reason =
-                format!("adapter `{adapter}` is merged into `{path}`; call `unmerge_adapters()` first");
-            return Err(Error::Routing { reason });
+            let (adapter, path) = (adapter.clone(), path.clone());
+            return Err(Error::Routing(RoutingError::Merged { adapter, path }));
         }
         let named = rows.iter().filter_map(|row| stack.slot(row));
         if let Some(slot) =
             named.into_iter().find(|slot| slot.adapter().is_some_and(|adapter| !adapter.mixes_in_a_batch()))
         {
-            let reason =
-                format!("adapter `{}` uses DoRA on `{path}`, which acts on whole batches alone", slot.name);
-            return Err(Error::Routing { reason });
+            let form = slot.adapter().map(|adapter| adapter.label()).unwrap_or_default();
+            let (adapter, path) = (slot.name.clone(), path.clone());
+            return Err(Error::Routing(RoutingError::WholeBatches { adapter, form, path }));
         }
         let Some(owner) = stack.slots().iter().find(|slot| slot.copy().is_some()) else { continue };
         if let Some(row) = rows.iter().find(|row| *row != BASE_ROW && stack.slot(row).is_none()) {
-            let owner = &owner.name;
-            let reason =
-                format!("adapter `{row}` has no copy of `{path}`, which adapter `{owner}` trains in full");
-            return Err(Error::Routing { reason });
+            let (adapter, path, owner) = (row.clone(), path.clone(), owner.name.clone());
+            return Err(Error::Routing(RoutingError::NoCopy { adapter, path, owner }));
         }
     }
     Ok(with_rows(rows, || f(model)))

@@ -152,11 +152,15 @@ impl BertModel {
     ///
     /// # Errors
     /// An error that names the file if one cannot be read or does not fit.
-    pub fn from_folder(folder: impl AsRef<Path>, dtype: DType, device: &Device) -> crate::Result<Self> {
+    pub fn from_folder(
+        folder: impl AsRef<Path>,
+        dtype: DType,
+        device: &Device,
+    ) -> crate::error::Result<Self> {
         let folder = folder.as_ref();
         let config: BertConfig = folder::read_config(folder)?;
         let vb = folder::weights(folder, "bert", dtype, device)?;
-        Self::new(&config, vb).map_err(|error| crate::Error::from(error).in_file(folder))
+        Self::new(&config, vb).map_err(|error| crate::error::Error::from(error).in_file(folder))
     }
 
     /// Builds the model from the tensors of a builder.
@@ -167,7 +171,7 @@ impl BertModel {
     pub fn new(config: &BertConfig, vb: VarBuilder<'_>) -> Result<Self> {
         let (size, heads) = (config.hidden_size, config.num_attention_heads);
         if heads == 0 || !size.is_multiple_of(heads) {
-            bail!("`hidden_size` {size} is no multiple of `num_attention_heads` {heads}")
+            bail!("`hidden_size` {size} is not a multiple of `num_attention_heads` {heads}")
         }
         let layers = vb.pp("encoder").pp("layer");
         let layer = (0..config.num_hidden_layers)

@@ -42,7 +42,7 @@ impl KvCache {
         self.layers.iter_mut().for_each(LayerCache::reset);
     }
 
-    /// Adds the keys and values of new tokens to a layer, `[batch, new, heads, head size]`; the answer is those of all its
+    /// Adds the keys and values of new tokens to a layer, `[batch, new, heads, head size]`, and returns those of all its
     /// tokens, `[batch, tokens, heads, head size]`. No gradient reaches any of them.
     ///
     /// # Errors

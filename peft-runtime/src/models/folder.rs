@@ -7,7 +7,7 @@ use candle_nn::VarBuilder;
 use serde::de::DeserializeOwned;
 
 use crate::error::{Error, Result};
-use crate::store::{Checkpoint, read_text};
+use crate::store::{ModelWeights, read_text};
 
 /// Reads the folder's `config.json`.
 pub(super) fn read_config<C: DeserializeOwned>(folder: &Path) -> Result<C> {
@@ -23,9 +23,9 @@ pub(super) fn weights(
     dtype: DType,
     device: &Device,
 ) -> Result<VarBuilder<'static>> {
-    let checkpoint = Checkpoint::open(folder)?;
+    let weights = ModelWeights::open(folder)?;
     let dotted = format!("{prefix}.");
-    let has_prefix = checkpoint.names().any(|name| name.starts_with(&dotted));
-    let vb = checkpoint.var_builder(dtype, device);
+    let has_prefix = weights.names().any(|name| name.starts_with(&dotted));
+    let vb = weights.var_builder(dtype, device);
     Ok(if has_prefix { vb.pp(prefix) } else { vb })
 }

@@ -88,12 +88,12 @@ impl GenerateOptions {
     fn check(&self) -> Result<()> {
         let Self { temperature, top_p, .. } = self;
         if !(temperature.is_finite() && *temperature >= 0.0) {
-            let reason = format!("it is {temperature}; it must be a number and at least 0");
-            return Err(Error::Config { field: "temperature", reason });
+            let expected = "a finite number and at least 0";
+            return Err(Error::Setting { setting: "temperature", value: *temperature, expected });
         }
         if !(*top_p > 0.0 && *top_p <= 1.0) {
-            let reason = format!("it is {top_p}; it must be above 0 and at most 1");
-            return Err(Error::Config { field: "top_p", reason });
+            let expected = "above 0 and at most 1";
+            return Err(Error::Setting { setting: "top_p", value: *top_p, expected });
         }
         Ok(())
     }
@@ -124,7 +124,7 @@ pub fn generate<M: CausalModel + ?Sized>(
 ) -> Result<Vec<u32>> {
     options.check()?;
     if prompt.is_empty() {
-        return Err(Error::Config { field: "prompt", reason: "it holds no token".to_owned() });
+        return Err(Error::EmptyPrompt);
     }
     let mut sampler = Sampler::new(options);
     let mut cache = model.new_cache();

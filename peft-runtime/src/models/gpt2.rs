@@ -14,7 +14,7 @@ use super::generate::CausalModel;
 use crate::layer::{Adapted, AnyLinear};
 use crate::nn::{self, AttentionOptions, TransposedLinear};
 use crate::ops::add_promoted;
-use crate::store::Checkpoint;
+use crate::store::ModelWeights;
 
 /// The `config.json` of a GPT-2 model.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -112,11 +112,15 @@ impl Gpt2Model {
     ///
     /// # Errors
     /// An error that names the file if one cannot be read or does not fit.
-    pub fn from_folder(folder: impl AsRef<Path>, dtype: DType, device: &Device) -> crate::Result<Self> {
+    pub fn from_folder(
+        folder: impl AsRef<Path>,
+        dtype: DType,
+        device: &Device,
+    ) -> crate::error::Result<Self> {
         let folder = folder.as_ref();
         let config: Gpt2Config = folder::read_config(folder)?;
-        let vb = Checkpoint::open(folder)?.var_builder(dtype, device);
-        Self::new(&config, vb).map_err(|error| crate::Error::from(error).in_file(folder))
+        let vb = ModelWeights::open(folder)?.var_builder(dtype, device);
+        Self::new(&config, vb).map_err(|error| crate::error::Error::from(error).in_file(folder))
     }
 
     /// Builds the model from the tensors of a builder, whose names may begin with `transformer.` or, as in the first
@@ -129,7 +133,7 @@ impl Gpt2Model {
             bail!("`add_cross_attention` is not supported")
         }
         if config.n_head == 0 || !config.n_embd.is_multiple_of(config.n_head) {
-            bail!("`n_embd` {} is no multiple of `n_head` {}", config.n_embd, config.n_head)
+            bail!("`n_embd` {} is not a multiple of `n_head` {}", config.n_embd, config.n_head)
         }
         let has_prefix = vb.contains_tensor("transformer.wte.weight");
         let inner = if has_prefix { vb.pp("transformer") } else { vb.clone() };

@@ -1,15 +1,42 @@
-//! Walks a model and lists its leaves with their paths.
+//! What a model is to adapters, and the walk through it that lists its leaves with their paths.
 
 use std::fmt::Display;
-use std::sync::Arc;
 
-use candle_core::Tensor;
-use candle_core::quantized::QTensor;
-
-use super::{Injectable, PlainLayer};
-use crate::ModulePath;
-use crate::layer::{AdaptedLayer, AdapterStack, Dropout};
+use crate::declared::Declared;
+use crate::layer::{AdapterStack, Layer};
+use crate::path::ModulePath;
 use crate::schema::{Node, Schema};
+
+/// A module whose layers have names.
+///
+/// Derive it with `#[derive(Injectable)]`; the methods that inject, merge, save and load come from
+/// [`PeftModel`](crate::PeftModel), which every `Injectable` type has.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a module that adapters know how to visit",
+    label = "no layer or setting of this type is known",
+    note = "if `{Self}` is a module of yours, add `#[derive(Injectable)]` to it",
+    note = "if it is a layer of yours, implement `BaseLayer` for it and hold it as `Adapted<{Self}>`",
+    note = "if it holds nothing to adapt or to save, mark the field `#[peft(skip)]`"
+)]
+pub trait Injectable {
+    /// The names and kinds of everything inside, known at compile time.
+    const SCHEMA: &'static Schema;
+
+    /// What the `#[peft(…)]` attributes of the type declare.
+    const DECLARED: Declared = Declared::NOTHING;
+
+    /// Transformers' name for the architecture, which decides the targets where neither config nor model names any:
+    /// `#[peft(model_type = "…")]`.
+    fn model_type(&self) -> Option<&str> {
+        None
+    }
+
+    /// Shows every field to the cursor, in order.
+    fn visit<'a>(&'a self, cursor: &mut Cursor<'a>);
+
+    /// Shows every field to the cursor, in the same order.
+    fn visit_mut<'a>(&'a mut self, cursor: &mut CursorMut<'a>);
+}
 
 /// Collects the leaves and modules of a model; it keeps the path, so that nobody else has to.
 pub struct Cursor<'a> {
@@ -45,25 +72,8 @@ pub enum Item<'a> {
         /// Where it is.
         path: ModulePath,
         /// What it is.
-        leaf: Leaf<'a>,
+        layer: &'a dyn Layer,
     },
-}
-
-/// A layer or parameter.
-#[derive(Clone, Copy)]
-pub enum Leaf<'a> {
-    /// A layer that can carry adapters.
-    Adapted(&'a dyn AdaptedLayer),
-    /// A layer or parameter that cannot.
-    Plain(&'a dyn PlainLayer),
-}
-
-/// A layer or parameter that can be changed.
-pub enum LeafMut<'a> {
-    /// A layer that can carry adapters.
-    Adapted(&'a mut dyn AdaptedLayer),
-    /// A layer or parameter that cannot.
-    Plain(&'a mut dyn PlainLayer),
 }
 
 impl<'a> Item<'a> {
@@ -75,57 +85,15 @@ impl<'a> Item<'a> {
         }
     }
 
-    pub(crate) fn leaf(&self) -> Option<(&ModulePath, Leaf<'a>)> {
+    pub(crate) fn leaf(&self) -> Option<(&ModulePath, &'a dyn Layer)> {
         match self {
-            Self::Leaf { path, leaf } => Some((path, *leaf)),
+            Self::Leaf { path, layer } => Some((path, *layer)),
             Self::Open { .. } | Self::Close => None,
         }
     }
 
     pub(crate) fn stack(&self) -> Option<&'a AdapterStack> {
         self.leaf()?.1.stack()
-    }
-}
-
-impl<'a> Leaf<'a> {
-    /// The name of its type.
-    pub fn type_name(&self) -> &'static str {
-        match self {
-            Self::Adapted(layer) => layer.kind().name,
-            Self::Plain(layer) => layer.type_name(),
-        }
-    }
-
-    /// The layer's own parameters by name; a bare parameter has an empty name.
-    pub fn parameters(&self) -> Vec<(&'static str, &'a Tensor)> {
-        match self {
-            Self::Adapted(layer) => layer.parameters(),
-            Self::Plain(layer) => layer.parameters(),
-        }
-    }
-
-    /// The layer's own weight, if it is quantized and for that reason none of the parameters.
-    pub fn quantized_weight(&self) -> Option<&'a Arc<QTensor>> {
-        match self {
-            Self::Adapted(layer) => layer.quantized_weight(),
-            Self::Plain(layer) => layer.quantized_weight(),
-        }
-    }
-
-    /// The layer's adapters, if it has any.
-    pub fn stack(&self) -> Option<&'a AdapterStack> {
-        match self {
-            Self::Adapted(layer) => layer.stack(),
-            Self::Plain(_) => None,
-        }
-    }
-
-    /// The layer as dropout of the model's own, if that is what it is.
-    pub fn dropout(&self) -> Option<&'a Dropout> {
-        match self {
-            Self::Adapted(_) => None,
-            Self::Plain(layer) => layer.as_dropout(),
-        }
     }
 }
 
@@ -189,15 +157,15 @@ impl<'a> Cursor<'a> {
     }
 
     /// Records a leaf at the present path: what an [`Injectable`] type that is a layer or a parameter shows.
-    pub fn leaf(&mut self, leaf: Leaf<'a>) {
-        self.items.push(Item::Leaf { path: self.path.clone(), leaf });
+    pub fn leaf(&mut self, layer: &'a dyn Layer) {
+        self.items.push(Item::Leaf { path: self.path.clone(), layer });
     }
 }
 
 /// Collects the leaves of a model for changing them.
 pub struct CursorMut<'a> {
     path: ModulePath,
-    leaves: Vec<(ModulePath, LeafMut<'a>)>,
+    leaves: Vec<(ModulePath, &'a mut dyn Layer)>,
     /// The blocks that a list of blocks gets, by their numbers in the present one.
     replication: Option<&'a [usize]>,
 }
@@ -233,8 +201,8 @@ impl<'a> CursorMut<'a> {
     }
 
     /// Records a leaf at the present path: what an [`Injectable`] type that is a layer or a parameter shows.
-    pub fn leaf(&mut self, leaf: LeafMut<'a>) {
-        self.leaves.push((self.path.clone(), leaf));
+    pub fn leaf(&mut self, layer: &'a mut dyn Layer) {
+        self.leaves.push((self.path.clone(), layer));
     }
 }
 
@@ -269,21 +237,21 @@ pub(crate) fn replicate<M: Injectable + ?Sized>(model: &mut M, order: &[usize]) 
 }
 
 /// The layers and parameters of a model with their paths, in order.
-pub(crate) fn leaves<M: Injectable + ?Sized>(model: &M) -> Vec<(ModulePath, Leaf<'_>)> {
+pub(crate) fn leaves<M: Injectable + ?Sized>(model: &M) -> Vec<(ModulePath, &dyn Layer)> {
     leaves_of(tree(model))
 }
 
 /// The layers and parameters among the items of a walk.
-pub(crate) fn leaves_of(items: Vec<Item<'_>>) -> Vec<(ModulePath, Leaf<'_>)> {
+pub(crate) fn leaves_of(items: Vec<Item<'_>>) -> Vec<(ModulePath, &dyn Layer)> {
     let leaf = |item| match item {
-        Item::Leaf { path, leaf } => Some((path, leaf)),
+        Item::Leaf { path, layer } => Some((path, layer)),
         Item::Open { .. } | Item::Close => None,
     };
     items.into_iter().filter_map(leaf).collect()
 }
 
 /// The layers and parameters of a model with their paths, in the same order, for changing them.
-pub(crate) fn leaves_mut<M: Injectable + ?Sized>(model: &mut M) -> Vec<(ModulePath, LeafMut<'_>)> {
+pub(crate) fn leaves_mut<M: Injectable + ?Sized>(model: &mut M) -> Vec<(ModulePath, &mut dyn Layer)> {
     let mut cursor = CursorMut { path: ModulePath::root(), leaves: Vec::new(), replication: None };
     model.visit_mut(&mut cursor);
     cursor.leaves

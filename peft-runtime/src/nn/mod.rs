@@ -23,7 +23,7 @@
 //! # Ok::<(), peft_runtime::Error>(())
 //! ```
 
-mod checkpoint;
+mod recomputed;
 mod transposed;
 
 use candle_core::Result;
@@ -35,6 +35,7 @@ use candle_nn::{
 use crate::layer::Adapted;
 
 pub use crate::layer::{AnyLinear, Dropout, PaddedEmbedding, QuantizedLinear, TransposedLinear, Weight};
+pub use crate::ops::attention::rotated::rotary_attention;
 pub use crate::ops::attention::{AttentionOptions, attention};
 pub use crate::ops::cross_entropy::{cross_entropy, linear_cross_entropy};
 pub use crate::ops::dropout::DropoutMask;
@@ -42,8 +43,7 @@ pub use crate::ops::gated::{geglu, gelu, gelu_erf, swiglu};
 pub use crate::ops::linear::linear as linear_forward;
 pub use crate::ops::packing::Packing;
 pub use crate::ops::rotary::rotary;
-pub use crate::ops::rotary_attention::rotary_attention;
-pub use checkpoint::checkpointed;
+pub use recomputed::recomputed;
 pub use transposed::{transposed_linear, transposed_linear_no_bias};
 
 /// A linear layer with a bias: `weight` of shape `[out, in]`, `bias` of shape `[out]`.

@@ -6,7 +6,7 @@ use candle_core::{
     CpuStorage, CudaStorage, CustomOp1, Layout, MetalStorage, Result, Shape, Storage, Tensor, bail,
 };
 
-/// `x + constant`, with a gradient for `x` alone; the shapes are equal.
+/// `x + constant`, with a gradient only for `x`; the shapes are equal.
 pub(crate) fn add_constant(x: &Tensor, constant: &Tensor) -> Result<Tensor> {
     if !x.track_op() {
         return x + constant;
@@ -14,7 +14,7 @@ pub(crate) fn add_constant(x: &Tensor, constant: &Tensor) -> Result<Tensor> {
     x.apply_op1(WithConstant { constant: constant.detach(), op: Op::Add })
 }
 
-/// `x ∘ constant`, with a gradient for `x` alone; the shapes are equal.
+/// `x ∘ constant`, with a gradient only for `x`; the shapes are equal.
 pub(crate) fn mul_constant(x: &Tensor, constant: &Tensor) -> Result<Tensor> {
     if !x.track_op() {
         return x * constant;
@@ -22,7 +22,7 @@ pub(crate) fn mul_constant(x: &Tensor, constant: &Tensor) -> Result<Tensor> {
     x.apply_op1(WithConstant { constant: constant.detach(), op: Op::Mul })
 }
 
-/// `x / constant` element by element, with a gradient for `x` alone; the shapes are equal.
+/// `x / constant` element by element, with a gradient only for `x`; the shapes are equal.
 pub(crate) fn div_constant(x: &Tensor, constant: &Tensor) -> Result<Tensor> {
     if !x.track_op() {
         return x / constant;

@@ -2,8 +2,6 @@
 
 use candle_core::{Layout, Result, Storage, StorageRef, Tensor, WithDType, bail};
 
-use super::linear::contiguous_slice;
-
 /// A tensor's storage, held for reading.
 pub(crate) struct Elements<'t> {
     storage: StorageRef<'t>,
@@ -31,5 +29,13 @@ impl<'t> Elements<'t> {
     /// The elements in order; fails if the tensor is not contiguous.
     pub(crate) fn as_slice<T: WithDType>(&self) -> Result<&[T]> {
         contiguous_slice(self.data()?, self.layout)
+    }
+}
+
+/// The elements that a contiguous layout describes.
+pub(crate) fn contiguous_slice<'s, T>(data: &'s [T], layout: &Layout) -> Result<&'s [T]> {
+    match layout.contiguous_offsets() {
+        Some((start, end)) => Ok(&data[start..end]),
+        None => bail!("the input of a fused op must be contiguous"),
     }
 }

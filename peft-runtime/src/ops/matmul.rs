@@ -3,8 +3,9 @@
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, DType, InplaceOp3, Layout, Result, Tensor, bail};
 
-use super::cpu::matmul::{Matrix, Write, matmul_into};
-use super::is_half_on_cpu;
+use crate::ops::cpu::matmul::matmul_into;
+use crate::ops::cpu::matrix::{Matrix, Write};
+use crate::ops::is_half_on_cpu;
 
 /// `scale · lhs · rhs` of matrices with any strides; half precision on the CPU is summed in f32 and rounded once.
 pub(crate) fn product(lhs: &Tensor, rhs: &Tensor, scale: f64) -> Result<Tensor> {
@@ -20,7 +21,7 @@ pub(crate) fn product(lhs: &Tensor, rhs: &Tensor, scale: f64) -> Result<Tensor> 
     scaled(lhs.matmul(rhs)?, scale)
 }
 
-/// `sum + scale · lhs · rhs`; on the CPU without a temporary. `sum` must be nobody else's.
+/// `sum + scale · lhs · rhs`; on the CPU without a temporary. `sum` must not be shared.
 pub(crate) fn add_product(sum: Tensor, lhs: &Tensor, rhs: &Tensor, scale: f64) -> Result<Tensor> {
     if lhs.device().is_cpu() && !is_half_on_cpu(lhs) {
         sum.inplace_op3(lhs, rhs, &IntoTensor { write: Write::Add, scale })?;

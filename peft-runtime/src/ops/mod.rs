@@ -3,12 +3,32 @@
 //! candle's own matrix product and convolution make a dense gradient for both operands in the backward pass, frozen
 //! or not. The ops here take the frozen operand as a captured constant: their backward passes form the gradients of the
 //! input and of the adapter's factors, and nothing else.
+//!
+//! | operation | where |
+//! | --- | --- |
+//! | linear layers with a frozen weight | `linear`: `mod` dense, `quantized`, `low_rank` with LoRA's factors, `residual` with a residual connection and a gated input |
+//! | convolutions in one and two dimensions | `conv` |
+//! | scaled dot-product attention | `attention`; `attention::rotated` rotates queries and keys itself |
+//! | rotary position embedding | `rotary` |
+//! | layer norm, RMS norm | `norm` |
+//! | SwiGLU, GEGLU, GELU | `gated` |
+//! | cross-entropy | `cross_entropy`: from `logits`, or from hidden states and the output layer (`linear`) |
+//! | dropout | `dropout` |
+//! | scaling of features; sums, products and quotients with a constant | `scale`, `constant` |
+//! | batches without their padding | `packing` |
+//! | a block that is computed again in the backward pass | `recompute` |
+//! | a step of AdamW | `adamw` |
+//! | products outside of any graph; SVD, QR, principal components | `matmul`, `decompose` |
+//! | sums of adapters that were trained separately | `task_vectors` |
+//! | seeded random numbers, and draws that are repeated | `random` |
+//!
+//! The folder of an operation has the function and its forward pass in `mod.rs`, `backward.rs` where the backward pass is long,
+//! the arithmetic on the CPU in `kernel`, the checks of value and gradients in `tests.rs`, and its benchmark in `bench.rs`, which
+//! `benches/kernels` includes. What operations share: `cpu` has the `unsafe` code, matrix products and arithmetic on rows;
+//! `graph` ties values to candle's graph; `elements` reads a tensor's memory; `testing` has random tensors and gradient checks.
 
 pub(crate) mod adamw;
-pub(crate) mod attach;
 pub(crate) mod attention;
-pub(crate) mod checkpoint;
-mod computed;
 pub(crate) mod constant;
 pub(crate) mod conv;
 #[expect(unsafe_code, reason = "kernels work on raw memory")]
@@ -17,27 +37,19 @@ pub(crate) mod cross_entropy;
 pub(crate) mod decompose;
 pub(crate) mod dropout;
 mod elements;
-mod frozen;
 pub(crate) mod gated;
-#[cfg(test)]
-mod gradcheck;
-pub(crate) mod input;
+pub(crate) mod graph;
 pub(crate) mod linear;
-pub(crate) mod linear_add;
-pub(crate) mod low_rank;
 pub(crate) mod matmul;
 pub(crate) mod norm;
 pub(crate) mod packing;
-pub(crate) mod principal;
-pub(crate) mod quantized_linear;
-mod quantized_matmul;
 pub(crate) mod random;
-mod relay;
-mod replay;
+pub(crate) mod recompute;
 pub(crate) mod rotary;
-pub(crate) mod rotary_attention;
 pub(crate) mod scale;
 pub(crate) mod task_vectors;
+#[cfg(test)]
+pub(crate) mod testing;
 
 use candle_core::{DType, Result, Tensor};
 
@@ -55,7 +67,7 @@ pub(crate) fn promoted(a: DType, b: DType) -> DType {
 pub(crate) fn add_promoted(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     let dtype = promoted(a.dtype(), b.dtype());
     let (a, b) = (a.to_dtype(dtype)?, b.to_dtype(dtype)?);
-    // candle's sum keeps a gradient for an operand that is part of no graph.
+    // candle's sum keeps a gradient for an operand that is not part of a graph.
     match (a.track_op(), b.track_op()) {
         (true, false) => constant::add_constant(&a, &b),
         (false, true) => constant::add_constant(&b, &a),
@@ -64,7 +76,7 @@ pub(crate) fn add_promoted(a: &Tensor, b: &Tensor) -> Result<Tensor> {
 }
 
 /// Where a tensor's values are: the same for tied parameters, whose tensors may have different ids.
-pub(crate) fn place(tensor: &Tensor) -> (usize, usize) {
+pub(crate) fn storage_address(tensor: &Tensor) -> (usize, usize) {
     let (storage, layout) = tensor.storage_and_layout();
     (std::ptr::from_ref(&*storage).addr(), layout.start_offset())
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, bail};
 
-use super::linear::contiguous_slice;
+use crate::ops::elements::contiguous_slice;
 
 /// Which positions of a padded batch hold tokens.
 ///
@@ -28,7 +28,7 @@ use super::linear::contiguous_slice;
 pub struct Packing {
     batch: usize,
     length: usize,
-    /// The places of the tokens in `batch · length`, rising.
+    /// The places of the tokens in `batch · length`, ascending.
     places: Arc<[u32]>,
 }
 
@@ -76,7 +76,7 @@ impl Packing {
             Move::Unpack => x.dims().strip_prefix(&[self.tokens()]),
         };
         let Some(rest) = rest else {
-            bail!("{:?} is no batch of {} tokens in {padded:?} places", x.dims(), self.tokens())
+            bail!("{:?} is not a batch of {} tokens in {padded:?} places", x.dims(), self.tokens())
         };
         let dims = match direction {
             Move::Pack => [&[self.tokens()], rest].concat(),
@@ -164,9 +164,10 @@ impl CustomOp1 for PackingOp {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::{Device, Tensor, Var};
+    use candle_core::{DType, Device, Tensor, Var};
 
     use super::Packing;
+    use crate::ops::testing::random_variable;
 
     fn mask() -> Tensor {
         Tensor::new(&[[1u8, 0, 1], [0, 1, 0]], &Device::Cpu).unwrap()
@@ -175,14 +176,14 @@ mod tests {
     #[test]
     fn gradients_go_back_to_the_places_they_came_from() {
         let packing = Packing::new(&mask()).unwrap();
-        let x = Var::randn(0f32, 1., (2, 3, 2), &Device::Cpu).unwrap();
+        let x = random_variable(DType::F32, "x", &[2, 3, 2]);
         let factors = Tensor::new(&[[1f32, 2.], [3., 4.], [5., 6.]], &Device::Cpu).unwrap();
         let loss = packing.pack(&x).unwrap().mul(&factors).unwrap().sum_all().unwrap();
         let grads = loss.backward().unwrap();
         let expected = [[[1f32, 2.], [0., 0.], [3., 4.]], [[0., 0.], [5., 6.], [0., 0.]]];
         assert_eq!(grads.get(&x).unwrap().to_vec3::<f32>().unwrap(), expected);
 
-        let y = Var::ones((3, 2), candle_core::DType::F32, &Device::Cpu).unwrap();
+        let y = Var::ones((3, 2), DType::F32, &Device::Cpu).unwrap();
         let factors = Tensor::new(&expected, &Device::Cpu).unwrap();
         let loss = packing.unpack(&y).unwrap().mul(&factors).unwrap().sum_all().unwrap();
         let grads = loss.backward().unwrap();
@@ -193,7 +194,7 @@ mod tests {
     fn other_shapes_and_empty_masks_are_errors() {
         let packing = Packing::new(&mask()).unwrap();
         assert_eq!(packing.tokens(), 3);
-        let x = |dims: &[usize]| Tensor::zeros(dims, candle_core::DType::F32, &Device::Cpu).unwrap();
+        let x = |dims: &[usize]| Tensor::zeros(dims, DType::F32, &Device::Cpu).unwrap();
         assert!(packing.pack(&x(&[3, 2, 4])).is_err() && packing.unpack(&x(&[2, 4])).is_err());
         assert_eq!(packing.pack(&x(&[2, 3])).unwrap().dims(), [3]);
         assert!(Packing::new(&x(&[2, 3])).is_err());

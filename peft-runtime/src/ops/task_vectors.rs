@@ -1,9 +1,9 @@
-//! Sums of several tensors that were trained apart: weighted, pruned, with elected signs.
+//! Sums of several tensors that were trained separately: weighted, pruned, with elected signs.
 
 use candle_core::{DType, Device, Result, Tensor};
 use rand::Rng;
 
-use super::random::stream;
+use crate::ops::random::stream;
 
 /// `Σ weight · tensor`.
 pub(crate) fn weighted_sum(tensors: &[Tensor], weights: &[f64]) -> Result<Tensor> {

@@ -11,8 +11,10 @@ mod trail;
 
 use std::fmt;
 
+use crate::path::ModulePath;
+
 pub(crate) use nearest::nearest_names;
-pub use resolve::{Resolution, check_target};
+pub use resolve::check_target;
 
 /// The shape of one module type: its name and what it holds.
 #[derive(Clone, Copy, Debug)]
@@ -166,7 +168,7 @@ impl Schema {
     /// ```
     pub fn leaf_paths(&self) -> Vec<String> {
         let mut paths = Vec::new();
-        self.walk(&crate::ModulePath::root(), &mut |path, _, schema| {
+        self.walk(&ModulePath::root(), &mut |path, _, schema| {
             if matches!(schema.node, Node::Layer { .. } | Node::Parameter) {
                 paths.push(path.as_str().to_owned());
             }
@@ -177,17 +179,13 @@ impl Schema {
     /// The paths (indices as `*`) and ranks of all fields that declare a rank.
     pub(crate) fn declared_ranks(&self) -> Vec<(String, usize)> {
         let mut ranks = Vec::new();
-        self.walk(&crate::ModulePath::root(), &mut |path, rank, _| {
+        self.walk(&ModulePath::root(), &mut |path, rank, _| {
             ranks.extend(rank.map(|rank| (path.as_str().to_owned(), rank)));
         });
         ranks
     }
 
-    fn walk(
-        &self,
-        path: &crate::ModulePath,
-        visit: &mut dyn FnMut(&crate::ModulePath, Option<usize>, &Schema),
-    ) {
+    fn walk(&self, path: &ModulePath, visit: &mut dyn FnMut(&ModulePath, Option<usize>, &Schema)) {
         match self.node {
             Node::Module(fields) => {
                 for Field(name, schema) in fields {

@@ -10,18 +10,18 @@ use super::{Family, LayerKind, Node, Schema};
 
 /// What a target name stands for in a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Resolution {
+struct Resolution {
     /// How many layers of the schema can carry adapters under that name.
-    pub adaptable: usize,
+    adaptable: usize,
     /// The kind of a layer under that name that is not wrapped in `Adapted`.
-    pub plain: Option<LayerKind>,
+    plain: Option<LayerKind>,
     /// The type of a module under that name that is not a layer.
-    pub module: Option<&'static str>,
+    module: Option<&'static str>,
 }
 
 impl Schema {
     /// What `target` names in this model.
-    pub const fn resolve(&self, target: &str) -> Resolution {
+    const fn resolve(&self, target: &str) -> Resolution {
         let none = Resolution { adaptable: 0, plain: None, module: None };
         resolve(self, &Trail::ROOT, target.as_bytes(), none)
     }

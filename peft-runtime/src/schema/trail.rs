@@ -36,7 +36,7 @@ pub(super) const fn matches_suffix(trail: &Trail<'_>, target: &[u8]) -> bool {
     let mut target_end = target.len();
     let mut anchored = false;
     loop {
-        // Empty names (the root, flattened fields) are no segments.
+        // Empty names (the root, flattened fields) are not segments.
         while end == 0 {
             match trail.parent {
                 Some(parent) => {

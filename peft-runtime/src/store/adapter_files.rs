@@ -10,7 +10,7 @@
 //!     adapter_config.json
 //! ```
 //!
-//! A file in `.adapter.new` counts before the one beside it. What a killed writer did not move, readers find there, and the
+//! A file in `.adapter.new` takes precedence over the one next to it. What a killed writer did not move, readers find there, and the
 //! next writer moves. When a save is done, the folder holds what PEFT's holds and nothing else.
 
 use std::fs::File;
@@ -28,7 +28,7 @@ const COMPLETE: &str = ".adapter.new";
 /// How often a reader starts anew because a writer was faster.
 const ATTEMPTS: usize = 1000;
 
-/// Keeps other writers out of `folder` for as long as the answer lives; a process that ends lets go. Readers need no lock.
+/// Keeps other writers out of `folder` for as long as the returned value lives; the lock of a process ends with it. Readers need no lock.
 /// `None` where the system has none for folders.
 pub(super) fn lock(folder: &Path) -> Option<File> {
     if !cfg!(unix) {
@@ -99,7 +99,7 @@ fn commit(folder: &Path, staged: &TempDir) -> Result<()> {
 fn finish(folder: &Path) -> Result<()> {
     let complete = folder.join(COMPLETE);
     if !is_folder(&complete) {
-        // A link, or a file, is none of ours.
+        // A link or a file is not one of ours.
         return unless_absent(std::fs::remove_file(&complete)).map_err(Error::io("remove", &complete));
     }
     for name in [WEIGHTS_FILE, CONFIG_FILE] {
@@ -116,7 +116,7 @@ fn finish(folder: &Path) -> Result<()> {
     }
 }
 
-/// The same, but that there is nothing to do is no error.
+/// The same, but that there is nothing to do is not an error.
 fn unless_absent(done: std::io::Result<()>) -> std::io::Result<()> {
     done.or_else(|error| if error.kind() == ErrorKind::NotFound { Ok(()) } else { Err(error) })
 }

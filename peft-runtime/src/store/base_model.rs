@@ -4,34 +4,32 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::Tensor;
 
-use crate::ModulePath;
 use crate::adapter::StoredTensor;
 use crate::error::{Error, Result, ShapeMismatch, TensorReport};
-use crate::layer::ParameterMap;
-use crate::module::{Injectable, Leaf, LeafMut, leaves, leaves_mut};
-use crate::ops::place;
+use crate::layer::Layer;
+use crate::method::BASE_LAYER_PATHS;
+use crate::module::{Injectable, leaves, leaves_mut};
+use crate::ops::storage_address;
+use crate::path::ModulePath;
 
 /// The base model's own parameters under the names they had before any injection.
 pub(crate) fn base_state_dict<M: Injectable + ?Sized>(model: &M) -> BTreeMap<String, Tensor> {
-    named_parameters(model, Leaf::parameters)
+    named_parameters(model, |layer| layer.parameters())
 }
 
 /// The base model's parameters as they act: with what is merged.
 pub(crate) fn merged_state_dict<M: Injectable + ?Sized>(model: &M) -> BTreeMap<String, Tensor> {
-    named_parameters(model, |leaf| match leaf {
-        Leaf::Adapted(layer) => layer.effective_parameters(),
-        Leaf::Plain(layer) => layer.parameters(),
-    })
+    named_parameters(model, |layer| layer.effective_parameters())
 }
 
 fn named_parameters<'m, M: Injectable + ?Sized>(
     model: &'m M,
-    parameters: impl Fn(&Leaf<'m>) -> Vec<(&'static str, &'m Tensor)>,
+    parameters: impl Fn(&'m dyn Layer) -> Vec<(&'static str, &'m Tensor)>,
 ) -> BTreeMap<String, Tensor> {
     let mut named = BTreeMap::new();
     for (path, leaf) in leaves(model) {
         named.extend(
-            parameters(&leaf).into_iter().map(|(name, tensor)| (path.parameter(name), tensor.detach())),
+            parameters(leaf).into_iter().map(|(name, tensor)| (path.parameter(name), tensor.detach())),
         );
     }
     named
@@ -64,10 +62,10 @@ pub(crate) fn load_base_state_dict<M: Injectable + ?Sized>(
                 }
                 Some(stored) => {
                     let value = stored.detach().to_device(own.device())?.to_dtype(own.dtype())?;
-                    tied.insert(place(own), value.clone());
+                    tied.insert(storage_address(own), value.clone());
                     values.insert((path.clone(), name), value);
                 }
-                None => left_out.push((path.clone(), name, place(own), key.clone())),
+                None => left_out.push((path.clone(), name, storage_address(own), key.clone())),
             }
             used.insert(key);
         }
@@ -103,8 +101,9 @@ pub(super) fn base_parameters<M: Injectable + ?Sized>(
     let leaves = leaves(model);
     let mut unexpected = Vec::new();
     for key in std::mem::take(&mut report.unexpected) {
-        let named = key.replace(".token_adapter.base_layer.", ".").replace(".base_layer.", ".");
-        let owner = leaves.iter().find_map(|(path, leaf)| Some((path, parameter(path, leaf, &named)?)));
+        let without = |key: String, inner: &str| key.replace(&format!(".{inner}."), ".");
+        let named = BASE_LAYER_PATHS.into_iter().fold(key.clone(), without);
+        let owner = leaves.iter().find_map(|(path, leaf)| Some((path, parameter(path, *leaf, &named)?)));
         match (owner, tensors.get(&key)) {
             (Some((_, (_, own))), Some(stored)) if own.dims() != stored.shape => {
                 let (expected, found) = (own.dims().to_vec(), stored.shape.clone());
@@ -121,7 +120,7 @@ pub(super) fn base_parameters<M: Injectable + ?Sized>(
     Ok(found)
 }
 
-fn parameter<'a>(path: &ModulePath, leaf: &Leaf<'a>, key: &str) -> Option<(&'static str, &'a Tensor)> {
+fn parameter<'a>(path: &ModulePath, leaf: &'a dyn Layer, key: &str) -> Option<(&'static str, &'a Tensor)> {
     leaf.parameters().into_iter().find(|(name, _)| path.parameter(name) == key)
 }
 
@@ -129,13 +128,9 @@ pub(super) fn replace_base<M: Injectable + ?Sized>(model: &mut M, values: &BaseP
     if values.is_empty() {
         return Ok(());
     }
-    for (path, leaf) in leaves_mut(model) {
-        let mut replace: Box<ParameterMap<'_>> =
-            Box::new(|name, own: &Tensor| Ok(values.get(&(path.clone(), name)).unwrap_or(own).clone()));
-        match leaf {
-            LeafMut::Adapted(layer) => layer.map_parameters(&mut *replace)?,
-            LeafMut::Plain(layer) => layer.map_parameters(&mut *replace)?,
-        }
+    for (path, layer) in leaves_mut(model) {
+        layer
+            .map_parameters(&mut |name, own| Ok(values.get(&(path.clone(), name)).unwrap_or(own).clone()))?;
     }
     Ok(())
 }

@@ -1,14 +1,14 @@
-//! The model card that lies beside an adapter.
+//! The model card that lies next to an adapter.
 
 use std::fmt::Write as _;
 
 use crate::config::CommonFields;
 
 /// A `README.md` with the front matter that the hub reads.
-pub(super) fn model_card(peft_type: &str, common: Option<&CommonFields>) -> String {
-    let base_model = common.and_then(|common| common.base_model_name_or_path.as_deref());
-    let version = common.and_then(|common| common.peft_version.as_deref());
-    let task = common.and_then(|common| common.task_type.as_deref());
+pub(super) fn model_card(peft_type: &str, common: &CommonFields) -> String {
+    let base_model = common.base_model_name_or_path.as_deref();
+    let version = common.peft_version.as_deref();
+    let task = common.task_type.as_deref();
     let mut card = String::from("---\n");
     if let Some(base) = base_model {
         let _ = writeln!(card, "base_model: {base}");
@@ -43,12 +43,12 @@ pub(super) fn model_card(peft_type: &str, common: Option<&CommonFields>) -> Stri
 #[cfg(test)]
 mod tests {
     use super::model_card;
-    use crate::config::LoraConfig;
+    use crate::method::LoraConfig;
 
     #[test]
     fn the_front_matter_names_library_tags_and_base_model() {
         let config = LoraConfig::new(8, 8.0).with_base_model("org/base").with_task_type("CAUSAL_LM");
-        let card = model_card("LORA", Some(config.common()));
+        let card = model_card("LORA", config.common());
         let front = "---\nbase_model: org/base\nlibrary_name: peft\npipeline_tag: text-generation\ntags:\n\
                      - base_model:adapter:org/base\n- lora\n---\n";
         assert!(card.starts_with(front), "{card}");

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use candle_core::Tensor;
 
-use crate::ModulePath;
-use crate::error::{Error, Fault, Result};
+use crate::error::Result;
 use crate::manage::method_of;
 use crate::module::{Injectable, leaves};
+use crate::path::ModulePath;
 use crate::select::{Pattern, TargetModules};
 
 /// Whether the weights of the model's embeddings are written into the adapter's file.
@@ -50,10 +50,7 @@ pub(super) fn embedding_weights<M: Injectable + ?Sized>(
     {
         let adapter = leaf.stack().and_then(|stack| stack.slot(name)?.adapter());
         let key = match (adapter, save) {
-            (Some(adapter), _) if adapter.as_trainable_tokens().is_some() => {
-                "token_adapter.base_layer.weight"
-            }
-            (Some(_), _) => "base_layer.weight",
+            (Some(adapter), _) => adapter.base_weight_key(),
             (None, SaveEmbeddings::Always) => "weight",
             (None, _) => continue,
         };
@@ -80,8 +77,7 @@ fn names_embeddings<'p>(
                     .collect::<Result<Vec<_>, _>>()
             };
             let found = Pattern::whole("target_modules", pattern).and_then(|pattern| matches(&pattern));
-            let wrong = |fault: Fault| Error::Config { field: "target_modules", reason: fault.to_string() };
-            found.map_err(wrong)?.contains(&true)
+            found?.contains(&true)
         }
         Some(TargetModules::AllLinear) | None => false,
     })

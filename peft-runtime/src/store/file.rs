@@ -19,7 +19,7 @@ use crate::error::{Error, Result};
 pub(super) const TEMPORARY_PREFIX: &str = ".adapter-";
 pub(super) const TEMPORARY_SUFFIX: &str = ".tmp";
 
-/// A file that lies complete beside its place, and takes it when it is asked to.
+/// A complete file next to its destination, which it replaces when asked to.
 pub(crate) struct PendingFile {
     temporary: NamedTempFile,
     path: PathBuf,
@@ -71,7 +71,7 @@ pub(super) fn open_file(path: &Path) -> std::io::Result<File> {
     if std::fs::metadata(path)?.is_file() {
         File::open(path)
     } else {
-        Err(std::io::Error::new(ErrorKind::InvalidInput, "it is no file"))
+        Err(std::io::Error::new(ErrorKind::InvalidInput, "it is not a file"))
     }
 }
 
@@ -81,8 +81,8 @@ const LONGEST_TEXT: u64 = 64 << 20;
 /// The text of a file of settings, such as a model's `config.json`.
 ///
 /// # Errors
-/// [`Error::Io`] if it cannot be read, is no file, is no text, or has more than 64 MiB.
-pub fn read_text(path: &Path) -> Result<String> {
+/// [`Error::Io`] if it cannot be read, is not a file or not text, or has more than 64 MiB.
+pub(crate) fn read_text(path: &Path) -> Result<String> {
     open_file(path).and_then(|file| text_of(&file)).map_err(Error::io("read", path))
 }
 

@@ -14,12 +14,12 @@ use crate::error::{Error, Result};
 /// The tensors of a safetensors file in the order of their bytes, and what else its header says.
 pub(super) struct Layout {
     pub(super) metadata: BTreeMap<String, String>,
-    pub(super) tensors: Vec<Place>,
+    pub(super) tensors: Vec<TensorEntry>,
 }
 
 /// One tensor in a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct TensorEntry {
     pub(super) name: String,
     pub(super) dtype: Dtype,
     pub(super) shape: Vec<usize>,
@@ -31,19 +31,19 @@ impl Layout {
     /// What the file's header says, which was looked over when the file was opened.
     pub(super) fn of(file: &MappedFile) -> Self {
         let (start, header) = (file.start(), file.header());
-        let place = |name: String| {
+        let entry = |name: String| {
             let info = header.info(&name)?;
             let (from, to) = info.data_offsets;
             let bytes = start + from..start + to;
-            Some(Place { dtype: info.dtype, shape: info.shape.clone(), bytes, name })
+            Some(TensorEntry { dtype: info.dtype, shape: info.shape.clone(), bytes, name })
         };
-        let tensors = header.offset_keys().into_iter().filter_map(place).collect();
+        let tensors = header.offset_keys().into_iter().filter_map(entry).collect();
         let metadata = header.metadata().iter().flatten();
         Self { metadata: metadata.map(|(key, value)| (key.clone(), value.clone())).collect(), tensors }
     }
 }
 
-impl Place {
+impl TensorEntry {
     /// The tensor's bytes.
     pub(super) fn bytes<'f>(&self, file: &'f MappedFile) -> Result<&'f [u8]> {
         let bytes = file.bytes().get(self.bytes.clone());

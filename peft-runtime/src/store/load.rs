@@ -1,18 +1,16 @@
 //! `load_adapter`: an adapter out of a folder, whole or not at all.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use super::adapter_files::holds_adapter;
 use super::base_model::{BaseParameters, base_parameters, replace_base};
 use super::keys::{CONFIG_FILE, DEFAULT_ADAPTER};
 use super::save::adapter_folder;
-use super::standalone::{StoredAdapter, StoredContents};
+use super::stored_contents::StoredContents;
 use crate::adapter::{AdapterMethod, StoredTensors};
-use crate::config::PeftConfig;
 use crate::error::{Error, Result};
 use crate::inject::{
-    InjectionReport, Made, Origin, Plan, Tensors, commit, keep_weights, make, name_fault, swap,
+    InjectionReport, LayerChanges, Origin, Plan, Tensors, commit, keep_weights, make, name_fault, plan, swap,
 };
 use crate::manage::{check_known, check_not_merged};
 use crate::module::{Injectable, leaves};
@@ -25,7 +23,7 @@ pub struct LoadOptions {
 }
 
 impl LoadOptions {
-    /// Loads for inference: the adapter's tensors are no part of the graph.
+    /// Loads for inference: the adapter's tensors are not part of the graph.
     pub fn new() -> Self {
         Self::default()
     }
@@ -54,27 +52,14 @@ pub struct LoadReport {
 struct Loaded {
     folder: PathBuf,
     plan: Plan,
-    made: Vec<Made>,
+    changes: LayerChanges,
     base: BaseParameters,
 }
 
-/// Reads the settings of an adapter off the text of its config.
-pub(crate) type ReadMethod<'r> = dyn Fn(&str) -> Result<Arc<dyn AdapterMethod>> + 'r;
-
-fn peft_method(text: &str) -> Result<Arc<dyn AdapterMethod>> {
-    PeftConfig::from_json(text).map(PeftConfig::into_method)
-}
-
 impl Loaded {
-    fn read<M: Injectable + ?Sized>(
-        model: &M,
-        folder: &Path,
-        name: &str,
-        origin: Origin,
-        read_method: &ReadMethod<'_>,
-    ) -> Result<Self> {
-        let (method, contents) = StoredContents::open(&find_folder(folder, name)?, read_method)?;
-        Self::of_contents(model, method.as_ref(), &contents, name, origin)
+    fn read<M: Injectable + ?Sized>(model: &M, folder: &Path, name: &str, origin: Origin) -> Result<Self> {
+        let (config, contents) = StoredContents::open(&find_folder(folder, name)?)?;
+        Self::of_contents(model, config.method(), &contents, name, origin)
     }
 
     fn of_contents<M: Injectable + ?Sized>(
@@ -85,9 +70,9 @@ impl Loaded {
         origin: Origin,
     ) -> Result<Self> {
         let tensors = adapter.stored();
-        let plan = Plan::new(model, method, name, origin).map_err(|error| adapter.of_config(error))?;
+        let plan = plan(model, method, name, origin).map_err(|error| adapter.of_config(error))?;
         let mut stored = StoredTensors::new(&tensors);
-        let mut made =
+        let mut changes =
             make(model, &plan, Tensors::Stored(&mut stored)).map_err(|error| adapter.of_weights(error))?;
         let mut report = stored.report();
         let base =
@@ -96,8 +81,8 @@ impl Loaded {
             return Err(adapter.of_weights(Error::Tensors { adapter: name.to_owned(), report }));
         }
         // What a file has of a weight is what an init left of it already.
-        keep_weights(model, &plan, &mut made, |path, name| base.contains_key(&(path.clone(), name)));
-        Ok(Self { folder: adapter.folder(), plan, made, base })
+        keep_weights(model, &plan, &mut changes, |path, name| base.contains_key(&(path.clone(), name)));
+        Ok(Self { folder: adapter.folder(), plan, changes, base })
     }
 
     fn base_names(&self) -> Vec<String> {
@@ -112,36 +97,29 @@ pub(crate) fn load_adapter<M: Injectable + ?Sized>(
     name: &str,
     options: LoadOptions,
 ) -> Result<LoadReport> {
-    load_adapter_as(model, folder, name, options, &peft_method)
+    let loaded = Loaded::read(model, folder, name, Origin::File)?;
+    inject_loaded(model, loaded, options)
 }
 
-/// The same with a method that `read_method` reads off the config's text.
-pub(crate) fn load_adapter_as<M: Injectable + ?Sized>(
-    model: &mut M,
-    folder: &Path,
-    name: &str,
-    options: LoadOptions,
-    read_method: &ReadMethod<'_>,
-) -> Result<LoadReport> {
-    let loaded = Loaded::read(model, folder, name, Origin::File, read_method)?;
-    put(model, loaded, options)
-}
-
-/// Injects an adapter that is read already, with this config in the place of its own, as `name`.
+/// Injects an adapter that is read already, with these settings instead of its own, as `name`.
 pub(super) fn load_stored<M: Injectable + ?Sized>(
     model: &mut M,
-    adapter: &StoredAdapter,
-    config: &PeftConfig,
+    contents: &StoredContents,
+    method: &dyn AdapterMethod,
     name: &str,
 ) -> Result<LoadReport> {
-    let loaded = Loaded::of_contents(model, config.method(), adapter.contents(), name, Origin::File)?;
-    put(model, loaded, LoadOptions::new())
+    let loaded = Loaded::of_contents(model, method, contents, name, Origin::File)?;
+    inject_loaded(model, loaded, LoadOptions::new())
 }
 
-fn put<M: Injectable + ?Sized>(model: &mut M, loaded: Loaded, options: LoadOptions) -> Result<LoadReport> {
+fn inject_loaded<M: Injectable + ?Sized>(
+    model: &mut M,
+    loaded: Loaded,
+    options: LoadOptions,
+) -> Result<LoadReport> {
     let base_parameters = loaded.base_names();
     replace_base(model, &loaded.base)?;
-    let injection = commit(model, &loaded.plan, loaded.made, options.trainable)?;
+    let injection = commit(model, &loaded.plan, loaded.changes, options.trainable)?;
     Ok(LoadReport { folder: loaded.folder, injection, base_parameters })
 }
 
@@ -161,16 +139,16 @@ pub(crate) fn hotswap_adapter<M: Injectable + ?Sized>(
         let reason = "its init changed the base weights; delete it and load the other one".to_owned();
         return Err(Error::Unsupported { operation: OPERATION, adapter: name.to_owned(), reason });
     }
-    let loaded = Loaded::read(model, folder, name, Origin::Swap, &peft_method)?;
+    let loaded = Loaded::read(model, folder, name, Origin::Swap)?;
     let base_parameters = loaded.base_names();
     replace_base(model, &loaded.base)?;
-    let injection = swap(model, &loaded.plan, loaded.made, trainable)?;
+    let injection = swap(model, &loaded.plan, loaded.changes, trainable)?;
     Ok(LoadReport { folder: loaded.folder, injection, base_parameters })
 }
 
 /// The folder that holds the config: the adapter's own below `folder`, or `folder` itself.
 fn find_folder(folder: &Path, name: &str) -> Result<PathBuf> {
-    // A name from elsewhere is no path.
+    // A name from elsewhere is not a path.
     if let Some(fault) = name_fault(name) {
         return Err(Error::Plan { adapter: name.to_owned(), faults: vec![fault] });
     }
@@ -182,7 +160,7 @@ fn find_folder(folder: &Path, name: &str) -> Result<PathBuf> {
     if !holds_adapter(folder) {
         std::fs::metadata(&here).map_err(Error::io("open", &here))?;
     }
-    // An adapter alone in its folder may be loaded under any name; among several, the names are theirs.
+    // The only adapter in a folder may be loaded under any name; of several, each has its own.
     let others = named_adapters(folder);
     if name != DEFAULT_ADAPTER && !others.is_empty() {
         return Err(Error::UnknownAdapter { name: name.to_owned(), known: others }.in_file(folder));

@@ -14,8 +14,8 @@ pub(super) struct NewFolder {
 }
 
 impl NewFolder {
-    /// An empty folder beside `target`, which must not exist, or be empty.
-    pub(super) fn beside(target: &Path) -> Result<Self> {
+    /// An empty folder next to `target`, which must not exist or must be empty.
+    pub(super) fn next_to(target: &Path) -> Result<Self> {
         if target.exists() {
             let mut entries = std::fs::read_dir(target).map_err(Error::io("read", target))?;
             if entries.next().is_some() {

@@ -11,10 +11,9 @@ use super::card::model_card;
 use super::embeddings::SaveEmbeddings;
 use super::file::{PendingFile, sync_folder, to_bytes};
 use super::keys::DEFAULT_ADAPTER;
-use super::plain_lora::as_plain_lora;
+use super::original_base::for_original_base;
 use super::state_dict::state_dict;
 use crate::adapter::AdapterMethod;
-use crate::config::{LoraConfig, LoraInit};
 use crate::error::{Error, Result};
 use crate::manage::method_of;
 use crate::module::{Injectable, leaves};
@@ -122,13 +121,11 @@ fn contents<M: Injectable + ?Sized>(
     options: SaveOptions,
 ) -> Result<(String, BTreeMap<String, Tensor>)> {
     if options.plain_lora {
-        let (config, tensors) = as_plain_lora(model, name, options.embeddings)?;
-        return Ok((config.to_json()?, tensors));
+        let (method, tensors) = for_original_base(model, name, options.embeddings)?;
+        return Ok((method.to_json(&[])?, tensors));
     }
-    if let Some(LoraInit::PissaIterations(_)) = method.as_lora().map(LoraConfig::init) {
-        let reason = "what its randomised init took out of the base weights cannot be found again; save it as plain LoRA";
-        let (operation, adapter) = ("save", name.to_owned());
-        return Err(Error::Unsupported { operation, adapter, reason: reason.to_owned() });
+    if let Some(reason) = method.unsavable() {
+        return Err(Error::Unsupported { operation: "save", adapter: name.to_owned(), reason });
     }
     let leaves = leaves(model);
     let adapters: Vec<_> = leaves

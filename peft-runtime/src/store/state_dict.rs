@@ -8,16 +8,16 @@ use candle_core::{Tensor, Var};
 use super::base_model::{base_parameters, replace_base};
 use super::embeddings::{SaveEmbeddings, embedding_weights};
 use super::keys::{by_canonical_key, with_prefix};
-use crate::ModulePath;
 use crate::adapter::{Adapter, AdapterMethod, AdapterTensor, StoredTensor};
 use crate::config::Bias;
 use crate::error::{Error, Result, ShapeMismatch, TensorReport};
 use crate::inject::{
-    COPIED_BIAS, InjectionReport, Origin, Plan, commit, exactly_targeted, make_from_memory, stored_paths,
+    COPIED_BIAS, InjectionReport, Origin, commit, exactly_targeted, make_from_memory, plan, stored_paths,
 };
-use crate::layer::{Content, Slot};
-use crate::manage::{check_known, check_not_merged};
-use crate::module::{Injectable, Leaf, leaves};
+use crate::layer::{Content, Layer, Slot};
+use crate::manage::{check_known, check_not_merged, method_of};
+use crate::module::{Injectable, leaves};
+use crate::path::ModulePath;
 use crate::schema::Family;
 
 /// A tensor that belongs to an adapter, where it lives.
@@ -25,7 +25,7 @@ struct Entry {
     /// The key without the prefix.
     key: String,
     var: Var,
-    /// The adapter it belongs to, and its key there, if it is none of the layer's own parameters.
+    /// The adapter it belongs to, and its key there, if it is not one of the layer's own parameters.
     owner: Option<(Arc<dyn Adapter>, &'static str)>,
 }
 
@@ -43,7 +43,7 @@ impl Entry {
 
     /// A copy of the values as files have them.
     fn stored(&self) -> candle_core::Result<Tensor> {
-        let stored = self.with_owner(|adapter, tensor| adapter.stored_tensor(tensor));
+        let stored = self.with_owner(Adapter::stored_tensor);
         let stored = stored.unwrap_or_else(|| Ok(self.var.as_detached_tensor()))?;
         if stored.elem_count() == 0 { Ok(stored) } else { Ok(stored.copy()?.detach()) }
     }
@@ -63,12 +63,9 @@ fn entries<M: Injectable + ?Sized>(model: &M, name: &str) -> Result<Vec<Entry>> 
     check_known(&leaves, &[name])?;
     let slots = || leaves.iter().filter_map(|(_, leaf)| leaf.stack()?.slot(name));
     let bias = slots().map(|slot| slot.method.bias()).next().unwrap_or_default();
-    let parameters = leaves.iter().filter(|(_, leaf)| match leaf {
-        Leaf::Adapted(layer) => {
-            layer.kind().family == Family::Parameter
-                && layer.stack().is_some_and(|stack| stack.slot(name).is_some())
-        }
-        Leaf::Plain(_) => false,
+    let parameters = leaves.iter().filter(|(_, layer)| {
+        layer.kind().family == Family::Parameter
+            && layer.stack().is_some_and(|stack| stack.slot(name).is_some())
     });
     let stored_paths = stored_paths(parameters.map(|(path, _)| path));
     let mut entries = Vec::new();
@@ -76,7 +73,7 @@ fn entries<M: Injectable + ?Sized>(model: &M, name: &str) -> Result<Vec<Entry>> 
         let slot = leaf.stack().and_then(|stack| stack.slot(name));
         let stored_path = stored_paths.get(path).unwrap_or(path);
         entries.extend(slot.into_iter().flat_map(|slot| slot_entries(stored_path, slot)));
-        entries.extend(bias_entries(path, leaf, slot, bias));
+        entries.extend(bias_entries(path, *leaf, slot, bias));
     }
     Ok(entries)
 }
@@ -103,7 +100,7 @@ fn slot_entries(path: &ModulePath, slot: &Slot) -> Vec<Entry> {
 
 /// The base layer's own bias, if it trains together with the adapter; where the adapter has a copy of the layer, PEFT stores
 /// the copy's bias a second time.
-fn bias_entries(path: &ModulePath, leaf: &Leaf<'_>, slot: Option<&Slot>, bias: Bias) -> Vec<Entry> {
+fn bias_entries(path: &ModulePath, leaf: &dyn Layer, slot: Option<&Slot>, bias: Bias) -> Vec<Entry> {
     let name = match (bias, slot) {
         (Bias::None, _) => return Vec::new(),
         (_, Some(slot)) if slot.adapter().is_some() => "base_layer.bias",
@@ -146,12 +143,12 @@ pub(crate) fn inject_adapter_from_state_dict<M: Injectable + ?Sized>(
     method: &dyn AdapterMethod,
     name: &str,
 ) -> Result<InjectionReport> {
-    let tensors = by_canonical_key(state)?.into_iter();
+    let tensors = by_canonical_key(method, state)?.into_iter();
     let tensors: BTreeMap<String, Tensor> =
         tensors.map(|(key, tensor)| (key.to_owned(), tensor.clone())).collect();
     let shapes = tensors.iter().map(|(key, tensor)| (key.as_str(), tensor.dims())).collect();
     let method = exactly_targeted(model, method.for_tensors(&shapes)?);
-    let plan = Plan::new(model, method.as_ref(), name, Origin::File)?;
+    let plan = plan(model, method.as_ref(), name, Origin::File)?;
     let made = make_from_memory(model, &plan, &tensors)?;
     commit(model, &plan, made, true)
 }
@@ -164,7 +161,8 @@ pub(crate) fn load_adapter_state_dict<M: Injectable + ?Sized>(
 ) -> Result<()> {
     let entries = entries(model, name)?;
     check_not_merged(model, name, "load weights into")?;
-    let mut values = by_canonical_key(state)?;
+    let method = method_of(model, name)?;
+    let mut values = by_canonical_key(method.as_ref(), state)?;
     let mut report = TensorReport::default();
     let mut updates = Vec::new();
     for entry in &entries {

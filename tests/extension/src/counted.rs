@@ -8,7 +8,7 @@ use candle_nn::Module;
 use peft_runtime::Result;
 use peft_runtime::adapter::Geometry;
 use peft_runtime::layer::{BaseLayer, ParameterMap};
-use peft_runtime::module::{Cursor, CursorMut, Injectable, Leaf, LeafMut};
+use peft_runtime::module::{Cursor, CursorMut, Injectable};
 use peft_runtime::nn::linear_forward;
 use peft_runtime::schema::{Family, LayerKind, Schema};
 
@@ -77,10 +77,10 @@ impl Injectable for CountedLinear {
     const SCHEMA: &'static Schema = &Schema::plain(<Self as BaseLayer>::KIND);
 
     fn visit<'a>(&'a self, cursor: &mut Cursor<'a>) {
-        cursor.leaf(Leaf::Plain(self));
+        cursor.leaf(self);
     }
 
     fn visit_mut<'a>(&'a mut self, cursor: &mut CursorMut<'a>) {
-        cursor.leaf(LeafMut::Plain(self));
+        cursor.leaf(self);
     }
 }

@@ -5,58 +5,31 @@ use std::sync::Arc;
 
 use candle_core::{Result as CandleResult, Tensor, Var};
 use peft_runtime::adapter::{
-    Adapter, AdapterMethod, AdapterTensor, Built, Call, Component, Geometry, Init, LinearParameters,
-    MergeError, Selection, Site, TensorSource,
+    Adapter, AdapterTensor, Built, Call, Combination, Combined, Component, Geometry, Init, LayerSettings,
+    LayerShapes, LinearParameters, MergeError, Site, TensorSource,
 };
 use peft_runtime::error::Fault;
+use peft_runtime::method::{AdapterConfig, Method};
 use peft_runtime::schema::LayerKind;
-use peft_runtime::{Error, ModulePath, Result, TargetModules};
+use peft_runtime::{ModulePath, Result};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
 
-/// The method's name in files.
-const PEFT_TYPE: &str = "SCALE";
 /// The end of the number's key in files.
 const KEY: &str = "scale_factor";
 
+/// The config of the method: its settings, and the modules that every config names.
+pub type ScaleConfig = AdapterConfig<ScaleSettings>;
+
 /// The settings of the method.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct ScaleConfig {
-    target_modules: Option<TargetModules>,
-    /// What the number starts as.
+pub struct ScaleSettings {
+    /// What the number starts as; with 1, a fresh adapter changes nothing.
     #[serde(default = "one")]
-    start: f64,
+    pub start: f64,
 }
 
 fn one() -> f64 {
     1.0
-}
-
-impl ScaleConfig {
-    /// Scales the outputs of these modules; without any, of those that the model declares.
-    pub fn new(targets: Option<TargetModules>) -> Self {
-        Self { target_modules: targets, start: one() }
-    }
-
-    /// The number that layers start with; with 1, a fresh adapter changes nothing.
-    #[must_use]
-    pub fn with_start(mut self, start: f64) -> Self {
-        self.start = start;
-        self
-    }
-
-    /// Reads the text of an `adapter_config.json`.
-    ///
-    /// # Errors
-    /// If it is none of this method's.
-    pub fn read(text: &str) -> Result<Arc<dyn AdapterMethod>> {
-        let value: Value = serde_json::from_str(text)?;
-        if value.get("peft_type").and_then(Value::as_str) != Some(PEFT_TYPE) {
-            return Err(Error::Config { field: "peft_type", reason: format!("it is not `{PEFT_TYPE}`") });
-        }
-        let config: Self = serde_json::from_value(value)?;
-        Ok(Arc::new(config))
-    }
 }
 
 /// What one layer gets: a number.
@@ -85,6 +58,10 @@ impl Adapter for Scale {
         Ok(LinearParameters { weight: scaled(&parameters.weight)?, bias })
     }
 
+    fn label(&self) -> &'static str {
+        "Scale"
+    }
+
     fn components(&self) -> Vec<Component> {
         vec![Component::tensors(KEY, Some(&self.factor))]
     }
@@ -94,48 +71,66 @@ impl Adapter for Scale {
     }
 }
 
-impl AdapterMethod for ScaleConfig {
-    fn peft_type(&self) -> &'static str {
-        PEFT_TYPE
+impl Method for ScaleSettings {
+    const PEFT_TYPE: &'static str = "SCALE";
+    const NAME: &'static str = "Scale";
+    const KEY_PREFIX: &'static str = "scale_";
+
+    fn faults(config: &ScaleConfig) -> Vec<(&'static str, String)> {
+        let start = config.settings().start;
+        if start.is_finite() {
+            Vec::new()
+        } else {
+            vec![("start", format!("{start} is not a finite number"))]
+        }
     }
 
-    fn selection(&self) -> Selection<'_> {
-        Selection::of(self.target_modules.as_ref())
+    fn plan_layer(
+        _: &ScaleConfig,
+        path: &ModulePath,
+        kind: LayerKind,
+        geometry: &Geometry,
+    ) -> Result<LayerSettings, Fault> {
+        match geometry {
+            Geometry::Opaque => {
+                Err(Fault::unsupported_layer(path, kind, Self::NAME, "it has no output to scale"))
+            }
+            _ => Ok(LayerSettings::new().with_changed_bias(true)),
+        }
     }
 
-    fn faults(&self) -> Vec<(&'static str, String)> {
-        let fault = ("start", format!("{} is not a finite number", self.start));
-        if self.start.is_finite() { Vec::new() } else { vec![fault] }
-    }
-
-    fn check(&self, path: &ModulePath, kind: LayerKind, geometry: &Geometry) -> Option<Fault> {
-        let reason = "it has no output to scale".to_owned();
-        let fault =
-            Fault::UnsupportedLayer { path: path.clone(), kind: kind.name, method: PEFT_TYPE, reason };
-        (*geometry == Geometry::Opaque).then_some(fault)
-    }
-
-    fn build(&self, _: &Site<'_>, source: &mut dyn TensorSource) -> Result<Built> {
-        let factor = source.tensor(KEY, &[1], Init::Constant(self.start))?;
+    fn build(
+        config: &ScaleConfig,
+        _: &Site<'_>,
+        _: &LayerSettings,
+        source: &mut dyn TensorSource,
+    ) -> Result<Built> {
+        let factor = source.tensor(KEY, &[1], Init::Constant(config.settings().start))?;
         Ok(Built::new(Arc::new(Scale { factor })))
     }
 
-    fn resolved(&self, targets: TargetModules, _: bool) -> Arc<dyn AdapterMethod> {
-        Arc::new(Self { target_modules: Some(targets), ..self.clone() })
+    fn geometry(
+        _: &ScaleConfig,
+        shapes: &LayerShapes,
+        weight: Option<&[usize]>,
+        transposed: bool,
+    ) -> Option<Geometry> {
+        shapes.contains_key(KEY).then(|| Geometry::of_weight(weight, transposed))
     }
 
-    fn to_json(&self, _: &[(&ModulePath, &dyn Adapter)]) -> Result<String> {
-        let mut value = serde_json::to_value(self)?;
-        value["peft_type"] = json!(PEFT_TYPE);
-        Ok(serde_json::to_string_pretty(&value)?)
-    }
-
-    fn for_tensors(&self, shapes: &BTreeMap<&str, &[usize]>) -> Result<Arc<dyn AdapterMethod>> {
-        let marker = format!(".{KEY}");
-        let paths: Vec<&str> = shapes.keys().filter_map(|key| key.strip_suffix(marker.as_str())).collect();
-        if paths.is_empty() {
-            return Err(Error::Config { field: "state_dict", reason: format!("no key ends in `{marker}`") });
+    /// 1 plus the weighted sum of what each number is more than 1, so that an adapter counts for nothing where it has none.
+    fn combine(config: &ScaleConfig, request: &Combination<'_>) -> Result<Combined> {
+        let configs = request.configs::<ScaleConfig>()?;
+        let mut tensors = BTreeMap::new();
+        for layer in &request.layers {
+            let mut sum = Tensor::ones(1, layer.site.adapter_dtype(), layer.site.device)?;
+            for (part, state) in layer.states::<Scale>(&request.parts) {
+                sum = (sum + ((state.factor.as_detached_tensor() - 1.0)? * part.weight)?)?;
+            }
+            tensors.insert(format!("{}.{KEY}", layer.site.path), sum);
         }
-        Ok(Arc::new(Self { target_modules: Some(TargetModules::names(paths)), ..self.clone() }))
+        let paths = request.layers.iter().map(|layer| layer.site.path);
+        let config = ScaleConfig::for_combination(&configs, config.settings().clone(), paths);
+        Ok(Combined { method: Arc::new(config), tensors })
     }
 }

@@ -65,6 +65,8 @@ def randomised(peft: PeftModel, name: str, inputs: dict[str, Tensor]) -> None:
             tensor.copy_((1 + 0.25 * noise).clamp(min=0.4))
         elif "lora_E" in key:
             tensor.copy_(0.6 * noise)
+        elif "hada_" in key or "lokr_" in key:
+            tensor.copy_(0.5 * noise)
         elif "lora_embedding_A" in key:
             tensor.copy_(0.6 * noise)
         elif "lora_B.bias" in key:

@@ -17,7 +17,7 @@ from .adapters import CONFIG, WEIGHTS
 from .models import CUSTOM, TRANSFORMERS
 
 #: What the cases may take on a disk whose files and folders come in blocks.
-SIZE_LIMIT = 11_500 * 1024
+SIZE_LIMIT = 17_000 * 1024
 BLOCK = 4096
 CASE_MINIMUM = 150
 

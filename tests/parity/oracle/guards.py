@@ -54,7 +54,7 @@ class OutputGuard:
 
 
 def unordered(acting: Acting) -> dict[str, frozenset]:
-    """Without the order of the adapters, which matters to DoRA alone."""
+    """Without the order of the adapters, which matters only to DoRA."""
     return {place: frozenset(adapters) for place, adapters in acting.items()}
 
 

@@ -190,5 +190,5 @@ def run(module: nn.Module, inputs: dict[str, Tensor], **options) -> Tensor:
 
 
 def base_tensors(base: nn.Module) -> dict[str, Tensor]:
-    """Contents of `base.safetensors`; `named_parameters` yields the first name alone of tied weights."""
+    """Contents of `base.safetensors`; `named_parameters` yields only the first name of tied weights."""
     return {name: parameter.detach().clone() for name, parameter in base.named_parameters()}

@@ -49,7 +49,7 @@ def record(case: Case, folder: Path) -> None:
     save_file(expected, folder / "expected.safetensors")
     (folder / "case.json").write_text(case_json(case, steps))
     for file in folder.rglob("*.safetensors"):
-        file.chmod(0o644)  # the library writes them for their owner alone
+        file.chmod(0o644)  # the library makes them readable only by their owner
 
 
 def seed(case: Case) -> None:

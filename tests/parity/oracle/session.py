@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
+from peft.tuners.lycoris_utils import LycorisLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
@@ -192,7 +193,7 @@ class Session:
     def do_scale(self, adapter: str, factor: float) -> None:
         """PEFT scales the active adapters of a layer, and skips embeddings; the page wants one adapter everywhere."""
         for layer in self.layers():
-            if isinstance(layer, LoraLayer) and adapter in layer.scaling:
+            if isinstance(layer, (LoraLayer, LycorisLayer)) and adapter in layer.scaling:
                 layer.scaling[adapter] *= factor
         self.factors[adapter] = self.factors.get(adapter, 1.0) * factor
 

@@ -85,6 +85,14 @@ def ia3(*targets: str, feedforward: list[str] | str = (), **config: Any) -> Adap
     return _adapter("IA3", targets, {"feedforward_modules": feedforward, **config})
 
 
+def loha(*targets: str, **config: Any) -> Adapter:
+    return _adapter("LOHA", targets, {"r": 2, **config})
+
+
+def lokr(*targets: str, **config: Any) -> Adapter:
+    return _adapter("LOKR", targets, {"r": 2, **config})
+
+
 def _adapter(method: str, targets: tuple[str, ...], config: dict[str, Any]) -> Adapter:
     special = {key: config.pop(key) for key in ("recipe", "edits", "converted") if key in config}
     if targets:

@@ -52,7 +52,7 @@ def gpt2(layers: int = 1, inner: int | None = 24, **options) -> Model:
 def tour(*trainings: Step, weights: bool = True) -> list[Step]:
     """Everything that one adapter on a layer has to get right, and training it last.
 
-    Without `weights` the merged ones are seen in the output alone, which keeps large models' cases small.
+    Without `weights` the merged ones are seen only in the output, which keeps large models' cases small.
     """
     return [load("first"), forward(), grads(), merge(), forward(), *([base_weights()] if weights else []), unmerge(),
             disable(), forward(), enable(), forward(),
@@ -60,7 +60,7 @@ def tour(*trainings: Step, weights: bool = True) -> list[Step]:
 
 
 def parade(names: Iterable[str], gradients: bool = False, merged: bool = False) -> list[Step]:
-    """Adapters that differ in their configs alone, one after the other on one model.
+    """Adapters that differ only in their configs, one after the other on one model.
 
     Both gradients and state dict tell which layers have the adapter.
     """

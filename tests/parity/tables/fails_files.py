@@ -2,8 +2,8 @@
 
 from oracle.adapters import (CONFIG, WEIGHTS, change_tensor, drop_tensor, edit_config, pruned, remove, rename_tensor,
                              truncate)
-from oracle.spec import (Adapter, Case, Model, Step, adalora, base_weights, fails, forward, grads, ia3, load, lora,
-                         state_dict)
+from oracle.spec import (Adapter, Case, Model, Step, adalora, base_weights, fails, forward, grads, ia3, load,
+                         lora, state_dict)
 
 from .common import CONV1D, MLP, bert, blocks
 
@@ -36,7 +36,7 @@ def edited(**changes) -> Adapter:
 
 
 GOOD = lora("lin0", "lin1", r=2)
-LOHA = Adapter("LOHA", {"r": 2, "target_modules": ["lin0"]})
+OFT = Adapter("OFT", {"r": 2, "oft_block_size": 0, "target_modules": ["lin0"]})
 
 CASES = [
     refused("files", MLP, GOOD,
@@ -57,13 +57,13 @@ CASES = [
             bad("no_saved_module", lora("lin0", modules_to_save=["lin1"], edits=(
                 drop_tensor("lin1.bias"),)), "lin1", "bias")),
     Case("fails_load_methods", MLP, {
-        "good": GOOD, "loha": LOHA, "unknown": edited(peft_type="SUPERLORA"),
+        "good": GOOD, "unknown": edited(peft_type="SUPERLORA"),
         "velora": lora("lin0", velora_config={"num_groups": 2}),
         "invocation": lora("lin0", alora_invocation_tokens=[1, 2]),
-        "kasa": lora("lin0", r=2, kasa_config={"beta": 1e-4}),
+        "kasa": lora("lin0", r=2, kasa_config={"beta": 1e-4}), "oft": OFT,
     }, [step for step in (
-        fails(load("loha"), "LOHA", lenient=True), fails(load("unknown"), "SUPERLORA"), load("good"),
-        fails(load("loha"), "LOHA"), fails(load("unknown"), "SUPERLORA"),
+        fails(load("oft"), "OFT", lenient=True), fails(load("unknown"), "SUPERLORA"), load("good"),
+        fails(load("oft"), "OFT"), fails(load("unknown"), "SUPERLORA"),
         fails(load("velora"), "velora_config", lenient=True),
         fails(load("invocation"), "alora_invocation_tokens", lenient=True), fails(load("kasa"), "kasa_config"),
         state_dict("good")) for step in (step, forward())]),

@@ -84,12 +84,12 @@ fn frames() -> Vec<Attack> {
             [b"PK\x03\x04\0\0\0\0".as_slice(), &[0; 120]].concat()
         }),
         refused("empty-weights", "nothing at all", "header too small", |_| Vec::new()),
-        refused("one-byte-too-many", "data that no tensor claims", "incomplete metadata", |sound| {
+        refused("one-byte-too-many", "data that belongs to no tensor", "incomplete metadata", |sound| {
             [sound, b"x"].concat()
         }),
         refused(
             "metadata-of-tensors",
-            "a tensor in the place of the metadata",
+            "a tensor where the metadata belongs",
             "invalid JSON in header",
             |sound| {
                 with_header(sound, b"", |header, end| {
@@ -107,14 +107,14 @@ fn offsets() -> Vec<Attack> {
             let header = json!({"a": entry("F32", &[1], 0, 4), "b": entry("F32", &[1], 0, 4)});
             safetensors_with(&header.to_string(), &[0; 4])
         }),
-        refused("gap-between-offsets", "bytes that no tensor claims", "invalid offset", |_| {
+        refused("gap-between-offsets", "bytes that belong to no tensor", "invalid offset", |_| {
             let header = json!({"a": entry("F32", &[1], 0, 4), "b": entry("F32", &[1], 8, 12)});
             safetensors_with(&header.to_string(), &[0; 12])
         }),
         refused("offsets-backwards", "a tensor that ends before it begins", "invalid offset", |_| {
             safetensors_with(&json!({"a": entry("F32", &[1], 4, 0)}).to_string(), &[0; 4])
         }),
-        refused("offsets-past-the-end", "bytes behind the file's", "incomplete metadata", |_| {
+        refused("offsets-past-the-end", "bytes after the end of the file", "incomplete metadata", |_| {
             safetensors_with(&json!({"a": entry("F32", &[1000], 0, 4000)}).to_string(), &[0; 4])
         }),
         refused(
@@ -156,7 +156,7 @@ fn names() -> Vec<Attack> {
     vec![
         refused(
             "key-of-10-mb-in-weights",
-            "a name of 10 MB, also for the error",
+            "a name of 10 MB, which the error would repeat",
             "unexpected: `xxx",
             |sound| {
                 with_header(sound, b"", |header, end| {
@@ -171,7 +171,7 @@ fn names() -> Vec<Attack> {
                 header.extend((0..100_000).map(|i| (format!("extra{i}"), entry("U8", &[0], end, end))));
             })
         }),
-        refused("tensor-twice", "two tensors of one name", "is there twice", |_| {
+        refused("tensor-twice", "two tensors with one name", "is there twice", |_| {
             let (first, second) = (entry("U8", &[0], 0, 0), entry("U8", &[1], 0, 1));
             safetensors_with(&format!(r#"{{"a": {first}, "a": {second}}}"#), b"x")
         }),
@@ -199,11 +199,11 @@ fn tensors() -> Vec<Attack> {
     vec![
         refused(
             "dtype-of-no-tensor",
-            "truth values in the place of numbers",
+            "booleans where numbers belong",
             "unsupported safetensor dtype",
             |sound| with_tensor(sound, "BOOL", &[2, 5], &[1; 10]),
         ),
-        refused("dtype-of-half-bytes", "numbers of four bits", "unsupported dtype", |sound| {
+        refused("dtype-of-half-bytes", "numbers of 4 bits", "unsupported dtype", |sound| {
             with_tensor(sound, "F4", &[2, 5], &[0; 5])
         }),
         refused("dtype-unknown", "a type that does not exist", "unknown variant", |sound| {
@@ -215,12 +215,12 @@ fn tensors() -> Vec<Attack> {
         refused("scalar-tensor", "a factor without dimensions", "has shape [], expected [2, 5]", |sound| {
             with_tensor(sound, "F32", &[], &[0; 4])
         }),
-        refused("transposed-tensor", "a factor on its side", "has shape [5, 2], expected [2, 5]", |sound| {
+        refused("transposed-tensor", "a transposed factor", "has shape [5, 2], expected [2, 5]", |sound| {
             with_tensor(sound, "F32", &[5, 2], &[0; 40])
         }),
         Attack {
             name: "weights-that-are-no-numbers",
-            tries: "NaN in every place: read as it is, and refused by merging that looks",
+            tries: "NaN everywhere: read as it is, and refused by a merge that checks",
             file: WEIGHTS,
             says: None,
             make: Make::Weights(|sound| {

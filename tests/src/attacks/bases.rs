@@ -26,7 +26,7 @@ fn with_config(bytes: Vec<u8>) -> Files {
     vec![(CONFIG.to_owned(), bytes)]
 }
 
-/// A folder whose weights are said to be in the file called `shard`.
+/// A folder whose index names `shard` as the file of the weights.
 fn with_shard(shard: &str) -> Files {
     folder(&[(INDEX, format!(r#"{{"weight_map": {{"model.norm.weight": "{shard}"}}}}"#).as_bytes())])
 }
@@ -47,14 +47,14 @@ pub(super) fn attacks() -> Vec<Attack> {
             "shard-above-the-folder",
             "a file outside of the folder",
             INDEX,
-            "is no file in the folder",
+            "is not a file in the folder",
             || with_shard("../../../etc/passwd"),
         ),
         refused(
             "shard-at-the-root",
             "a file outside of the folder",
             INDEX,
-            "is no file in the folder",
+            "is not a file in the folder",
             || with_shard("/etc/passwd"),
         ),
         refused(
@@ -83,7 +83,7 @@ pub(super) fn attacks() -> Vec<Attack> {
         ),
         refused(
             "model-with-negative-theta",
-            "angles that are no numbers",
+            "angles that are not finite",
             CONFIG,
             "`rope_theta` is -1",
             || with_config(config(r#""num_attention_heads": 2, "rope_theta": -1.0"#)),

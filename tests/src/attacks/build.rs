@@ -1,4 +1,4 @@
-//! Files put together byte by byte, sound ones and others.
+//! Files that are put together byte by byte, sound ones and others.
 
 use std::collections::BTreeMap;
 
@@ -31,7 +31,7 @@ pub fn safetensors_of(tensors: &BTreeMap<String, Tensor>) -> Result<Vec<u8>> {
     Ok(safetensors::serialize(tensors.iter(), None)?)
 }
 
-/// A safetensors file with this header, whatever it says, and these data.
+/// A safetensors file with this header, valid or not, and these data.
 pub fn safetensors_with(header: &str, data: &[u8]) -> Vec<u8> {
     [(header.len() as u64).to_le_bytes().as_slice(), header.as_bytes(), data].concat()
 }

@@ -55,13 +55,16 @@ fn numbers() -> Vec<Attack> {
             "invalid `r`: the rank is 2147483648",
             |config| with(config, &[("r", "2147483648")]),
         ),
-        refused("rank-2-to-the-64", "a rank that fits no machine word", "invalid type", |config| {
-            with(config, &[("r", "18446744073709551616")])
-        }),
+        refused(
+            "rank-2-to-the-64",
+            "a rank that does not fit into a machine word",
+            "invalid type",
+            |config| with(config, &[("r", "18446744073709551616")]),
+        ),
         refused("rank-negative", "a rank that turns into a huge one", "invalid value", |config| {
             with(config, &[("r", "-1")])
         }),
-        refused("rank-nan", "a number that is none, as Python writes it", "expected value", |config| {
+        refused("rank-nan", "NaN, as Python writes it", "expected value", |config| {
             with(config, &[("r", "NaN")])
         }),
         refused("alpha-infinite", "an infinite scaling", "expected value", |config| {
@@ -76,12 +79,9 @@ fn numbers() -> Vec<Attack> {
         refused("dropout-negative", "a probability below 0", "invalid `lora_dropout`", |config| {
             with(config, &[("lora_dropout", "-0.5")])
         }),
-        refused(
-            "pattern-rank-2-to-the-40",
-            "a huge rank by the way of a pattern",
-            "invalid `rank_pattern`",
-            |config| with(config, &[("rank_pattern", r#"{"lin0": 1099511627776}"#)]),
-        ),
+        refused("pattern-rank-2-to-the-40", "a huge rank in a pattern", "invalid `rank_pattern`", |config| {
+            with(config, &[("rank_pattern", r#"{"lin0": 1099511627776}"#)])
+        }),
         refused(
             "token-out-of-range",
             "a row that the embedding does not have",
@@ -113,26 +113,26 @@ fn patterns() -> Vec<Attack> {
         ),
         refused(
             "pattern-that-stands-still",
-            "a repeat of nothing that never backtracks",
+            "a repeat of nothing, which never ends",
             "repeats too often",
             |config| with_pattern(config, r"(?:(?=a)){4000000000}"),
         ),
         refused(
             "pattern-that-multiplies",
-            "counts within counts, multiplied out",
+            "nested repeats, whose counts multiply",
             "repeats too often",
             |config| with_pattern(config, r"((((a{99}){99}){99}){99}){99}"),
         ),
         refused(
             "references-that-double",
-            "sizes that overflow by references to references",
+            "references to references, whose sizes overflow",
             "refers to groups",
             |config| {
                 let doubled: String = (1..80).map(|group| format!(r"(\{group}\{group})")).collect();
                 with_pattern(config, &format!("(a){doubled}"))
             },
         ),
-        refused("look-behind-that-multiplies", "an automaton without a limit", "look-behind", |config| {
+        refused("look-behind-that-multiplies", "an automaton of unlimited size", "look-behind", |config| {
             with_pattern(config, r"(?<=(?:\w{100}){10})x")
         }),
         refused("pattern-of-a-million-bytes", "a pattern that takes long to compile", "bytes", |config| {
@@ -158,7 +158,7 @@ fn shapes_of_json() -> Vec<Attack> {
         }),
         refused(
             "rank-twice",
-            "two ranks, of which readers may take either",
+            "two ranks, of which a reader could take either",
             "duplicate field `r`",
             |config| with_more(config, &[("r", "3")]),
         ),
@@ -168,7 +168,7 @@ fn shapes_of_json() -> Vec<Attack> {
         refused("pattern-twice", "two ranks for one pattern", "is there twice", |config| {
             with(config, &[("rank_pattern", r#"{"lin0": 2, "lin0": 3}"#)])
         }),
-        harmless("key-of-10-mb", "a key of 10 MB, which is kept as unknown keys are", |config| {
+        harmless("key-of-10-mb", "a key of 10 MB, which is kept like other unknown keys", |config| {
             with_more(config, &[(&"k".repeat(10_000_000), "1")])
         }),
         harmless("text-of-10-mb", "a base model with a name of 10 MB", |config| {
@@ -176,14 +176,14 @@ fn shapes_of_json() -> Vec<Attack> {
         }),
         refused(
             "fifty-thousand-targets",
-            "a search for the nearest name of each",
+            "a search for the name nearest to each",
             "matches no module",
             |config| {
                 let names: Vec<String> = (0..50_000).map(|i| format!("name{i}")).collect();
                 with(config, &[("target_modules", &json!(names).to_string())])
             },
         ),
-        refused("not-text", "bytes that are no UTF-8", "UTF-8", |_| vec![0xff; 64]),
+        refused("not-text", "bytes that are not UTF-8", "UTF-8", |_| vec![0xff; 64]),
         refused("empty-config", "nothing at all", "EOF", |_| Vec::new()),
     ]
 }

@@ -6,7 +6,7 @@ use super::{Attack, Make};
 /// The name of the file.
 pub(super) const FILE: &str = "model.gguf";
 
-/// The length of the longest text that is no text.
+/// The length of a text that no file can hold.
 const HUGE: u64 = 1 << 62;
 
 fn refused(name: &'static str, tries: &'static str, says: &'static str, make: fn() -> Vec<u8>) -> Attack {
@@ -65,9 +65,12 @@ fn frames() -> Vec<Attack> {
 
 fn tensors() -> Vec<Attack> {
     vec![
-        refused("gguf-five-dimensions", "more dimensions than there are", "dimensions, max is", || {
-            Gguf::sound().with_tensor("output_norm.weight", |tensor| tensor.dims = vec![1; 5]).bytes()
-        }),
+        refused(
+            "gguf-five-dimensions",
+            "more dimensions than a tensor may have",
+            "dimensions, max is",
+            || Gguf::sound().with_tensor("output_norm.weight", |tensor| tensor.dims = vec![1; 5]).bytes(),
+        ),
         refused(
             "gguf-product-of-dimensions",
             "a product that overflows to 0",
@@ -83,19 +86,26 @@ fn tensors() -> Vec<Attack> {
         refused("gguf-offset", "an offset whose sum overflows", "does not lie in the file", || {
             Gguf::sound().with_tensor("output_norm.weight", |tensor| tensor.offset = Some(u64::MAX)).bytes()
         }),
-        refused("gguf-offset-past-the-end", "bytes behind the file's", "does not lie in the file", || {
-            Gguf::sound().with_tensor("output_norm.weight", |tensor| tensor.offset = Some(1 << 20)).bytes()
-        }),
+        refused(
+            "gguf-offset-past-the-end",
+            "bytes after the end of the file",
+            "does not lie in the file",
+            || {
+                Gguf::sound()
+                    .with_tensor("output_norm.weight", |tensor| tensor.offset = Some(1 << 20))
+                    .bytes()
+            },
+        ),
         refused("gguf-shape", "a weight of another size", "does not fit the model", || {
             Gguf::sound().with_tensor("blk.0.attn_q.weight", |tensor| tensor.dims = vec![4, 2]).bytes()
         }),
         refused(
             "gguf-block-size",
-            "rows that are no whole blocks",
+            "rows that are not whole blocks",
             "not divisible by the block size",
             || Gguf::sound().with_tensor("blk.0.attn_q.weight", |tensor| tensor.dtype = 2).bytes(),
         ),
-        refused("gguf-dtype", "a type of numbers that does not exist", "unknown dtype", || {
+        refused("gguf-dtype", "a number type that does not exist", "unknown dtype", || {
             Gguf::sound().with_tensor("blk.0.attn_q.weight", |tensor| tensor.dtype = 250).bytes()
         }),
     ]
@@ -106,7 +116,7 @@ fn settings() -> Vec<Attack> {
         refused("gguf-architecture", "an architecture that is a path", "is not supported", || {
             Gguf::sound().with("general.architecture", kind::STRING, &gguf_text("../../etc")).bytes()
         }),
-        refused("gguf-blocks", "four thousand million blocks", "`num_hidden_layers` is 4294967295", || {
+        refused("gguf-blocks", "four billion blocks", "`num_hidden_layers` is 4294967295", || {
             with_number("llama.block_count", u32::MAX)
         }),
         refused(
@@ -129,7 +139,7 @@ fn settings() -> Vec<Attack> {
         refused("gguf-epsilon", "a norm that gives NaN", "`rms_norm_eps` is NaN", || {
             with_float("llama.attention.layer_norm_rms_epsilon", f32::NAN)
         }),
-        refused("gguf-theta", "angles that are no numbers", "`rope_theta` is inf", || {
+        refused("gguf-theta", "angles that are not finite", "`rope_theta` is inf", || {
             with_float("llama.rope.freq_base", f32::INFINITY)
         }),
         refused("gguf-scaling", "frequencies divided by 0", "rope scaling is 0", || {

@@ -1,4 +1,4 @@
-//! Hostile files: each by its name, with one line on what it tries, and made when it is needed.
+//! Hostile files: each has a name and a line about what it tries, and is made when it is needed.
 //!
 //! `tests/attacks/README.md` lists them; `cargo run -p peft-tests --bin attacks -- FOLDER` writes them out.
 
@@ -32,12 +32,12 @@ pub struct Attack {
     pub tries: &'static str,
     /// The file that an error has to name.
     pub file: &'static str,
-    /// A part of the error; `None` for files that are strange and harmless, and are taken.
+    /// A part of the error; `None` for files that are strange but harmless, and are accepted.
     pub says: Option<&'static str>,
     make: Make,
 }
 
-/// What is made of sound files.
+/// How the files are made from sound ones.
 #[derive(Clone, Copy)]
 enum Make {
     /// The config of an adapter, out of a sound one.
@@ -52,7 +52,7 @@ enum Make {
     Run(Method, fn(&mut RunFiles) -> Result<()>),
 }
 
-/// All attacks there are, in the order in which they are listed.
+/// All attacks, in the order of the list.
 pub fn all() -> Vec<Attack> {
     [configs::attacks(), adapters::attacks(), ggufs::attacks(), bases::attacks(), runs::attacks()]
         .into_iter()
@@ -99,7 +99,7 @@ impl Attack {
         })
     }
 
-    /// Writes the files into `folder`; the answer is their size.
+    /// Writes the files into `folder` and returns their size.
     ///
     /// # Errors
     /// If the sound ones cannot be made, or a file cannot be written.
@@ -119,7 +119,7 @@ impl Attack {
     /// Reads the files in `folder` as what they pretend to be.
     ///
     /// # Errors
-    /// What the library says to them.
+    /// The error of the library.
     pub fn read(&self, folder: &Path) -> Result<()> {
         match self.make {
             Make::Config(_) | Make::Weights(_) => {

@@ -112,13 +112,13 @@ pub(super) fn attacks() -> Vec<Attack> {
             "run-with-a-file-outside",
             "a file outside of the checkpoint",
             STATE,
-            "is no file of a checkpoint",
+            "is not a file of a checkpoint",
             |run| {
                 run.edit_state(|state| drop(state.insert("files".into(), json!({"../../../etc/passwd": 1}))));
                 Ok(())
             },
         ),
-        refused("run-from-the-future", "a form that nobody knows", STATE, "only 1 is known", |run| {
+        refused("run-from-the-future", "a format of an unknown version", STATE, "only 1 is known", |run| {
             run.edit_state(|state| drop(state.insert("format".into(), json!(2))));
             Ok(())
         }),
@@ -180,8 +180,16 @@ pub(super) fn attacks() -> Vec<Attack> {
         refused("run-with-other-means", "means of another shape", ALLOCATOR, "has shape [1]", |run| {
             run.edit_tensors(ALLOCATOR, "sensitivity.", |_| Ok(Tensor::new(&[0f32], &Device::Cpu)?))
         }),
-        refused("run-with-other-ranks", "more ranks than there are", ALLOCATOR, "has shape [99]", |run| {
-            run.edit_tensors(ALLOCATOR, "kept.", |_| Ok(Tensor::from_vec(vec![1u8; 99], 99, &Device::Cpu)?))
-        }),
+        refused(
+            "run-with-other-ranks",
+            "more ranks than the adapter has",
+            ALLOCATOR,
+            "has shape [99]",
+            |run| {
+                run.edit_tensors(ALLOCATOR, "kept.", |_| {
+                    Ok(Tensor::from_vec(vec![1u8; 99], 99, &Device::Cpu)?)
+                })
+            },
+        ),
     ]
 }

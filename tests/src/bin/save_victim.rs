@@ -1,7 +1,7 @@
 //! Saves one adapter over the other until it is done or killed: `save_victim FOLDER NAME FIRST COUNT`, where a COUNT of 0 goes
 //! on without end.
 //!
-//! It writes a line when it begins. A save that fails ends it with status 1, and with what the library says on standard error.
+//! It writes a line when it begins. When a save fails it ends with status 1, and prints the error on standard error.
 
 use std::io::Write;
 use std::path::PathBuf;

@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
-use peft_runtime::Checkpoint;
+use peft_runtime::ModelWeights;
 use serde::Deserialize;
 use serde_json::Value;
+
+use crate::close::Tolerance;
 
 /// A golden scenario.
 pub struct Case {
@@ -25,20 +27,9 @@ pub struct Case {
     pub(super) expected: BTreeMap<String, Tensor>,
 }
 
-/// An entry passes if its error is at most `atol + rtol · |expected|`.
-#[derive(Clone, Copy, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Tolerance {
-    /// The absolute part.
-    pub atol: f64,
-    /// The relative part.
-    pub rtol: f64,
-}
-
-impl Default for Tolerance {
-    fn default() -> Self {
-        Self { atol: 2e-5, rtol: 2e-4 }
-    }
+/// The tolerance of a case that names none.
+const fn default_tolerance() -> Tolerance {
+    Tolerance { atol: 2e-5, rtol: 2e-4 }
 }
 
 #[derive(Deserialize)]
@@ -48,7 +39,7 @@ struct CaseFile {
     model: String,
     model_config: Value,
     steps: Vec<Step>,
-    #[serde(default)]
+    #[serde(default = "default_tolerance")]
     tolerance: Tolerance,
 }
 
@@ -84,7 +75,7 @@ pub enum Step {
     BaseWeights { expect: String },
     /// The tensors that PEFT saves.
     StateDict { adapter: String, expect: Option<String> },
-    /// Combines adapters to a new one.
+    /// Combines adapters into a new one.
     Weighted {
         name: String,
         adapters: Vec<String>,
@@ -131,8 +122,8 @@ impl Case {
         Ok(Self { name, model, model_config, steps, tolerance, folder: folder.to_owned(), inputs, expected })
     }
 
-    pub(super) fn base(&self) -> Result<Checkpoint, String> {
-        Checkpoint::open(self.folder.join("base.safetensors")).map_err(|error| error.chain())
+    pub(super) fn base(&self) -> Result<ModelWeights, String> {
+        ModelWeights::open(self.folder.join("base.safetensors")).map_err(|error| error.chain())
     }
 
     pub(super) fn adapter_folder(&self, adapter: &str) -> PathBuf {
@@ -145,7 +136,7 @@ impl Case {
 }
 
 fn read_tensors(path: &Path) -> Result<BTreeMap<String, Tensor>, String> {
-    let file = Checkpoint::open(path).map_err(|error| error.chain())?;
+    let file = ModelWeights::open(path).map_err(|error| error.chain())?;
     let read =
         |name: &str| Ok((name.to_owned(), file.tensor(name, &Device::Cpu).map_err(|e| e.to_string())?));
     file.names().map(read).collect()

@@ -1,28 +1,16 @@
-//! Holds results against what PEFT computed.
+//! Compares results with what PEFT computed.
 
 use std::collections::BTreeMap;
 
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 
-use super::case::Tolerance;
+use crate::close::{LargestErrors, Tolerance, compare};
 
-/// The largest errors seen.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Errors {
-    /// The largest absolute error.
-    pub max_abs: f64,
-    /// The largest error relative to the expected value, where that is not tiny.
-    pub max_rel: f64,
-}
-
-/// Below this, a value's relative error says nothing.
-const TINY: f64 = 1e-3;
-
-impl Errors {
+impl LargestErrors {
     /// Compares a tensor with the expected one and keeps the largest errors.
     ///
     /// # Errors
-    /// If the shapes differ or an entry is out of tolerance.
+    /// If the shapes differ or an element is out of tolerance.
     pub(super) fn compare(
         &mut self,
         key: &str,
@@ -30,38 +18,15 @@ impl Errors {
         expected: &Tensor,
         tolerance: Tolerance,
     ) -> Result<(), String> {
-        if found.dims() != expected.dims() {
-            return Err(format!("`{key}` has shape {:?}, expected {:?}", found.dims(), expected.dims()));
-        }
-        let values = |tensor: &Tensor| -> candle_core::Result<Vec<f64>> {
-            if tensor.elem_count() == 0 {
-                return Ok(Vec::new());
-            }
-            tensor.flatten_all()?.to_dtype(DType::F64)?.to_vec1()
-        };
-        let (found, expected) = match (values(found), values(expected)) {
-            (Ok(found), Ok(expected)) => (found, expected),
-            (Err(error), _) | (_, Err(error)) => return Err(format!("`{key}`: {error}")),
-        };
-        for (index, (found, expected)) in found.iter().zip(&expected).enumerate() {
-            let error = (found - expected).abs();
-            let allowed = tolerance.atol + tolerance.rtol * expected.abs();
-            // A NaN is within no tolerance.
-            if error.is_nan() || error > allowed {
-                return Err(format!("`{key}`[{index}] is {found}, expected {expected} (off by {error:.2e})"));
-            }
-            self.max_abs = self.max_abs.max(error);
-            if expected.abs() > TINY {
-                self.max_rel = self.max_rel.max(error / expected.abs());
-            }
-        }
+        let errors = compare(found, expected, tolerance).map_err(|reason| format!("`{key}`: {reason}"))?;
+        *self = self.max(errors);
         Ok(())
     }
 
     /// Compares a set of tensors with the expected ones under `prefix.`: exactly the same keys.
     ///
     /// # Errors
-    /// If a key is missing or too much, or a tensor differs.
+    /// If a key is missing or unexpected, or a tensor differs.
     pub(super) fn compare_all(
         &mut self,
         prefix: &str,

@@ -1,7 +1,7 @@
 //! Replays golden scenarios that Python PEFT wrote.
 //!
-//! A case is a folder with a base model, saved adapters, inputs, steps, and what PEFT computed at each step. A case with a
-//! step, model or key that is not known here fails; nothing is skipped.
+//! A case is a folder with a base model, saved adapters, inputs, steps, and what PEFT computed at each step. A case with an
+//! unknown step, model or key fails; nothing is skipped.
 
 mod case;
 mod compare;
@@ -14,8 +14,9 @@ mod training;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use compare::Errors;
 use session::Replay;
+
+use crate::close::LargestErrors;
 
 pub use case::Case;
 pub use roundtrip::{read_case, write_case};
@@ -73,14 +74,14 @@ fn cases_below(folder: &Path) -> Vec<Result<PathBuf, Failure>> {
     cases.into_iter().map(Ok).collect()
 }
 
-/// Replays one case; the answer is the line of its report.
+/// Replays one case and returns the line of its report.
 ///
 /// # Errors
 /// If anything differs from what PEFT computed, or the case cannot be read.
 pub fn run_case(folder: &Path) -> Result<String, Failure> {
     let case = open(folder)?;
-    let errors =
-        models::on_base(&case, Replay(&case)).map_err(|reason| Failure::of_case(&case.name, reason))??;
+    let errors = models::with_base_model(&case, Replay(&case))
+        .map_err(|reason| Failure::of_case(&case.name, reason))??;
     Ok(passed(&case, errors))
 }
 
@@ -91,6 +92,6 @@ fn open(folder: &Path) -> Result<Case, Failure> {
 }
 
 /// The line of a case that passed.
-fn passed(case: &Case, errors: Errors) -> String {
+fn passed(case: &Case, errors: LargestErrors) -> String {
     format!("ok {} max_abs={:.1e} max_rel={:.1e}", case.name, errors.max_abs, errors.max_rel)
 }

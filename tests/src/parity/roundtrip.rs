@@ -1,7 +1,7 @@
 //! The Rust half of `tests/python/roundtrip.py`: loads adapters that PEFT saved, saves adapters for PEFT to load.
 //!
 //! Both halves work on folders in the format of the parity cases, whose steps load one adapter and compare its output and
-//! its tensors. A `roundtrip.json` beside the case says how to make an adapter of the same kind here.
+//! its tensors. A `roundtrip.json` in the folder of the case says how to make an adapter of the same kind here.
 
 use std::path::{Path, PathBuf};
 
@@ -12,15 +12,16 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::case::Optimizer;
-use super::compare::Errors;
-use super::models::{CaseModel, Work, on_base};
+use super::models::{CaseModel, ModelTask, with_base_model};
 use super::session::Session;
-use super::steps::said;
+use super::steps::describe_error;
 use super::{Case, Failure, open, passed};
+use crate::close::LargestErrors;
+use crate::tensors::Generator;
 
 /// Where an adapter that was loaded is saved again, below the case's folder.
 const RESAVED: &str = "resaved";
-/// What an adapter made here computed, and of what: below the folder it is saved to.
+/// The inputs and the output of an adapter that was made here, in the folder that it is saved to.
 const EXCHANGED: &str = "exchanged.safetensors";
 
 /// `roundtrip.json`.
@@ -41,18 +42,19 @@ struct Recipe {
     steps: usize,
 }
 
-/// Replays the case, and saves the adapter that it loads in the folder `resaved`; the answer is the line of its report.
+/// Replays the case, saves the adapter that it loads in the folder `resaved`, and returns the line of its report.
 ///
 /// # Errors
 /// If anything differs from what PEFT computed, or a file cannot be read or written.
 pub fn read_case(folder: &Path) -> Result<String, Failure> {
     let case = open(folder)?;
-    let errors = on_base(&case, Read(&case)).map_err(|reason| Failure::of_case(&case.name, reason))??;
+    let errors =
+        with_base_model(&case, Read(&case)).map_err(|reason| Failure::of_case(&case.name, reason))??;
     Ok(passed(&case, errors))
 }
 
-/// Makes an adapter by the case's recipe on the case's base model, and saves it with its output in a folder of the case's
-/// name below `out`; the answer is the line of its report.
+/// Makes an adapter by the case's recipe on the case's base model, saves it with its output in a folder of the case's name
+/// below `out`, and returns the line of its report.
 ///
 /// # Errors
 /// If the adapter cannot be made or trained, or a file cannot be read or written.
@@ -64,7 +66,7 @@ pub fn write_case(folder: &Path, out: &Path) -> Result<String, Failure> {
 
 fn write(case: &Case, folder: &Path, out: &Path) -> Result<(), String> {
     let recipe = recipe(folder)?;
-    on_base(case, Write { case, recipe, folder: out.join(&case.name) })?
+    with_base_model(case, Write { case, recipe, folder: out.join(&case.name) })?
 }
 
 fn recipe(folder: &Path) -> Result<Recipe, String> {
@@ -79,16 +81,16 @@ fn failure(case: &Case, number: usize, op: &str, reason: String) -> Failure {
 
 struct Read<'c>(&'c Case);
 
-impl Work for Read<'_> {
-    type Outcome = Result<Errors, Failure>;
+impl ModelTask for Read<'_> {
+    type Outcome = Result<LargestErrors, Failure>;
 
-    fn on<M: CaseModel>(self, model: M) -> Self::Outcome {
+    fn run<M: CaseModel>(self, model: M) -> Self::Outcome {
         let Self(case) = self;
         let mut session = Session::new(case, model);
         let errors = session.replay()?;
         let folder = case.folder.join(RESAVED);
         for adapter in session.model.adapter_names() {
-            let saved = said(session.model.save_pretrained(&folder, &adapter));
+            let saved = describe_error(session.model.save_pretrained(&folder, &adapter));
             saved.map_err(|reason| failure(case, case.steps.len(), "save", reason))?;
         }
         Ok(errors)
@@ -101,54 +103,36 @@ struct Write<'c> {
     folder: PathBuf,
 }
 
-impl Work for Write<'_> {
+impl ModelTask for Write<'_> {
     type Outcome = Result<(), String>;
 
-    fn on<M: CaseModel>(self, mut model: M) -> Self::Outcome {
+    fn run<M: CaseModel>(self, mut model: M) -> Self::Outcome {
         let Self { case, recipe, folder } = self;
         let Recipe { adapter, config, converted, noise, learning_rate, steps } = recipe;
-        let config = said(PeftConfig::from_json(&config.to_string()))?;
-        said(model.inject_adapter(config.method(), &adapter))?;
+        let config = describe_error(PeftConfig::from_json(&config.to_string()))?;
+        describe_error(model.inject_adapter(config.method(), &adapter))?;
         for (seed, (name, var)) in (0..).zip(model.trainable_parameters()) {
-            shake(&var, seed, noise).map_err(|error| format!("`{name}`: {error}"))?;
+            add_noise(&var, seed, noise).map_err(|error| format!("`{name}`: {error}"))?;
         }
         let mut session = Session::new(case, model);
-        said(session.descend(&adapter, Optimizer::Sgd, learning_rate, 0.0, steps))?;
+        describe_error(session.descend(&adapter, Optimizer::Sgd, learning_rate, 0.0, steps))?;
         let output = session.output()?;
         let options = SaveOptions::new().plain_lora(converted);
-        said(session.model.save_pretrained_with(&folder, &adapter, options))?;
-        exchange(case, output, &folder.join(EXCHANGED))
+        describe_error(session.model.save_pretrained_with(&folder, &adapter, options))?;
+        write_exchanged(case, output, &folder.join(EXCHANGED))
     }
 }
 
-/// Writes what went in and what came out.
-fn exchange(case: &Case, output: Tensor, path: &Path) -> Result<(), String> {
+/// Writes the inputs and the output.
+fn write_exchanged(case: &Case, output: Tensor, path: &Path) -> Result<(), String> {
     let mut tensors = case.inputs.clone();
     tensors.insert("output".to_owned(), output);
     let bytes = safetensors::serialize(tensors.iter(), None).map_err(|error| error.to_string())?;
     std::fs::write(path, bytes).map_err(|error| format!("{}: {error}", path.display()))
 }
 
-/// Adds uniform noise between −`size` and `size`, the same at every run: candle's generator on the CPU takes no seed.
-fn shake(var: &Var, seed: u64, size: f64) -> candle_core::Result<()> {
-    let mut noise = SplitMix(seed);
-    let values: Vec<f32> = (0..var.elem_count()).map(|_| noise.draw()).collect();
-    let noise = (Tensor::from_vec(values, var.shape(), var.device())? * size)?;
+/// Adds uniform noise between −`size` and `size`, the same in every run.
+fn add_noise(var: &Var, seed: u64, size: f64) -> candle_core::Result<()> {
+    let noise = Generator::from_seed(seed).uniform(var.shape(), size, var.dtype())?;
     var.set(&(var.as_tensor() + noise)?.detach())
-}
-
-/// The SplitMix64 generator: <https://doi.org/10.1145/2714064.2660195>.
-struct SplitMix(u64);
-
-impl SplitMix {
-    /// A number from −1 up to 1.
-    fn draw(&mut self) -> f32 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        mixed ^= mixed >> 31;
-        // 24 bits, which is what a f32 holds.
-        (mixed >> 40) as f32 / 8_388_608.0 - 1.0
-    }
 }

@@ -40,7 +40,7 @@ impl<M: CaseModel> Session<'_, M> {
             Step::Load { adapter } => self.load(adapter),
             Step::SetActive { adapters } => {
                 let names: Vec<&str> = adapters.iter().map(String::as_str).collect();
-                said(self.model.set_adapters(&names))
+                describe_error(self.model.set_adapters(&names))
             }
             Step::Forward { expect } => {
                 let output = self.output()?;
@@ -66,12 +66,12 @@ impl<M: CaseModel> Session<'_, M> {
                     Some(names) => MergeOptions::adapters(names.clone()),
                     None => MergeOptions::active(),
                 };
-                said(self.model.merge_adapters(&options.check_finite(*safe)))
+                describe_error(self.model.merge_adapters(&options.check_finite(*safe)))
             }
-            Step::Unmerge {} => said(self.model.unmerge_adapters()),
+            Step::Unmerge {} => describe_error(self.model.unmerge_adapters()),
             Step::BaseWeights { expect } => self.base_weights(expect),
             Step::StateDict { adapter, expect } => {
-                let state = said(self.model.adapter_state_dict(adapter))?;
+                let state = describe_error(self.model.adapter_state_dict(adapter))?;
                 expect.as_ref().map_or(Ok(()), |expect| self.compare_all(expect, &state))
             }
             Step::Weighted { name, adapters, weights, .. } => {
@@ -79,22 +79,26 @@ impl<M: CaseModel> Session<'_, M> {
                     return Err(format!("{} adapters and {} weights", adapters.len(), weights.len()));
                 }
                 let parts = adapters.iter().map(String::as_str).zip(weights.iter().copied());
-                let options = said(combine_options(step))?;
-                said(self.model.add_weighted_adapter(&parts.collect::<Vec<_>>(), name, &options).map(|_| ()))
+                let options = describe_error(combine_options(step))?;
+                describe_error(
+                    self.model.add_weighted_adapter(&parts.collect::<Vec<_>>(), name, &options).map(|_| ()),
+                )
             }
-            Step::Scale { adapter, factor } => said(self.model.scale_adapter(adapter, *factor)),
-            Step::Delete { adapter } => said(self.model.delete_adapter(adapter)),
+            Step::Scale { adapter, factor } => describe_error(self.model.scale_adapter(adapter, *factor)),
+            Step::Delete { adapter } => describe_error(self.model.delete_adapter(adapter)),
             Step::Fails { step, contains } => self.fails(step, contains),
         }
     }
 
     fn load(&mut self, adapter: &str) -> Result<(), String> {
         let folder = self.case.adapter_folder(adapter);
-        said(self.model.load_adapter_with(folder, adapter, LoadOptions::new().trainable(true)).map(|_| ()))
+        describe_error(
+            self.model.load_adapter_with(folder, adapter, LoadOptions::new().trainable(true)).map(|_| ()),
+        )
     }
 
     fn forward_mixed(&mut self, rows: &[String], expect: Option<&str>) -> Result<(), String> {
-        let output = said(self.model.with_adapter_rows(rows, |model| self.forward(model)))?;
+        let output = describe_error(self.model.with_adapter_rows(rows, |model| self.forward(model)))?;
         let output = output.map_err(|error| error.to_string())?;
         expect.map_or(Ok(()), |expect| self.compare(expect, &output))
     }
@@ -102,7 +106,7 @@ impl<M: CaseModel> Session<'_, M> {
     fn base_weights(&mut self, expect: &str) -> Result<(), String> {
         let checkpoint = self.case.base()?;
         let mut weights: BTreeMap<String, Tensor> = self.model.merged_state_dict();
-        // Tied weights are stored under their first name alone.
+        // Tied weights are stored only under their first name.
         weights.retain(|name, _| checkpoint.names().any(|stored| stored == name));
         self.compare_all(expect, &weights)
     }
@@ -128,7 +132,7 @@ fn combine_options(step: &Step) -> peft_runtime::Result<CombineOptions> {
     Ok(options)
 }
 
-/// The error's whole chain as text.
-pub(super) fn said<T>(result: peft_runtime::Result<T>) -> Result<T, String> {
+/// The text of an error with that of all its sources.
+pub(super) fn describe_error<T>(result: peft_runtime::Result<T>) -> Result<T, String> {
     result.map_err(|error| error.chain())
 }

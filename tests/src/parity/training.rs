@@ -11,7 +11,7 @@ use peft_runtime::train::RankAllocator;
 use super::case::Optimizer;
 use super::models::CaseModel;
 use super::session::Session;
-use super::steps::said;
+use super::steps::describe_error;
 
 impl<M: CaseModel> Session<'_, M> {
     /// The one active adapter.
@@ -38,7 +38,7 @@ impl<M: CaseModel> Session<'_, M> {
             found.insert(file_key(&name, &adapter), grad);
         }
         // PEFT stores the bias of a copied layer under a second key, where biases train.
-        for key in said(self.model.adapter_state_dict(&adapter))?.into_keys() {
+        for key in describe_error(self.model.adapter_state_dict(&adapter))?.into_keys() {
             let first = key.replace(".modules_to_save.bias", ".bias");
             if let Some(grad) = found.get(&first).filter(|_| first != key) {
                 found.insert(key, grad.clone());
@@ -57,10 +57,12 @@ impl<M: CaseModel> Session<'_, M> {
         expect: &str,
     ) -> Result<(), String> {
         let adapter = self.active()?;
-        let losses = said(self.descend(&adapter, optimizer, lr, weight_decay, steps))?;
+        let losses = describe_error(self.descend(&adapter, optimizer, lr, weight_decay, steps))?;
         let losses = Tensor::new(losses, &candle_core::Device::Cpu).map_err(|error| error.to_string())?;
+        let mut found = describe_error(self.model.adapter_state_dict(&adapter))?;
+        // The weight of an embedding, which files hold too, does not train.
+        found.retain(|key, _| !key.ends_with(".base_layer.weight"));
         // AdaLoRA's at full rank, which files do not hold.
-        let mut found = said(self.model.adapter_state_dict(&adapter))?;
         found.extend(self.parameters(&adapter));
         found.insert("loss".to_owned(), losses);
         self.compare_all(expect, &found)
@@ -72,7 +74,7 @@ impl<M: CaseModel> Session<'_, M> {
         parameters.map(|(name, var)| (file_key(&name, adapter), var.as_detached_tensor())).collect()
     }
 
-    /// The steps alone; the loss before each.
+    /// Takes the steps without comparing anything, and returns the loss before each.
     pub(super) fn descend(
         &mut self,
         adapter: &str,
@@ -82,7 +84,7 @@ impl<M: CaseModel> Session<'_, M> {
         steps: usize,
     ) -> peft_runtime::Result<Vec<f32>> {
         let target = self.case.input("target").map_err(candle_core::Error::msg)?;
-        let mut allocator = match self.model.adapter_config(adapter)?.as_adalora() {
+        let mut allocator = match self.model.adapter_config(adapter)?.downcast_ref::<AdaLoraConfig>() {
             Some(_) => Some(RankAllocator::new(&self.model, adapter)?),
             None => None,
         };

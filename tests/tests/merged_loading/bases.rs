@@ -9,30 +9,26 @@ use candle_nn::{Init, VarBuilder};
 use peft_runtime::adapter::AdapterMethod;
 use peft_runtime::models::llama::LlamaModel;
 use peft_runtime::prelude::*;
-use peft_runtime::{Checkpoint, MergedWeights, StoredAdapter};
-use peft_tests::specimen::{self, randomise};
+use peft_runtime::{MergedWeights, ModelWeights, StoredAdapter};
+use peft_tests::tensors::{random_with, randomise};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 pub const VOCABULARY: usize = 23;
 
-pub fn random(shape: &[usize], deviation: f64) -> Tensor {
-    specimen::random(shape, deviation).unwrap()
-}
-
 /// Weights of a linear layer that keep the size of what goes through.
 pub fn linear(tensors: &mut BTreeMap<String, Tensor>, name: &str, out: usize, inner: usize, bias: bool) {
     let deviation = 1.0 / (inner as f64).sqrt();
-    tensors.insert(format!("{name}.weight"), random(&[out, inner], deviation));
+    tensors.insert(format!("{name}.weight"), random_with(&[out, inner], deviation));
     if bias {
-        tensors.insert(format!("{name}.bias"), random(&[out], 0.1));
+        tensors.insert(format!("{name}.bias"), random_with(&[out], 0.1));
     }
 }
 
 pub fn norm(tensors: &mut BTreeMap<String, Tensor>, name: &str, size: usize, bias: bool) {
-    tensors.insert(format!("{name}.weight"), (random(&[size], 0.1) + 1.0).unwrap());
+    tensors.insert(format!("{name}.weight"), (random_with(&[size], 0.1) + 1.0).unwrap());
     if bias {
-        tensors.insert(format!("{name}.bias"), random(&[size], 0.1));
+        tensors.insert(format!("{name}.bias"), random_with(&[size], 0.1));
     }
 }
 
@@ -52,8 +48,8 @@ pub fn sharded(tensors: &BTreeMap<String, Tensor>) -> TempDir {
     folder
 }
 
-pub fn open(folder: &TempDir) -> Checkpoint {
-    Checkpoint::open(folder.path()).unwrap()
+pub fn open(folder: &TempDir) -> ModelWeights {
+    ModelWeights::open(folder.path()).unwrap()
 }
 
 pub fn builder(folder: &TempDir) -> VarBuilder<'static> {
@@ -89,7 +85,7 @@ pub fn llama_config() -> Value {
 pub fn llama_tensors() -> BTreeMap<String, Tensor> {
     let (size, wide) = (16, 24);
     let mut tensors = BTreeMap::new();
-    tensors.insert("model.embed_tokens.weight".to_owned(), random(&[VOCABULARY, size], 1.0));
+    tensors.insert("model.embed_tokens.weight".to_owned(), random_with(&[VOCABULARY, size], 1.0));
     norm(&mut tensors, "model.norm", size, false);
     linear(&mut tensors, "lm_head", VOCABULARY, size, false);
     for layer in 0..2 {

@@ -9,16 +9,18 @@ use peft_runtime::adapter::AdapterMethod;
 use peft_runtime::models::bert::BertModel;
 use peft_runtime::prelude::*;
 use peft_runtime::{Error, MergedWeights, NameMap, StoredAdapter};
-use peft_tests::specimen::distance;
+use peft_tests::close::{Tolerance, assert_close};
+use peft_tests::methods::{METHODS, Target};
+use peft_tests::tensors::{distance, random_with};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::bases::{
     VOCABULARY, builder, everywhere, ids, linear, llama_config, llama_tensors, norm, open, own_llama,
-    own_llama_output, random, saved, sharded, stored,
+    own_llama_output, saved, sharded, stored,
 };
 
-const TOLERANCE: f64 = 1e-5;
+const TOLERANCE: Tolerance = Tolerance::absolute(1e-5);
 
 fn bert_config() -> Value {
     json!({
@@ -33,7 +35,7 @@ fn bert_base() -> TempDir {
     let (size, wide) = (16, 24);
     let mut tensors = BTreeMap::new();
     for (name, rows) in [("word", VOCABULARY), ("position", 12), ("token_type", 2)] {
-        tensors.insert(format!("embeddings.{name}_embeddings.weight"), random(&[rows, size], 1.0));
+        tensors.insert(format!("embeddings.{name}_embeddings.weight"), random_with(&[rows, size], 1.0));
     }
     norm(&mut tensors, "embeddings.LayerNorm", size, true);
     for layer in 0..2 {
@@ -66,29 +68,21 @@ fn own_bert_output(model: &BertModel) -> Tensor {
     model.forward(&ids(), None, None).unwrap()
 }
 
-/// Every method, and everything a config can put beside it.
+/// Every method that can be saved, and everything that a config can add to it.
 fn bert_adapters() -> Vec<(&'static str, Box<dyn AdapterMethod>)> {
-    let mut all: Vec<(&'static str, Box<dyn AdapterMethod>)> = Vec::new();
-    let mut add = |what, config: Box<dyn AdapterMethod>| all.push((what, config));
-    let lora = || LoraConfig::new(4, 6.0).with_targets(["query", "value", "output.dense"]);
-    add("lora", Box::new(lora()));
+    let target = Target { layers: &["query", "value", "output.dense"], seed: 0 };
+    let saved = METHODS.iter().filter(|method| method.saves);
+    let mut all: Vec<_> = saved.map(|method| (method.name, method.config_for(target))).collect();
+    let mut add = |what, config: LoraConfig| all.push((what, Box::new(config)));
+    let lora = || LoraConfig::new(4, 6.0).with_targets(target.layers);
     let ranks = [("^encoder.layer.0.attention.self.query", 2)];
     let patterns = lora().with_rslora(true).with_rank_pattern(ranks).with_alpha_pattern([("value", 3.0)]);
-    add("rslora with patterns", Box::new(patterns));
-    add("lora with a bias", Box::new(lora().with_lora_bias(true)));
-    add("lora with all biases", Box::new(lora().with_bias(Bias::All)));
-    add("lora with its layers' biases", Box::new(lora().with_bias(Bias::LoraOnly)));
-    let embedding = LoraConfig::new(4, 6.0).with_targets(["word_embeddings", "query"]);
-    add("lora on an embedding", Box::new(embedding));
+    add("rslora with patterns", patterns);
+    add("lora with its layers' biases", lora().with_bias(Bias::LoraOnly));
+    add("lora on an embedding", LoraConfig::new(4, 6.0).with_targets(["word_embeddings", "query"]));
     let copies = lora().with_modules_to_save(["embeddings.LayerNorm", "layer.1.intermediate.dense"]);
-    add("lora with full copies", Box::new(copies));
-    add("lora with tokens", Box::new(lora().with_trainable_tokens([1u32, 5])));
-    add("dora", Box::new(lora().with_dora(true)));
-    add("pissa", Box::new(lora().with_init(LoraInit::Pissa)));
-    let ia3 = Ia3Config::new().with_targets(["key", "value", "output.dense"]);
-    add("ia3", Box::new(ia3.with_feedforward(["output.dense"])));
-    let adalora = AdaLoraConfig::new(4, 2, 100).with_alpha(8.0).with_init(false);
-    add("adalora", Box::new(adalora.with_targets(["query", "dense"])));
+    add("lora with full copies", copies);
+    add("lora with tokens", lora().with_trainable_tokens([1u32, 5]));
     all
 }
 
@@ -96,7 +90,7 @@ fn bert_adapters() -> Vec<(&'static str, Box<dyn AdapterMethod>)> {
 fn bert_of_candle_transformers_computes_what_our_merged_bert_computes() {
     let base = bert_base();
     let plain = their_bert_output(builder(&base));
-    assert!(distance(&plain, &own_bert_output(&own_bert(&base))).unwrap() <= TOLERANCE);
+    assert_close(&plain, &own_bert_output(&own_bert(&base)), TOLERANCE, "the output without an adapter");
     for (what, config) in bert_adapters() {
         let mut own = own_bert(&base);
         let folder = saved(&mut own, config.as_ref(), "default");
@@ -105,8 +99,7 @@ fn bert_of_candle_transformers_computes_what_our_merged_bert_computes() {
         let merged = MergedWeights::new(open(&base)).add(stored(&folder, "default"), 1.0).unwrap();
         let found = their_bert_output(merged.var_builder(DType::F32, &Device::Cpu));
         merged.finish().unwrap_or_else(|error| panic!("{what}: {}", error.chain()));
-        let error = distance(&found, &expected).unwrap();
-        assert!(error <= TOLERANCE, "{what} is off by {error}");
+        assert_close(&found, &expected, TOLERANCE, what);
         assert!(distance(&found, &plain).unwrap() > 1e-3, "{what} did nothing");
     }
 }
@@ -139,8 +132,7 @@ fn llama_of_candle_transformers_computes_what_our_merged_llama_computes() {
         .unwrap();
     let found = their_llama_output(merged.var_builder(DType::F32, &Device::Cpu), 2);
     merged.finish().unwrap();
-    let error = distance(&found, &own_llama_output(&own)).unwrap();
-    assert!(error <= TOLERANCE, "off by {error}");
+    assert_close(&found, &own_llama_output(&own), TOLERANCE, "the logits");
     assert!(distance(&found, &their_llama_output(builder(&base), 2)).unwrap() > 1e-3);
 }
 

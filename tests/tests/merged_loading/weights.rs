@@ -10,16 +10,18 @@ use candle_nn::var_builder::SimpleBackend;
 use peft_runtime::models::llama::LlamaModel;
 use peft_runtime::prelude::*;
 use peft_runtime::{Error, MergedWeights, NameMap, SaveEmbeddings};
+use peft_tests::close::{Tolerance, assert_close, is_close};
 use peft_tests::methods::every_pair;
-use peft_tests::specimen::{Specimen, distance};
+use peft_tests::specimen::{Kind, Specimen};
+use peft_tests::tensors::random_with;
 use tempfile::TempDir;
 
 use crate::bases::{
-    Memory, everywhere, llama_config, llama_tensors, open, own_llama, own_llama_output, random, read, saved,
-    sharded, stored,
+    Memory, everywhere, llama_config, llama_tensors, open, own_llama, own_llama_output, read, saved, sharded,
+    stored,
 };
 
-const TOLERANCE: f64 = 1e-5;
+const TOLERANCE: Tolerance = Tolerance::absolute(1e-5);
 
 #[test]
 fn fused_and_renamed_weights_get_the_parts_that_belong_to_them() {
@@ -59,12 +61,16 @@ fn fused_and_renamed_weights_get_the_parts_that_belong_to_them() {
             .add_renamed(stored(&folder, "default"), 1.0, &names)
             .unwrap();
         for (name, tensor) in expected.iter().filter(|(name, _)| !is_projection(name)) {
-            let distance = distance(&read(&merged, &renamed(name)), tensor).unwrap();
-            assert!(distance <= TOLERANCE, "{name}: {distance} with {:?}", config.init());
+            assert_close(
+                &read(&merged, &renamed(name)),
+                tensor,
+                TOLERANCE,
+                format_args!("{name} with {:?}", config.init()),
+            );
         }
         for layer in 0..2 {
             let found = read(&merged, &format!("h.{layer}.attention.qkv.weight"));
-            assert!(distance(&found, &projections(&expected, layer)).unwrap() <= TOLERANCE, "block {layer}");
+            assert_close(&found, &projections(&expected, layer), TOLERANCE, format_args!("block {layer}"));
         }
         merged.finish().unwrap();
     }
@@ -105,15 +111,61 @@ fn one_tensor_is_read_at_a_time_and_only_those_that_are_needed() {
 }
 
 #[test]
+fn weight_and_bias_of_a_layer_are_merged_together_and_read_once() {
+    let mut with_changed_bias = 0;
+    for (kind, method) in every_pair().filter(|(kind, method)| method.saves && method.merges(*kind)) {
+        let mut model = Specimen::new(kind, DType::F32).unwrap();
+        let base = model.base_state_dict();
+        let folder = saved(&mut model, &*method.config(), "default");
+        model.merge_adapters(&MergeOptions::active()).unwrap();
+        let expected = model.merged_state_dict();
+        if !expected.contains_key("layer.bias") {
+            continue;
+        }
+        with_changed_bias += usize::from(!is_close(&base["layer.bias"], &expected["layer.bias"], TOLERANCE));
+        for names in [["layer.weight", "layer.bias"], ["layer.bias", "layer.weight"]] {
+            let what = format!("{} on {kind:?}: {names:?}", method.name);
+            let memory = Memory::new(base.clone());
+            let log = Arc::clone(&memory.read);
+            let merged = MergedWeights::new(memory).add(stored(&folder, "default"), 1.0).unwrap();
+            for name in names {
+                assert_close(
+                    &read(&merged, name),
+                    &expected[name],
+                    TOLERANCE,
+                    format_args!("{what}: {name}"),
+                );
+            }
+            let reads = log.lock().unwrap().clone();
+            let names: BTreeSet<&String> = reads.iter().collect();
+            assert_eq!(reads.len(), names.len(), "{what} were read as {reads:?}");
+        }
+    }
+    assert!(with_changed_bias > 2, "{with_changed_bias} methods change a bias");
+}
+
+#[test]
+fn a_bias_in_another_dtype_than_its_weight_is_merged_again() {
+    let mut model = Specimen::new(Kind::Linear, DType::F32).unwrap();
+    let base = Memory::new(model.base_state_dict());
+    let config = LoraConfig::new(2, 4.0).with_targets(["layer"]).with_lora_bias(true);
+    let folder = saved(&mut model, &config, "default");
+    let merged = MergedWeights::new(base).add(stored(&folder, "default"), 1.0).unwrap();
+    read(&merged, "layer.weight");
+    let bias = merged.get_unchecked("layer.bias", DType::F64, &Device::Cpu).unwrap();
+    assert_eq!(bias.dtype(), DType::F64);
+}
+
+#[test]
 fn merging_while_loading_is_merging_on_every_layer_kind() {
-    for (kind, method) in every_pair().into_iter().filter(|(_, method)| method.saves) {
+    for (kind, method) in every_pair().filter(|(_, method)| method.saves) {
         let mut model = Specimen::new(kind, DType::F32).unwrap();
         // Before the adapter comes: some take a part of the weight away.
         let base = Memory::new(model.base_state_dict());
-        let folder = saved(&mut model, method.config.as_ref(), "default");
+        let folder = saved(&mut model, &*method.config(), "default");
         let merged = MergedWeights::new(base).add(stored(&folder, "default"), 1.0).unwrap();
         let what = format!("{} on {kind:?}", method.name);
-        if !method.merges {
+        if !method.merges(kind) {
             let read = merged.get_unchecked("layer.weight", DType::F32, &Device::Cpu);
             let error = read.unwrap_err().to_string();
             assert!(error.contains("groups"), "{what}: {error}");
@@ -121,7 +173,7 @@ fn merging_while_loading_is_merging_on_every_layer_kind() {
         }
         model.merge_adapters(&MergeOptions::active()).unwrap();
         for (name, expected) in model.merged_state_dict() {
-            assert!(distance(&read(&merged, &name), &expected).unwrap() <= TOLERANCE, "{what}: {name}");
+            assert_close(&read(&merged, &name), &expected, TOLERANCE, format_args!("{what}: {name}"));
         }
         merged.finish().unwrap_or_else(|error| panic!("{what}: {}", error.chain()));
     }
@@ -134,7 +186,7 @@ struct Classifier {
 }
 
 fn classifier() -> Classifier {
-    let layer = |out, inner| Linear::new(random(&[out, inner], 0.5), Some(random(&[out], 0.5)));
+    let layer = |out, inner| Linear::new(random_with(&[out, inner], 0.5), Some(random_with(&[out], 0.5)));
     Classifier { encoder: layer(6, 5).into(), classifier: layer(2, 6).into() }
 }
 
@@ -161,7 +213,7 @@ fn a_head_that_only_the_adapter_has_comes_from_the_adapter() {
     let names: BTreeSet<&String> = expected.keys().collect();
     assert_eq!(names.len(), 4);
     for name in names {
-        assert!(distance(&read(&merged, name), &expected[name]).unwrap() <= TOLERANCE, "{name}");
+        assert_close(&read(&merged, name), &expected[name], TOLERANCE, name);
     }
     merged.finish().unwrap();
     // Whatever shape the model wants.
@@ -210,7 +262,7 @@ fn files_written_from_merged_weights_are_like_those_of_the_base_model() {
     assert_eq!((report.files.len(), last, report.unadapted.len()), (2, report.bytes, 0));
     merged.verify(&output, &mut |_| {}).unwrap();
     let written = LlamaModel::from_folder(&output, DType::F32, &Device::Cpu).unwrap();
-    assert!(distance(&own_llama_output(&written), &own_llama_output(&own)).unwrap() <= TOLERANCE);
+    assert_close(&own_llama_output(&written), &own_llama_output(&own), TOLERANCE, "the logits");
     assert_eq!(files(base.path()), files(&output));
     // Nothing else is left, and nothing is overwritten.
     assert_eq!(files(parent.path()), ["merged"]);

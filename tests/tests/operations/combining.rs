@@ -2,7 +2,7 @@
 
 use candle_core::{Device, Tensor};
 use peft_runtime::prelude::*;
-use peft_tests::specimen::distance;
+use peft_tests::close::{Tolerance, assert_close};
 
 use crate::Model;
 
@@ -51,7 +51,12 @@ fn a_clamp_cuts_the_factors_at_a_quantile_of_all_their_elements() {
     let quantile = all[17] + 0.1 * (all[18] - all[17]);
     assert!(quantile > 0.0 && all[19] > quantile, "something is cut");
     for (free, clamped) in free.iter().zip(&clamped) {
-        assert!(distance(clamped, &free.clamp(-quantile, quantile).unwrap()).unwrap() < 1e-6);
+        assert_close(
+            clamped,
+            &free.clamp(-quantile, quantile).unwrap(),
+            Tolerance::absolute(1e-6),
+            "the clamped factor",
+        );
     }
 }
 
@@ -62,11 +67,11 @@ fn weights_that_cancel_leave_nothing_and_their_double_twice_as_much() {
         let options = CombineOptions::new(kind);
         model.add_weighted_adapter(&[("a", 1.0), ("a", -1.0)], "none", &options).unwrap();
         let none = product(&factors(&model, "none"));
-        assert!(distance(&none, &none.zeros_like().unwrap()).unwrap() < 1e-6, "{kind}");
+        assert_close(&none, &none.zeros_like().unwrap(), Tolerance::absolute(1e-6), kind);
         model.add_weighted_adapter(&[("a", 1.0), ("a", 1.0)], "twice", &options).unwrap();
         // The scaling of `a` is 2, that of a sum 1.
         let expected = (product(&factors(&model, "a")) * 4.0).unwrap();
-        assert!(distance(&product(&factors(&model, "twice")), &expected).unwrap() < 1e-5, "{kind}");
+        assert_close(&product(&factors(&model, "twice")), &expected, Tolerance::absolute(1e-5), kind);
         model.delete_adapter("none").unwrap();
         model.delete_adapter("twice").unwrap();
     }
@@ -83,7 +88,7 @@ fn a_sum_is_frozen_and_waits_and_acts_as_its_parts_do_together() {
     assert!(!report.active);
     assert_eq!(model.active_adapters(), ["a", "b"]);
     model.set_adapter("sum").unwrap();
-    assert!(distance(&model.forward(&x), &both).unwrap() < 1e-4);
+    assert_close(&model.forward(&x), &both, Tolerance::absolute(1e-4), "the output");
     assert!(model.trainable_parameters().is_empty());
     model.set_trainable("sum", true).unwrap();
     assert_eq!(model.trainable_parameters().len(), 2);

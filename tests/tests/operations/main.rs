@@ -10,12 +10,12 @@ mod starts;
 mod state_dicts;
 mod status;
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use candle_nn::{LayerNorm, Linear, Module};
 use peft_runtime::ModulePath;
 use peft_runtime::adapter::AdapterMethod;
 use peft_runtime::prelude::*;
-use peft_tests::specimen::{bits, randomise};
+use peft_tests::tensors::{random, randomise};
 
 /// A model in which the name of one layer is the end of another one's path.
 #[derive(Clone, Injectable)]
@@ -30,10 +30,6 @@ struct Model {
 struct Block {
     lin: Adapted<Linear>,
     out: Adapted<Linear>,
-}
-
-fn random(shape: &[usize]) -> Tensor {
-    Tensor::randn(0f32, 1., shape, &Device::Cpu).unwrap()
 }
 
 fn linear(inputs: usize, outputs: usize) -> Adapted<Linear> {
@@ -80,10 +76,6 @@ impl Model {
 /// Two layers: `block.out` and `head`.
 fn lora() -> LoraConfig {
     LoraConfig::new(2, 4.0).with_targets(["out", "head"])
-}
-
-fn same(a: &Tensor, b: &Tensor) -> bool {
-    bits(a).unwrap() == bits(b).unwrap()
 }
 
 fn texts(paths: &[ModulePath]) -> Vec<&str> {

@@ -2,8 +2,9 @@
 
 use peft_runtime::Error;
 use peft_runtime::prelude::*;
+use peft_tests::tensors::same_bits;
 
-use crate::{Model, lora, same};
+use crate::{Model, lora};
 
 #[test]
 fn a_renamed_adapter_is_the_same_under_another_name() {
@@ -13,14 +14,14 @@ fn a_renamed_adapter_is_the_same_under_another_name() {
     model.set_adapters(&["b", "a"]).unwrap();
     let (output, state) = (model.forward(&x), model.adapter_state_dict("a").unwrap());
     model.rename_adapter("a", "new").unwrap();
-    assert!(same(&model.forward(&x), &output));
+    assert!(same_bits(&model.forward(&x), &output));
     let mut names = model.adapter_names();
     names.sort();
     assert_eq!(names, ["b", "new"]);
     assert_eq!(model.active_adapters(), ["b", "new"]);
     let renamed = model.adapter_state_dict("new").unwrap();
     assert!(renamed.keys().eq(state.keys()));
-    assert!(state.iter().all(|(key, tensor)| same(tensor, &renamed[key])));
+    assert!(state.iter().all(|(key, tensor)| same_bits(tensor, &renamed[key])));
     assert!(matches!(model.adapter_state_dict("a"), Err(Error::UnknownAdapter { .. })));
     let variables: Vec<String> = model.trainable_parameters().into_iter().map(|(name, _)| name).collect();
     for expected in ["head.lora_A.new.weight", "norm.modules_to_save.new.weight", "head.lora_A.b.weight"] {
@@ -49,10 +50,10 @@ fn a_merged_adapter_can_be_renamed() {
     model.merge_adapters(&MergeOptions::active()).unwrap();
     let merged = model.forward(&x);
     model.rename_adapter("a", "new").unwrap();
-    assert!(same(&model.forward(&x), &merged));
+    assert!(same_bits(&model.forward(&x), &merged));
     assert!(model.layer_status().iter().all(|layer| layer.merged_adapters == ["new"]));
     model.unmerge_adapters().unwrap();
-    assert!(same(&model.forward(&x), &before));
+    assert!(same_bits(&model.forward(&x), &before));
 }
 
 #[test]

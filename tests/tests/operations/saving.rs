@@ -6,17 +6,15 @@ use std::path::Path;
 use candle_core::{Device, Tensor};
 use candle_nn::{Embedding, Linear, Module};
 use peft_runtime::prelude::*;
-use peft_runtime::{Error, PeftConfig, SaveEmbeddings};
-use peft_tests::specimen::{distance, randomise};
+use peft_runtime::{Error, SaveEmbeddings};
+use peft_tests::close::{Tolerance, assert_close};
+use peft_tests::tensors::{random, randomise, same_bits};
 
-use crate::{Model, lora, random, same, texts};
+use crate::{Model, lora, texts};
 
 fn config(folder: &Path) -> LoraConfig {
     let text = std::fs::read_to_string(folder.join("adapter_config.json")).unwrap();
-    match PeftConfig::from_json(&text).unwrap() {
-        PeftConfig::Lora(config) => config,
-        other => panic!("{other:?}"),
-    }
+    LoraConfig::from_json(&text).unwrap()
 }
 
 fn plain() -> SaveOptions {
@@ -42,9 +40,12 @@ fn adapters_that_changed_the_base_are_saved_as_plain_lora_for_the_base_as_it_was
             let mut other = base.clone();
             other.load_adapter(folder.path(), "default").unwrap();
             // The part that was taken out comes back through sums of another order; outputs are around 10.
-            assert!(distance(&other.forward(&x), &model.forward(&x)).unwrap() < 1e-3, "{what}");
+            assert_close(&other.forward(&x), &model.forward(&x), Tolerance::absolute(1e-3), &what);
             let before = base.base_state_dict();
-            assert!(other.base_state_dict().iter().all(|(key, tensor)| same(tensor, &before[key])), "{what}");
+            assert!(
+                other.base_state_dict().iter().all(|(key, tensor)| same_bits(tensor, &before[key])),
+                "{what}"
+            );
             // Twice the rank with the same scaling, as PEFT writes it.
             let written = config(folder.path());
             assert_eq!((written.init(), written.rank()), (LoraInit::Default, 4), "{what}");
@@ -64,13 +65,13 @@ fn a_fresh_adapter_that_changed_the_base_is_zero_as_plain_lora() {
     model.save_pretrained_with(folder.path(), "default", plain()).unwrap();
     let mut other = base.clone();
     other.load_adapter(folder.path(), "default").unwrap();
-    assert!(distance(&other.forward(&x), &base.forward(&x)).unwrap() < 1e-4);
+    assert_close(&other.forward(&x), &base.forward(&x), Tolerance::absolute(1e-4), "the output");
     let state = other.adapter_state_dict("default").unwrap();
     let (a, b) =
         (&state["base_model.model.head.lora_A.weight"], &state["base_model.model.head.lora_B.weight"]);
     assert_eq!((a.dims(), b.dims()), (&[4, 7][..], &[3, 4][..]));
-    assert!(same(&a.narrow(0, 0, 2).unwrap(), &a.narrow(0, 2, 2).unwrap()), "[A; A]");
-    assert!(same(&b.narrow(1, 0, 2).unwrap(), &b.narrow(1, 2, 2).unwrap().neg().unwrap()), "[B, -B]");
+    assert!(same_bits(&a.narrow(0, 0, 2).unwrap(), &a.narrow(0, 2, 2).unwrap()), "[A; A]");
+    assert!(same_bits(&b.narrow(1, 0, 2).unwrap(), &b.narrow(1, 2, 2).unwrap().neg().unwrap()), "[B, -B]");
 }
 
 #[test]
@@ -162,7 +163,7 @@ fn embedding_weights_go_into_the_file_as_peft_decides_or_as_asked() {
 }
 
 #[test]
-fn plain_lora_has_beside_it_no_weight_that_an_init_took_from() {
+fn plain_lora_is_saved_without_the_weight_that_an_init_took_from() {
     let base = language();
     let mut model = base.clone();
     let pissa = on(&["embed_tokens", "lm_head"]).with_init(LoraInit::Pissa);
@@ -183,8 +184,7 @@ fn plain_lora_has_beside_it_no_weight_that_an_init_took_from() {
     let output = |model: &Language| -> candle_core::Result<Tensor> {
         model.lm_head.forward(&model.lin.forward(&model.embed_tokens.forward(&ids)?)?)
     };
-    let error = distance(&output(&other).unwrap(), &output(&model).unwrap()).unwrap();
-    assert!(error < 1e-3, "off by {error}");
+    assert_close(&output(&other).unwrap(), &output(&model).unwrap(), Tolerance::absolute(1e-3), "the output");
 }
 
 #[test]
@@ -196,9 +196,9 @@ fn embedding_weights_in_a_file_replace_those_of_the_model_that_loads_it() {
         assert_eq!(report.base_parameters, ["embed_tokens.weight", "lm_head.weight"]);
         let (theirs, ours) = (model.base_state_dict(), other.base_state_dict());
         for key in ["embed_tokens.weight", "lm_head.weight"] {
-            assert!(same(&theirs[key], &ours[key]), "{key} with {:?}", config.targets());
+            assert!(same_bits(&theirs[key], &ours[key]), "{key} with {:?}", config.targets());
         }
-        assert!(!same(&theirs["lin.weight"], &ours["lin.weight"]), "what is not in the file stays");
+        assert!(!same_bits(&theirs["lin.weight"], &ours["lin.weight"]), "what is not in the file stays");
     }
 }
 
@@ -208,7 +208,7 @@ fn a_name_that_is_none_of_the_folders_adapters_is_not_answered_by_another_one() 
     model.add(&lora(), "chat");
     let folder = tempfile::tempdir().unwrap();
     model.save_pretrained(folder.path(), "default").unwrap();
-    // An adapter alone in its folder may be given any name, as in PEFT.
+    // The only adapter of a folder may be given any name, as in PEFT.
     let mut other = Model::new();
     let report = other.load_adapter(folder.path(), "mine").unwrap();
     assert_eq!(report.folder, folder.path());
@@ -222,5 +222,5 @@ fn a_name_that_is_none_of_the_folders_adapters_is_not_answered_by_another_one() 
     let key = "base_model.model.head.lora_A.weight";
     let (ours, theirs) =
         (other.adapter_state_dict("chat").unwrap(), model.adapter_state_dict("chat").unwrap());
-    assert!(same(&ours[key], &theirs[key]));
+    assert!(same_bits(&ours[key], &theirs[key]));
 }

@@ -87,7 +87,7 @@ fn what_the_model_declares_comes_before_what_its_type_is_known_for() {
 }
 
 #[test]
-fn a_model_of_no_known_type_needs_names() {
+fn a_model_of_an_unknown_type_needs_names() {
     let faults = |config: &dyn AdapterMethod| match Model::new().inject_adapter(config, "a").unwrap_err() {
         Error::Plan { faults, .. } => faults,
         other => panic!("{other}"),
@@ -130,7 +130,7 @@ fn all_linear_rules_out_nothing_where_a_file_excludes_it_and_is_refused_from_a_c
 }
 
 #[test]
-fn the_sum_of_adapters_with_filters_means_their_layers_alone() {
+fn a_sum_of_adapters_with_layer_filters_covers_only_their_layers() {
     // Of two layers called `lin`, the first adapter has the one whose name ends the path of the other.
     let filtered = LoraConfig::new(2, 4.0).with_targets(["lin"]).with_exclude_modules(["block.lin"]);
     let mut model = Model::new().with(&filtered, "a");

@@ -1,9 +1,9 @@
 //! How factors start: what the laws do not say of the inits that look at the weight.
 
 use candle_core::Tensor;
-use peft_runtime::config::LoftqConfig;
+use peft_runtime::method::LoftqConfig;
 use peft_runtime::prelude::*;
-use peft_tests::specimen::distance;
+use peft_tests::tensors::distance;
 
 use crate::Model;
 

@@ -7,10 +7,11 @@ use candle_nn::{Embedding, Linear};
 use peft_runtime::adapter::AdapterMethod;
 use peft_runtime::prelude::*;
 use peft_runtime::{Error, InjectionReport, StoredAdapter};
+use peft_tests::close::{Tolerance, assert_close};
 use peft_tests::fingerprint::Fingerprint;
-use peft_tests::specimen::distance;
+use peft_tests::tensors::{random, same_bits};
 
-use crate::{Model, lora, random, same, texts};
+use crate::{Model, lora, texts};
 
 type State = BTreeMap<String, Tensor>;
 
@@ -27,16 +28,16 @@ fn injected(base: &Model, state: &State, config: &dyn AdapterMethod) -> (Model, 
     (model, report)
 }
 
-/// Checks that `config` alone, which names no layers and no ranks, makes the same adapter from its keys.
+/// Checks that `config`, which names no layers and no ranks, makes the same adapter from the keys of the state dict.
 fn reads_off(full: &dyn AdapterMethod, config: &dyn AdapterMethod, adapted: &[&str]) -> Model {
     let (base, x) = (Model::new(), Model::input());
     let (state, output) = source(&base, full, &x);
     let (model, report) = injected(&base, &state, config);
     assert_eq!(texts(&report.adapted), adapted);
-    assert!(distance(&model.forward(&x), &output).unwrap() < 1e-5);
+    assert_close(&model.forward(&x), &output, Tolerance::absolute(1e-5), "the output");
     let again = model.adapter_state_dict("x").unwrap();
     assert!(state.keys().eq(again.keys()));
-    assert!(state.iter().all(|(key, tensor)| same(tensor, &again[key])));
+    assert!(state.iter().all(|(key, tensor)| same_bits(tensor, &again[key])));
     model
 }
 
@@ -52,7 +53,7 @@ fn targets_and_ranks_are_read_off_the_keys_and_the_rest_is_the_configs() {
     other.delete_adapter("x").unwrap();
     other.load_adapter(folder.path(), "x").unwrap();
     let x = Model::input();
-    assert!(same(&other.forward(&x), &model.forward(&x)));
+    assert!(same_bits(&other.forward(&x), &model.forward(&x)));
 }
 
 #[test]
@@ -80,7 +81,7 @@ fn the_alpha_is_the_configs() {
     let mut tripled = base.with(&lora(), "tripled");
     tripled.load_adapter_state_dict(&state, "tripled").unwrap();
     tripled.scale_adapter("tripled", 3.0).unwrap();
-    assert!(distance(&model.forward(&x), &tripled.forward(&x)).unwrap() < 1e-5);
+    assert_close(&model.forward(&x), &tripled.forward(&x), Tolerance::absolute(1e-5), "the output");
 }
 
 #[test]
@@ -90,18 +91,18 @@ fn keys_may_have_the_prefix_or_not() {
     let bare =
         |(key, tensor): (String, Tensor)| (key.strip_prefix("base_model.model.").unwrap().to_owned(), tensor);
     let (model, _) = injected(&base, &state.into_iter().map(bare).collect(), &lora());
-    assert!(same(&model.forward(&x), &output));
+    assert!(same_bits(&model.forward(&x), &output));
 }
 
 #[test]
-fn a_layer_whose_name_is_the_end_of_another_path_is_meant_alone() {
+fn a_layer_is_selected_without_the_one_whose_path_ends_in_its_name() {
     let full = LoraConfig::new(2, 4.0).with_targets(TargetModules::regex("lin"));
     let model = reads_off(&full, &LoraConfig::new(2, 4.0), &["lin"]);
     let folder = tempfile::tempdir().unwrap();
     model.save_pretrained(folder.path(), "x").unwrap();
     let mut other = Model::new();
     let report = other.load_adapter(folder.path(), "x").unwrap();
-    assert_eq!(texts(&report.injection.adapted), ["lin"], "the saved config means it alone as well");
+    assert_eq!(texts(&report.injection.adapted), ["lin"], "the saved config means only that layer, too");
 }
 
 #[test]
@@ -121,9 +122,9 @@ fn modules_that_train_in_full_are_read_off_the_keys_too() {
 #[test]
 fn dora_and_biases_of_b_are_read_off_the_keys() {
     let dora = reads_off(&lora().with_dora(true), &LoraConfig::new(2, 4.0), &["block.out", "head"]);
-    assert!(dora.adapter_config("x").unwrap().as_lora().unwrap().use_dora());
+    assert!(dora.adapter_config("x").unwrap().downcast_ref::<LoraConfig>().unwrap().use_dora());
     let biased = reads_off(&lora().with_lora_bias(true), &LoraConfig::new(2, 4.0), &["block.out", "head"]);
-    assert!(biased.adapter_config("x").unwrap().as_lora().unwrap().lora_bias());
+    assert!(biased.adapter_config("x").unwrap().downcast_ref::<LoraConfig>().unwrap().lora_bias());
 }
 
 #[test]
@@ -132,6 +133,16 @@ fn ia3_and_adalora_are_read_off_their_keys() {
     reads_off(&full, &Ia3Config::new().with_feedforward(["head"]), &["block.out", "head"]);
     let adalora = AdaLoraConfig::new(4, 2, 10).with_alpha(16.0);
     reads_off(&adalora.clone().with_targets(["out", "head"]), &adalora, &["block.out", "head"]);
+}
+
+#[test]
+fn loha_and_lokr_are_read_off_their_keys() {
+    let loha = LohaConfig::new(2, 4.0);
+    reads_off(&loha.clone().with_targets(["out", "head"]), &loha, &["block.out", "head"]);
+    // Of `block.lin`, W₁ and W₂ are whole, and of the others W₂ is a product.
+    let lokr = LokrConfig::new(1, 2.0);
+    let targets = ["block.lin", "out", "head"];
+    reads_off(&lokr.clone().with_targets(targets), &lokr, &["block.lin", "block.out", "head"]);
 }
 
 #[test]
@@ -159,7 +170,7 @@ fn an_adalora_state_with_fewer_rows_is_one_whose_ranks_were_cut() {
         (key, tensor)
     };
     let (model, _) = injected(&base, &state.into_iter().map(cut).collect(), &config);
-    assert!(distance(&model.forward(&x), &whole.forward(&x)).unwrap() < 1e-5);
+    assert_close(&model.forward(&x), &whole.forward(&x), Tolerance::absolute(1e-5), "the output");
 }
 
 #[test]
@@ -195,13 +206,13 @@ fn the_base_has_the_same_names_and_bits_whatever_adapters_do() {
     assert!(before.contains_key("block.lin.bias") && before.contains_key("norm.weight"));
     let is_same = |model: &Model| {
         let now = model.base_state_dict();
-        before.keys().eq(now.keys()) && before.iter().all(|(key, tensor)| same(tensor, &now[key]))
+        before.keys().eq(now.keys()) && before.iter().all(|(key, tensor)| same_bits(tensor, &now[key]))
     };
     model.add(&lora().with_modules_to_save(["norm"]), "a");
     assert!(is_same(&model));
     model.merge_adapters(&MergeOptions::active()).unwrap();
     assert!(is_same(&model));
-    assert!(!same(&model.merged_state_dict()["head.weight"], &before["head.weight"]));
+    assert!(!same_bits(&model.merged_state_dict()["head.weight"], &before["head.weight"]));
 }
 
 #[test]
@@ -214,10 +225,10 @@ fn base_weights_can_be_replaced_under_an_adapter() {
     let wide: State = wide.map(|(key, tensor)| (key, tensor.to_dtype(DType::F64).unwrap())).collect();
     model.load_base_state_dict(&wide).unwrap();
     let (mut expected, _) = injected(&other, &state, &lora());
-    assert!(same(&model.forward(&x), &expected.forward(&x)));
+    assert!(same_bits(&model.forward(&x), &expected.forward(&x)));
     model.disable_adapters();
     expected.disable_adapters();
-    assert!(same(&model.forward(&x), &other.forward(&x)));
+    assert!(same_bits(&model.forward(&x), &other.forward(&x)));
     assert!(model.base_state_dict().values().all(|tensor| tensor.dtype() == DType::F32));
 }
 
@@ -255,5 +266,5 @@ fn of_tied_weights_one_name_is_enough() {
     let new = random(&[7, 4]);
     model.load_base_state_dict(&State::from([("embed.weight".to_owned(), new.clone())])).unwrap();
     let base = model.base_state_dict();
-    assert!(same(&base["embed.weight"], &new) && same(&base["head.weight"], &new));
+    assert!(same_bits(&base["embed.weight"], &new) && same_bits(&base["head.weight"], &new));
 }

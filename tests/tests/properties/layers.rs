@@ -6,13 +6,14 @@ use candle_core::{DType, Device, Tensor};
 use candle_nn::{Conv1d, Conv1dConfig, Conv2d, Conv2dConfig, Embedding, Linear, Module};
 use peft_runtime::nn::TransposedLinear;
 use peft_runtime::prelude::*;
-use peft_tests::specimen::bits;
+use peft_tests::float_types::FLOAT_TYPES;
+use peft_tests::tensors::{Generator, bits};
 use proptest::collection::vec;
 use proptest::prelude::any;
 use proptest::sample::select;
 use proptest::strategy::Strategy;
 
-use crate::{Numbers, check, near, wide};
+use crate::{assert_near, check, perturb, wide};
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Kind {
@@ -70,7 +71,7 @@ fn loras() -> impl Strategy<Value = Vec<Lora>> {
 fn cases() -> impl Strategy<Value = Case> {
     use Kind::{Conv1d, Conv2d, Embedding, Linear, Transposed};
     let kinds = select(vec![Linear, Transposed, Embedding, Conv1d, Conv2d]);
-    let dtypes = select(vec![DType::F32, DType::F64, DType::BF16]);
+    let dtypes = select(FLOAT_TYPES.map(|float| float.dtype).to_vec());
     let sizes = (2..9usize, 2..9usize, 1..5usize);
     (kinds, dtypes, sizes, any::<bool>(), any::<u64>(), loras()).prop_map(
         |(kind, dtype, (inputs, outputs, batch), bias, seed, adapters)| {
@@ -89,9 +90,9 @@ impl Case {
         (0..self.adapters.len()).map(Self::name).collect()
     }
 
-    fn base(&self, numbers: &mut Numbers) -> Model {
+    fn base(&self, generator: &mut Generator) -> Model {
         let (inputs, outputs) = (self.inputs, self.outputs);
-        let mut tensor = |shape: &[usize]| numbers.tensor(shape, self.dtype);
+        let mut tensor = |shape: &[usize]| generator.uniform(shape, 1.0, self.dtype).unwrap();
         let bias = self.bias.then(|| tensor(&[outputs]));
         let conv1d = Conv1dConfig { padding: 1, ..Conv1dConfig::default() };
         let conv2d = Conv2dConfig { padding: 1, ..Conv2dConfig::default() };
@@ -107,7 +108,7 @@ impl Case {
         Model { layer }
     }
 
-    fn input(&self, numbers: &mut Numbers) -> Tensor {
+    fn input(&self, generator: &mut Generator) -> Tensor {
         let shape: &[usize] = match self.kind {
             Kind::Linear | Kind::Transposed => &[self.batch, 3, self.inputs],
             Kind::Conv1d => &[self.batch, self.inputs, 6],
@@ -117,7 +118,7 @@ impl Case {
                 return Tensor::from_vec(ids.collect(), (self.batch, 4), &Device::Cpu).unwrap();
             }
         };
-        numbers.tensor(shape, self.dtype)
+        generator.uniform(shape, 1.0, self.dtype).unwrap()
     }
 
     fn config(&self, lora: &Lora) -> LoraConfig {
@@ -129,15 +130,15 @@ impl Case {
 
     /// The base, the base with all adapters, of which all are active, and an input.
     fn models(&self) -> (Model, Model, Tensor) {
-        let mut numbers = Numbers(self.seed);
-        let base = self.base(&mut numbers);
+        let mut generator = Generator::from_seed(self.seed);
+        let base = self.base(&mut generator);
         let mut model = base.clone();
         for (lora, name) in self.adapters.iter().zip(self.names()) {
             model.inject_adapter(&self.config(lora), &name).unwrap();
-            numbers.stir(&mut model, &name);
+            perturb(&mut generator, &mut model, &name);
         }
         activate(&mut model, &self.names());
-        let x = self.input(&mut numbers);
+        let x = self.input(&mut generator);
         (base, model, x)
     }
 
@@ -224,7 +225,7 @@ fn the_output_with_several_adapters_is_that_of_the_dense_sum() {
         let all: Vec<usize> = (0..case.adapters.len()).collect();
         let output = forward(&model, &x);
         assert_eq!(output.dtype(), case.dtype);
-        assert!(near(&output, &case.by_hand(&model, &all, &x), case.dtype));
+        assert_near(&output, &case.by_hand(&model, &all, &x), case.dtype, "the output");
     });
 }
 
@@ -234,7 +235,7 @@ fn merging_is_the_forward_pass_and_unmerging_restores_the_bits() {
         let (base, mut model, x) = case.models();
         let output = forward(&model, &x);
         model.merge_adapters(&MergeOptions::active().check_finite(true)).unwrap();
-        assert!(near(&forward(&model, &x), &output, case.dtype));
+        assert_near(&forward(&model, &x), &output, case.dtype, "the output when merged");
         model.unmerge_adapters().unwrap();
         assert_eq!(bits(&forward(&model, &x)).unwrap(), bits(&output).unwrap());
         for (key, tensor) in model.merged_state_dict() {
@@ -281,14 +282,14 @@ fn exact_combinations_are_the_weighted_sums_of_the_updates() {
             let sum = update(&model, "sum", 1.0);
             // The factors are in f32, but for layers in f64.
             let dtype = if case.dtype == DType::F64 { DType::F64 } else { DType::F32 };
-            assert!(near(&sum, &expected, dtype), "{options:?}");
+            assert_near(&sum, &expected, dtype, &format!("{options:?}"));
             model.delete_adapter("sum").unwrap();
         }
     });
 }
 
 #[test]
-fn each_row_of_a_mixed_batch_is_as_if_alone() {
+fn each_row_of_a_mixed_batch_is_that_of_a_batch_with_one_adapter() {
     check((cases(), vec(0..5usize, 4)), |(case, choice)| {
         let (_, mut model, x) = case.models();
         // 0 is the base, and so is what is over the number of adapters.
@@ -301,9 +302,10 @@ fn each_row_of_a_mixed_batch_is_as_if_alone() {
             let active: Vec<usize> = picked(row).into_iter().collect();
             activate(&mut model, &active.iter().map(|index| Case::name(*index)).collect::<Vec<_>>());
             let alone = forward(&model, &x.narrow(0, row, 1).unwrap());
-            assert!(near(&mixed.narrow(0, row, 1).unwrap(), &alone, case.dtype), "row {row} of {rows:?}");
+            let what = format!("row {row} of {rows:?}");
+            assert_near(&mixed.narrow(0, row, 1).unwrap(), &alone, case.dtype, &what);
             let by_hand = case.by_hand(&model, &active, &x).narrow(0, row, 1).unwrap();
-            assert!(near(&alone, &by_hand, case.dtype), "row {row} of {rows:?}");
+            assert_near(&alone, &by_hand, case.dtype, &what);
         }
     });
 }

@@ -4,11 +4,12 @@ use candle_core::{DType, Tensor};
 use candle_nn::{Linear, Module};
 use peft_runtime::adapter::AdapterMethod;
 use peft_runtime::prelude::*;
+use peft_tests::tensors::Generator;
 use proptest::collection::vec;
 use proptest::prelude::any;
 use proptest::strategy::Strategy;
 
-use crate::{Numbers, check, near, wide};
+use crate::{assert_near, check, perturb, wide};
 
 #[derive(Clone, Injectable)]
 struct Model {
@@ -20,6 +21,8 @@ enum Method {
     Lora { rank: usize, alpha: f64, dora: bool },
     AdaLora { rank: usize, alpha: f64 },
     Ia3 { feedforward: bool },
+    Loha { rank: usize, alpha: f64 },
+    Lokr { rank: usize, alpha: f64, both: bool },
 }
 
 /// A layer, its input and its adapters in the order in which they act.
@@ -32,11 +35,13 @@ struct Case {
 }
 
 fn cases() -> impl Strategy<Value = Case> {
-    let method = (0..4usize, 1..=4usize, 0.5..8.0f64, any::<bool>());
+    let method = (0..6usize, 1..=4usize, 0.5..8.0f64, any::<bool>());
     let method = method.prop_map(|(method, rank, alpha, feedforward)| match method {
         0 => Method::Lora { rank, alpha, dora: false },
         1 => Method::Lora { rank, alpha, dora: true },
         2 => Method::AdaLora { rank, alpha },
+        3 => Method::Loha { rank, alpha },
+        4 => Method::Lokr { rank, alpha, both: feedforward },
         _ => Method::Ia3 { feedforward },
     });
     (2..9usize, 2..9usize, any::<u64>(), vec(method, 1..5))
@@ -56,12 +61,16 @@ impl Method {
                 let named = if feedforward { vec!["layer"] } else { Vec::new() };
                 Box::new(Ia3Config::new().with_targets(["layer"]).with_feedforward(named))
             }
+            Self::Loha { rank, alpha } => Box::new(LohaConfig::new(rank, alpha).with_targets(["layer"])),
+            Self::Lokr { rank, alpha, both } => {
+                Box::new(LokrConfig::new(rank, alpha).with_targets(["layer"]).with_decompose_both(both))
+            }
         }
     }
 }
 
 /// A linear map that computes what a layer and the adapters so far compute.
-struct Running {
+struct LinearMap {
     weight: Tensor,
     bias: Tensor,
 }
@@ -76,7 +85,27 @@ fn product(a: &Tensor, b: &Tensor, scaling: f64) -> Tensor {
     (b.matmul(a).unwrap() * scaling).unwrap()
 }
 
-impl Running {
+/// One of LoKr's matrices, which is whole or a product.
+fn matrix(model: &Model, name: &str, end: &str) -> Tensor {
+    let state = model.adapter_state_dict(name).unwrap();
+    match state.get(&format!("base_model.model.layer.{end}")) {
+        Some(whole) => whole.clone(),
+        None => {
+            find(model, name, &format!("{end}_a")).matmul(&find(model, name, &format!("{end}_b"))).unwrap()
+        }
+    }
+}
+
+/// The Kronecker product, block by block.
+fn kronecker(first: &Tensor, second: &Tensor) -> Tensor {
+    let rows = first.to_vec2::<f64>().unwrap().into_iter().map(|row| {
+        let blocks: Vec<Tensor> = row.into_iter().map(|element| (second * element).unwrap()).collect();
+        Tensor::cat(&blocks, 1).unwrap()
+    });
+    Tensor::cat(&rows.collect::<Vec<_>>(), 0).unwrap()
+}
+
+impl LinearMap {
     /// The map with one adapter more; `own` is the layer's.
     fn then(self, method: &Method, model: &Model, name: &str, own: &Self) -> Self {
         let Self { weight, bias } = self;
@@ -106,47 +135,61 @@ impl Running {
                 let flat = vector.flatten_all().unwrap();
                 Self { weight, bias: if feedforward { bias } else { (bias * flat).unwrap() } }
             }
+            Method::Loha { rank, alpha } => {
+                let factor = |index: usize| {
+                    let [a, b] =
+                        ["a", "b"].map(|letter| find(model, name, &format!("hada_w{index}_{letter}")));
+                    a.matmul(&b).unwrap()
+                };
+                let delta = ((factor(1) * factor(2)).unwrap() * (alpha / rank as f64)).unwrap();
+                Self { weight: (weight + delta).unwrap(), bias }
+            }
+            Method::Lokr { rank, alpha, .. } => {
+                let product = kronecker(&matrix(model, name, "lokr_w1"), &matrix(model, name, "lokr_w2"));
+                let delta = (product * (alpha / rank as f64)).unwrap();
+                Self { weight: (weight + delta).unwrap(), bias }
+            }
         }
     }
 }
 
 /// The model with all adapters active, an input, and the map by hand.
-fn models(case: &Case) -> (Model, Tensor, Running) {
-    let mut numbers = Numbers(case.seed);
-    let weight = numbers.tensor(&[case.outputs, case.inputs], DType::F64);
-    let bias = numbers.tensor(&[case.outputs], DType::F64);
+fn models(case: &Case) -> (Model, Tensor, LinearMap) {
+    let mut generator = Generator::from_seed(case.seed);
+    let weight = generator.uniform(&[case.outputs, case.inputs], 1.0, DType::F64).unwrap();
+    let bias = generator.uniform(&[case.outputs], 1.0, DType::F64).unwrap();
     let mut model = Model { layer: Linear::new(weight.clone(), Some(bias.clone())).into() };
-    let own = Running { weight: weight.clone(), bias: bias.clone() };
-    let mut running = Running { weight, bias };
+    let own = LinearMap { weight: weight.clone(), bias: bias.clone() };
+    let mut map = LinearMap { weight, bias };
     let names: Vec<String> = (0..case.methods.len()).map(|index| format!("a{index}")).collect();
     for (method, name) in case.methods.iter().zip(&names) {
         model.inject_adapter(&*method.config(), name).unwrap();
-        numbers.stir(&mut model, name);
-        running = running.then(method, &model, name, &own);
+        perturb(&mut generator, &mut model, name);
+        map = map.then(method, &model, name, &own);
     }
     model.set_adapters(&names.iter().map(String::as_str).collect::<Vec<_>>()).unwrap();
-    let x = numbers.tensor(&[3, case.inputs], DType::F64);
-    (model, x, running)
+    let x = generator.uniform(&[3, case.inputs], 1.0, DType::F64).unwrap();
+    (model, x, map)
 }
 
 #[test]
 fn adapters_of_any_methods_act_one_after_the_other() {
     check(cases(), |case| {
-        let (model, x, Running { weight, bias }) = models(&case);
+        let (model, x, LinearMap { weight, bias }) = models(&case);
         let expected = wide(&x).matmul(&weight.t().unwrap()).unwrap().broadcast_add(&bias).unwrap();
-        assert!(near(&model.layer.forward(&x).unwrap(), &expected, DType::F64));
+        assert_near(&model.layer.forward(&x).unwrap(), &expected, DType::F64, "the output");
     });
 }
 
 #[test]
 fn adapters_of_any_methods_merge_to_what_they_compute() {
     check(cases(), |case| {
-        let (mut model, x, Running { weight, bias }) = models(&case);
+        let (mut model, x, LinearMap { weight, bias }) = models(&case);
         let output = model.layer.forward(&x).unwrap();
         model.merge_adapters(&MergeOptions::active()).unwrap();
         let merged = model.merged_state_dict();
-        assert!(near(&merged["layer.weight"], &weight, DType::F64), "the weight");
-        assert!(near(&merged["layer.bias"], &bias, DType::F64), "the bias");
-        assert!(near(&model.layer.forward(&x).unwrap(), &output, DType::F64), "the output");
+        assert_near(&merged["layer.weight"], &weight, DType::F64, "the weight");
+        assert_near(&merged["layer.bias"], &bias, DType::F64, "the bias");
+        assert_near(&model.layer.forward(&x).unwrap(), &output, DType::F64, "the output");
     });
 }

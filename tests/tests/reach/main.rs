@@ -1,23 +1,13 @@
-//! What a LoRA config reaches beside whole layers: rows of embeddings, bare parameters, repeated blocks.
+//! What a LoRA config reaches apart from whole layers: rows of embeddings, bare parameters, repeated blocks.
 
 mod parameters;
 mod replication;
 mod tokens;
 
-use candle_core::{Device, Tensor};
 use peft_runtime::adapter::AdapterMethod;
 use peft_runtime::prelude::*;
 use peft_runtime::{Error, ModulePath};
 use peft_tests::fingerprint::Fingerprint;
-use peft_tests::specimen::bits;
-
-fn random(shape: &[usize]) -> Tensor {
-    Tensor::randn(0f32, 1., shape, &Device::Cpu).unwrap()
-}
-
-fn same(a: &Tensor, b: &Tensor) -> bool {
-    bits(a).unwrap() == bits(b).unwrap()
-}
 
 /// The keys of an adapter's state dict without the prefix.
 fn keys<M: Injectable>(model: &M, name: &str) -> Vec<String> {

@@ -5,9 +5,10 @@ use candle_nn::{Linear, Module};
 use peft_runtime::Error;
 use peft_runtime::nn::Weight;
 use peft_runtime::prelude::*;
-use peft_tests::specimen::{distance, randomise};
+use peft_tests::close::{Tolerance, assert_close, is_close};
+use peft_tests::tensors::{distance, random, randomise, same_bits};
 
-use crate::{keys, random, refusal, same, texts};
+use crate::{keys, refusal, texts};
 
 /// A layer and a bare weight of one name, as mixtures have them.
 #[derive(Clone, Injectable)]
@@ -88,8 +89,10 @@ fn delta(model: &Model, name: &str, place: &str) -> Tensor {
     Tensor::new(update(&a, &b, 2, 1.5), a.device()).unwrap()
 }
 
-fn near(a: &Tensor, b: &Tensor) -> bool {
-    distance(a, b).unwrap() < 1e-5
+const ROUNDING: Tolerance = Tolerance::absolute(1e-5);
+
+fn assert_near(found: &Tensor, expected: &Tensor, what: &str) {
+    assert_close(found, expected, ROUNDING, what);
 }
 
 #[test]
@@ -99,7 +102,7 @@ fn a_matrix_is_adapted_as_a_linear_layer_is() {
     let (a, b) = factors(&model, "a", "gate");
     assert_eq!((a.dims(), b.dims()), (&[2, 4][..], &[3, 2][..]));
     let expected = (model.gate.proj.base().tensor() + (b.matmul(&a).unwrap() * 1.5).unwrap()).unwrap();
-    assert!(near(&model.gate.proj.weight().unwrap(), &expected));
+    assert_near(&model.gate.proj.weight().unwrap(), &expected, "the weight");
 }
 
 #[test]
@@ -109,7 +112,7 @@ fn experts_have_a_product_each_with_the_factors_in_pefts_order() {
     let (a, b) = factors(&model, "a", "experts");
     assert_eq!((a.dims(), b.dims()), (&[6, 4][..], &[5, 6][..]));
     let expected = (model.experts.up.base().tensor() + delta(&model, "a", "experts")).unwrap();
-    assert!(near(&model.experts.up.weight().unwrap(), &expected));
+    assert_near(&model.experts.up.weight().unwrap(), &expected, "the weight");
 }
 
 #[test]
@@ -119,7 +122,7 @@ fn transposed_experts_store_the_inputs_first() {
     assert_eq!((a.dims(), b.dims()), (&[6, 5][..], &[6, 6][..]));
     let change = delta(&model, "a", "experts").transpose(1, 2).unwrap();
     let expected = (model.experts.down.base().tensor() + change).unwrap();
-    assert!(near(&model.experts.down.weight().unwrap(), &expected));
+    assert_near(&model.experts.down.weight().unwrap(), &expected, "the weight");
 }
 
 #[test]
@@ -131,7 +134,7 @@ fn several_parameters_of_a_module_nest_in_the_order_of_the_model() {
         assert_eq!(keys(&model, "a")[..2], wanted);
         assert_eq!(keys(&model, "a")[2..], ["experts.lora_A.weight", "experts.lora_B.weight"]);
         let expected = (model.experts.up.base().tensor() + delta(&model, "a", "experts.base_layer")).unwrap();
-        assert!(near(&model.experts.up.weight().unwrap(), &expected));
+        assert_near(&model.experts.up.weight().unwrap(), &expected, "the weight");
         let folder = tempfile::tempdir().unwrap();
         model.save_pretrained(folder.path(), "a").unwrap();
         let mut other = model.clone();
@@ -140,7 +143,7 @@ fn several_parameters_of_a_module_nest_in_the_order_of_the_model() {
         let reads: [fn(&Model) -> candle_core::Result<Tensor>; 2] =
             [|model| model.experts.up.weight(), |model| model.experts.down.weight()];
         for read in reads {
-            assert!(same(&read(&other).unwrap(), &read(&model).unwrap()));
+            assert!(same_bits(&read(&other).unwrap(), &read(&model).unwrap()));
         }
     }
 }
@@ -150,11 +153,11 @@ fn a_fresh_adapter_leaves_the_weight_and_a_disabled_one_gives_it_back() {
     let mut model = model();
     let before = model.experts.up.weight().unwrap();
     model.inject_adapter(&lora(&["experts.up"]), "a").unwrap();
-    assert!(same(&model.experts.up.weight().unwrap(), &before));
+    assert!(same_bits(&model.experts.up.weight().unwrap(), &before));
     randomise(&mut model, "a", 0.5).unwrap();
-    assert!(!near(&model.experts.up.weight().unwrap(), &before));
+    assert!(!is_close(&model.experts.up.weight().unwrap(), &before, ROUNDING));
     model.disable_adapters();
-    assert!(same(&model.experts.up.weight().unwrap(), &before));
+    assert!(same_bits(&model.experts.up.weight().unwrap(), &before));
 }
 
 #[test]
@@ -165,14 +168,18 @@ fn merging_gives_the_weight_that_was_read_and_unmerging_the_original_bits() {
     };
     let (adapted, base) = (read(&model), model.base_state_dict());
     model.merge_adapters(&MergeOptions::active().check_finite(true)).unwrap();
-    assert!(read(&model).iter().zip(&adapted).all(|(merged, adapted)| near(merged, adapted)));
+    for (merged, adapted) in read(&model).iter().zip(&adapted) {
+        assert_near(merged, adapted, "the weight that is read");
+    }
     let merged = model.merged_state_dict();
     let names = ["experts.up", "experts.down", "gate.proj"];
-    assert!(names.iter().zip(&adapted).all(|(name, adapted)| near(&merged[*name], adapted)));
+    for (name, adapted) in names.iter().zip(&adapted) {
+        assert_near(&merged[*name], adapted, name);
+    }
     model.unmerge_adapters().unwrap();
-    assert!(model.merged_state_dict().iter().all(|(key, tensor)| same(tensor, &base[key])));
+    assert!(model.merged_state_dict().iter().all(|(key, tensor)| same_bits(tensor, &base[key])));
     model.merge_and_unload(&MergeOptions::active()).unwrap();
-    assert!(names.iter().all(|name| same(&model.base_state_dict()[*name], &merged[*name])));
+    assert!(names.iter().all(|name| same_bits(&model.base_state_dict()[*name], &merged[*name])));
 }
 
 #[test]
@@ -197,10 +204,10 @@ fn what_several_adapters_add_adds_up() {
     let sum = (delta(&model, "a", "experts") + delta(&model, "b", "experts")).unwrap();
     let expected = (model.experts.up.base().tensor() + sum).unwrap();
     model.set_adapters(&["a", "b"]).unwrap();
-    assert!(near(&model.experts.up.weight().unwrap(), &expected));
+    assert_near(&model.experts.up.weight().unwrap(), &expected, "the weight");
     model.scale_adapter("b", 0.0).unwrap();
     let expected = (model.experts.up.base().tensor() + delta(&model, "a", "experts")).unwrap();
-    assert!(near(&model.experts.up.weight().unwrap(), &expected));
+    assert_near(&model.experts.up.weight().unwrap(), &expected, "the weight");
 }
 
 #[test]
@@ -245,6 +252,16 @@ fn rows_of_a_batch_cannot_have_a_weight_each() {
     let read = model.with_adapter_rows(&["a", "__base__"], |model| model.gate.proj.weight()).unwrap();
     assert!(read.unwrap_err().to_string().contains("the same for all rows"));
     assert!(model.gate.proj.forward(&random(&[2, 4])).unwrap_err().to_string().contains("`weight()`"));
+}
+
+#[test]
+fn an_error_in_reading_a_parameter_names_it() {
+    let model = acting(&["gate.proj"], "a");
+    let read = model.with_adapter_rows(&["a", "__base__"], |model| model.gate.proj.weight()).unwrap();
+    for error in [read, model.gate.proj.forward(&random(&[2, 4]))] {
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("on `gate.proj`"), "{error}");
+    }
 }
 
 #[test]

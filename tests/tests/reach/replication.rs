@@ -3,9 +3,10 @@
 use candle_core::Tensor;
 use candle_nn::{Linear, Module};
 use peft_runtime::prelude::*;
-use peft_tests::specimen::{distance, randomise};
+use peft_tests::close::{Tolerance, assert_close};
+use peft_tests::tensors::{distance, random, randomise, same_bits};
 
-use crate::{keys, random, refusal, same, texts};
+use crate::{keys, refusal, texts};
 
 #[derive(Clone, Injectable)]
 struct Model {
@@ -57,11 +58,11 @@ fn the_list_of_blocks_becomes_the_ranges_one_after_the_other() {
     assert_eq!(adapted, ["layers.0.lin", "layers.1.lin", "layers.2.lin", "layers.3.lin"]);
     assert_eq!(model.layers.len(), 4);
     // A fresh adapter changes nothing of what the four blocks compute.
-    assert!(same(&model.forward(&x), &base.forward_through(&[0, 1, 1, 2], &x)));
+    assert!(same_bits(&model.forward(&x), &base.forward_through(&[0, 1, 1, 2], &x)));
     let (before, after) = (base.base_state_dict(), model.base_state_dict());
     for (new, old) in [0, 1, 1, 2].into_iter().enumerate() {
         let weight = |layer: usize| format!("layers.{layer}.lin.weight");
-        assert!(same(&after[&weight(new)], &before[&weight(old)]), "{new} is {old}");
+        assert!(same_bits(&after[&weight(new)], &before[&weight(old)]), "{new} is {old}");
     }
 }
 
@@ -84,7 +85,7 @@ fn copies_share_their_base_weights_and_have_adapters_of_their_own() {
     let state = model.adapter_state_dict("a").unwrap();
     assert_eq!(state.len(), 8);
     let b = |layer: usize| &state[&format!("base_model.model.layers.{layer}.lin.lora_B.weight")];
-    assert!(!same(b(1), b(2)));
+    assert!(!same_bits(b(1), b(2)));
     let outputs = [1, 2].map(|block: usize| model.layers[block].lin.forward(&x).unwrap());
     assert!(distance(&outputs[0], &outputs[1]).unwrap() > 0.01, "one base, two adapters");
 }
@@ -116,7 +117,7 @@ fn loading_repeats_it_on_a_fresh_base() {
     let mut other = base;
     let report = other.load_adapter(folder.path(), "default").unwrap();
     assert_eq!((report.injection.adapted.len(), other.layers.len()), (4, 4));
-    assert!(same(&other.forward(&x), &model.forward(&x)));
+    assert!(same_bits(&other.forward(&x), &model.forward(&x)));
 }
 
 #[test]
@@ -127,8 +128,8 @@ fn a_second_adapter_with_the_same_ranges_finds_the_blocks_as_they_are() {
     let before = model.forward(&x);
     model.inject_adapter(&lora(), "b").unwrap();
     assert_eq!(model.layers.len(), 4);
-    assert!(same(&model.forward(&x), &before));
-    // Also one out of a file, and one that says nothing of blocks.
+    assert!(same_bits(&model.forward(&x), &before));
+    // So do one from a file, and one that does not mention blocks.
     let folder = tempfile::tempdir().unwrap();
     model.save_pretrained(folder.path(), "b").unwrap();
     model.delete_adapter("b").unwrap();
@@ -145,9 +146,9 @@ fn merging_adds_to_each_copy_what_is_its_own() {
     randomise(&mut model, "a", 0.5).unwrap();
     let output = model.forward(&x);
     model.merge_adapters(&MergeOptions::active()).unwrap();
-    assert!(distance(&model.forward(&x), &output).unwrap() < 1e-4);
+    assert_close(&model.forward(&x), &output, Tolerance::absolute(1e-4), "the output");
     model.unmerge_adapters().unwrap();
-    assert!(same(&model.forward(&x), &output));
+    assert!(same_bits(&model.forward(&x), &output));
 }
 
 #[test]
@@ -172,7 +173,7 @@ fn ranges_that_cannot_be_are_refused_and_change_nothing() {
         let text = refusal(&mut model(), &config(&ranges));
         assert!(text.contains("layer_replication") && text.contains(says), "`{says}` is not in: {text}");
     }
-    // A fault found later leaves the list alone too.
+    // A fault that is found later does not change the list either.
     let text = refusal(&mut model(), &lora().with_targets(["lni"]));
     assert!(text.contains("did you mean `lin`?"), "{text}");
     let mut replicated = model();
@@ -190,4 +191,14 @@ fn a_model_that_marks_no_list_says_how_to_mark_one() {
     let mut model = Unmarked { layers: vec![Block { lin: linear() }] };
     let text = refusal(&mut model, &lora());
     assert!(text.contains("`#[peft(blocks)]`"), "{text}");
+}
+
+#[test]
+fn an_error_in_a_repeated_block_names_the_block_that_it_became() {
+    let mut model = model();
+    model.inject_adapter(&lora(), "a").unwrap();
+    for (number, block) in model.layers.iter().enumerate() {
+        let error = block.lin.forward(&random(&[5, SIZE + 1])).unwrap_err().to_string();
+        assert!(error.contains(&format!("on `layers.{number}.lin`")), "{number}: {error}");
+    }
 }

@@ -6,9 +6,10 @@ use candle_core::{Device, Tensor};
 use candle_nn::{Embedding, LayerNorm, Linear, Module};
 use peft_runtime::Error;
 use peft_runtime::prelude::*;
-use peft_tests::specimen::{distance, randomise};
+use peft_tests::close::{Tolerance, assert_close};
+use peft_tests::tensors::{distance, random, randomise, same_bits};
 
-use crate::{keys, random, refusal, same, texts};
+use crate::{keys, refusal, texts};
 
 #[derive(Clone, Injectable)]
 #[peft(input_embedding = "embed", output_embedding = "head")]
@@ -93,20 +94,20 @@ fn rows_start_as_the_tables_own_and_then_stand_in_for_them() {
     let report = model.inject_adapter(&with_rows(&[4, 1, 9]), "a").unwrap();
     let adapted = texts(&report.adapted);
     assert_eq!(adapted, ["embed", "lin"]);
-    assert!(same(&model.forward(&ids()), &before));
+    assert!(same_bits(&model.forward(&ids()), &before));
     assert_eq!(
         keys(&model, "a"),
         ["embed.token_adapter.trainable_tokens_delta", "lin.lora_A.weight", "lin.lora_B.weight"]
     );
     let index = Tensor::new(&[4u32, 1, 9], &Device::Cpu).unwrap();
     let own = model.base_state_dict()["embed.weight"].index_select(&index, 0).unwrap();
-    assert!(same(&rows(&model, "a", "embed"), &own), "in the order in which they are named");
+    assert!(same_bits(&rows(&model, "a", "embed"), &own), "in the order in which they are named");
     randomise(&mut model, "a", 0.5).unwrap();
     let hand = by_hand(&model, "a", &[4, 1, 9], false);
-    assert!(distance(&model.forward(&ids()), &hand.forward(&ids())).unwrap() < 1e-5);
+    assert_close(&model.forward(&ids()), &hand.forward(&ids()), Tolerance::absolute(1e-5), "the output");
     assert!(distance(&model.forward(&ids()), &before).unwrap() > 0.1);
     model.disable_adapters();
-    assert!(same(&model.forward(&ids()), &before));
+    assert!(same_bits(&model.forward(&ids()), &before));
 }
 
 #[test]
@@ -120,7 +121,7 @@ fn a_dictionary_names_the_embeddings() {
     let mut hand = by_hand(&model, "a", &[0], false);
     let table = replaced(&model.base_state_dict()["place.weight"], &[2, 1], &rows(&model, "a", "place"));
     hand.place = Embedding::new(table, FEATURES).into();
-    assert!(distance(&model.forward(&ids()), &hand.forward(&ids())).unwrap() < 1e-5);
+    assert_close(&model.forward(&ids()), &hand.forward(&ids()), Tolerance::absolute(1e-5), "the output");
 }
 
 #[test]
@@ -131,11 +132,11 @@ fn a_tied_head_has_the_rows_of_the_embedding_and_stores_nothing() {
     assert_eq!(keys(&model, "a").len(), 3);
     let hand = by_hand(&model, "a", &[2, 4], true);
     let output = model.forward(&ids());
-    assert!(distance(&output, &hand.forward(&ids())).unwrap() < 1e-5);
+    assert_close(&output, &hand.forward(&ids()), Tolerance::absolute(1e-5), "the output");
     model.merge_adapters(&MergeOptions::active()).unwrap();
     let merged = model.merged_state_dict();
-    assert!(same(&merged["embed.weight"], &merged["head.weight"]));
-    assert!(distance(&model.forward(&ids()), &output).unwrap() < 1e-5);
+    assert!(same_bits(&merged["embed.weight"], &merged["head.weight"]));
+    assert_close(&model.forward(&ids()), &output, Tolerance::absolute(1e-5), "the output");
     // Gradients of both places come together in the rows.
     model.unmerge_adapters().unwrap();
     let parameters = model.trainable_parameters();
@@ -155,17 +156,17 @@ fn merged_rows_are_the_trained_ones_to_the_bit_and_the_others_stay() {
         let (base, output) = (model.base_state_dict(), model.forward(&ids()));
         let expected = replaced(&base["embed.weight"], &[9, 3], &rows(&model, "a", "embed"));
         model.merge_adapters(&MergeOptions::active().check_finite(true)).unwrap();
-        assert!(same(&model.merged_state_dict()["embed.weight"], &expected));
+        assert!(same_bits(&model.merged_state_dict()["embed.weight"], &expected));
         model.unmerge_adapters().unwrap();
-        assert!(base.iter().all(|(key, tensor)| same(tensor, &model.merged_state_dict()[key])));
-        assert!(same(&model.forward(&ids()), &output));
+        assert!(base.iter().all(|(key, tensor)| same_bits(tensor, &model.merged_state_dict()[key])));
+        assert!(same_bits(&model.forward(&ids()), &output));
         model.merge_and_unload(&MergeOptions::active()).unwrap();
-        assert!(same(&model.base_state_dict()["embed.weight"], &expected));
+        assert!(same_bits(&model.base_state_dict()["embed.weight"], &expected));
     }
 }
 
 #[test]
-fn gradients_are_those_of_the_rows_alone() {
+fn only_the_rows_of_the_tokens_have_gradients() {
     let mut model = Model::new(false);
     model.inject_adapter(&with_rows(&[4, 3]), "a").unwrap();
     let grads = model.forward(&ids()).sqr().unwrap().sum_all().unwrap().backward().unwrap();
@@ -208,9 +209,9 @@ fn rows_are_saved_and_loaded_and_read_off_a_state_dict() {
         let state = model.adapter_state_dict("a").unwrap();
         let config = LoraConfig::new(2, 4.0).with_trainable_tokens([2u32, 9]);
         let report = injected.inject_adapter_from_state_dict(&state, &config, "a").unwrap();
-        assert!(report.copied.is_empty(), "the rows are no module that trains in full");
+        assert!(report.copied.is_empty(), "the rows are not a module that trains in full");
         for other in [loaded, injected] {
-            assert!(same(&other.forward(&ids()), &model.forward(&ids())), "tied: {tied}");
+            assert!(same_bits(&other.forward(&ids()), &model.forward(&ids())), "tied: {tied}");
         }
     }
 }
@@ -229,7 +230,12 @@ fn rows_of_a_batch_have_the_tokens_of_their_adapters() {
             let active: &[&str] = if name == "__base__" { &[] } else { &[name] };
             model.set_adapters(active).unwrap();
             let alone = model.forward(&ids()).get(row).unwrap();
-            assert!(distance(&mixed.get(row).unwrap(), &alone).unwrap() < 1e-5, "row {row}, tied: {tied}");
+            assert_close(
+                &mixed.get(row).unwrap(),
+                &alone,
+                Tolerance::absolute(1e-5),
+                format_args!("row {row}, tied: {tied}"),
+            );
         }
     }
 }
@@ -256,8 +262,8 @@ fn an_adapter_with_rows_can_be_scaled_which_its_rows_are_not() {
         |model: &Model| (model.lin.forward(&x).unwrap() - model.lin.base().forward(&x).unwrap()).unwrap();
     let before = part(&model);
     model.scale_adapter("a", 3.0).unwrap();
-    assert!(distance(&part(&model), &(before * 3.0).unwrap()).unwrap() < 1e-5);
-    assert!(same(&model.embed.forward(&ids()).unwrap(), &embedded));
+    assert_close(&part(&model), &(before * 3.0).unwrap(), Tolerance::absolute(1e-5), "what the adapter adds");
+    assert!(same_bits(&model.embed.forward(&ids()).unwrap(), &embedded));
 }
 
 #[test]
@@ -272,7 +278,7 @@ fn a_sum_of_adapters_has_fresh_rows_as_in_peft() {
         model.add_weighted_adapter(&[("a", 0.5), ("b", 0.5)], "sum", &options).unwrap();
         let index = Tensor::new(&[1u32, 4], &Device::Cpu).unwrap();
         let own = model.base_state_dict()["embed.weight"].index_select(&index, 0).unwrap();
-        assert!(same(&rows(&model, "sum", "embed"), &own), "{kind}");
+        assert!(same_bits(&rows(&model, "sum", "embed"), &own), "{kind}");
         model.delete_adapter("sum").unwrap();
     }
     model.inject_adapter(&with_rows(&[2]), "c").unwrap();

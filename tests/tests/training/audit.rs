@@ -6,9 +6,10 @@ use candle_nn::{LayerNorm, Linear, Module};
 use peft_runtime::Error;
 use peft_runtime::prelude::*;
 use peft_runtime::train::{AdamW, MissingCause, Schedule, Trainer, audit};
+use peft_tests::tensors::random;
 use peft_tests::training::{Method, Mlp};
 
-/// Attention with a softmax of choice, beside a layer that is never called.
+/// Attention with a softmax of choice, and a layer that is never called.
 #[derive(Injectable)]
 struct Attention {
     norm: LayerNorm,
@@ -21,7 +22,7 @@ struct Attention {
 impl Attention {
     fn new(targets: &[&str]) -> Self {
         let linear = || {
-            let weight = Tensor::randn(0f32, 1., (4, 4), &Device::Cpu).unwrap();
+            let weight = random((4, 4));
             Adapted::new(Linear::new(weight, None))
         };
         let vector = Tensor::ones(4, DType::F32, &Device::Cpu).unwrap();
@@ -34,7 +35,7 @@ impl Attention {
 
     fn grads(&self, softmax: fn(&Tensor) -> candle_core::Result<Tensor>) -> GradStore {
         let compute = || {
-            let x = Tensor::randn(0f32, 1., (3, 4), &Device::Cpu)?;
+            let x = random((3, 4));
             let scores = self.q_proj.forward(&x)?.matmul(&self.k_proj.forward(&x)?.t()?)?;
             softmax(&scores)?.matmul(&self.v_proj.forward(&x)?)?.sqr()?.sum_all()?.backward()
         };
@@ -74,7 +75,7 @@ fn the_audit_finds_what_a_fused_softmax_cuts_off() {
 }
 
 #[test]
-fn the_audit_tells_a_layer_that_is_left_out_from_one_outside_of_the_graph() {
+fn the_audit_distinguishes_a_layer_that_is_left_out_from_one_outside_the_graph() {
     let model = Attention::new(&["q_proj", "spare"]);
     let grads = model.grads(softmax);
     assert_eq!(causes(&model, &grads), [("spare".to_owned(), MissingCause::NotCalled)]);
@@ -83,7 +84,7 @@ fn the_audit_tells_a_layer_that_is_left_out_from_one_outside_of_the_graph() {
 }
 
 #[test]
-fn the_audit_tells_adapters_that_do_not_act() {
+fn the_audit_says_why_adapters_do_not_act() {
     let mut model = Attention::new(&["q_proj"]);
     let only = |cause| [("q_proj".to_owned(), cause)];
     model.disable_adapters();
@@ -92,7 +93,7 @@ fn the_audit_tells_adapters_that_do_not_act() {
     model.merge_adapters(&MergeOptions::active()).unwrap();
     assert_eq!(causes(&model, &GradStore::default()), only(MissingCause::Merged));
     model.unmerge_adapters().unwrap();
-    // One that trains and waits is fine beside one that acts, and what is missing where none does.
+    // An adapter that trains but waits is fine while another one acts, and is reported once none does.
     model.inject_adapter(&LoraConfig::new(2, 4.0).with_targets(["k_proj"]), "other").unwrap();
     audit(&model, &model.grads(softmax)).ensure_complete().unwrap();
     model.set_adapters(&[]).unwrap();

@@ -1,4 +1,4 @@
-//! Training: optimisers, checkpoints of a run, losses that are no numbers, the gradient audit, checkpoints of the graph.
+//! Training: optimisers, checkpoints of a run, losses that are not finite, the gradient audit, checkpoints of the graph.
 
 mod audit;
 mod gradient_checkpointing;
@@ -7,7 +7,7 @@ mod optimisers;
 mod runs;
 
 use peft_runtime::prelude::*;
-use peft_tests::specimen::bits;
+use peft_tests::tensors::bits;
 use peft_tests::training::Mlp;
 
 /// The bits of everything that trains.

@@ -1,4 +1,4 @@
-//! Losses and gradients that are no numbers.
+//! Losses and gradients that are NaN or infinite.
 
 use peft_runtime::Error;
 use peft_runtime::train::{AdamW, Schedule, Trainer};
@@ -7,7 +7,7 @@ use peft_tests::training::{Method, Mlp, trainer};
 use crate::trained;
 
 #[test]
-fn a_loss_that_is_no_number_stops_with_the_last_good_checkpoint() {
+fn a_loss_that_is_not_finite_stops_with_the_last_good_checkpoint() {
     let folder = tempfile::tempdir().unwrap();
     let model = Mlp::adapted(Method::Lora).unwrap();
     let mut trainer = trainer(&model, Method::Lora, folder.path(), 1).unwrap();
@@ -26,7 +26,7 @@ fn a_loss_that_is_no_number_stops_with_the_last_good_checkpoint() {
 }
 
 #[test]
-fn a_gradient_that_is_no_number_is_named_and_changes_nothing() {
+fn a_gradient_that_is_not_finite_is_named_and_changes_nothing() {
     let model = Mlp::adapted(Method::Lora).unwrap();
     let optimizer = AdamW::for_model(&model, 0.1).unwrap();
     let mut trainer = Trainer::new(&model, optimizer, Schedule::constant()).unwrap();

@@ -6,7 +6,8 @@ use peft_runtime::prelude::*;
 use peft_runtime::train::{
     AdamW, LoraFa, LoraPlus, Optimizer, Schedule, Trainer, clip_by_global_norm, lora_plus_groups,
 };
-use peft_tests::specimen::distance;
+use peft_tests::close::{Tolerance, assert_close};
+use peft_tests::tensors::distance;
 use peft_tests::training::{Method, Mlp};
 
 use crate::trained;
@@ -26,7 +27,7 @@ fn adamw_agrees_with_candles() {
     let start = Mlp::adapted(Method::Lora).unwrap();
     let all = ours.trainable_parameters().into_iter().zip(theirs.trainable_parameters());
     for (((name, ours), (_, theirs)), (_, start)) in all.zip(start.trainable_parameters()) {
-        assert!(distance(&ours, &theirs).unwrap() < 1e-5, "{name}");
+        assert_close(&ours, &theirs, Tolerance::absolute(1e-5), &name);
         assert!(distance(&ours, &start).unwrap() > 1e-3, "{name}");
     }
 }
@@ -80,7 +81,7 @@ fn accumulated_losses_train_as_their_mean() {
     assert_eq!((accumulating.steps(), accumulating.batches()), (4, 12));
     let all = one_by_one.trainable_parameters().into_iter().zip(together.trainable_parameters());
     for ((name, ours), (_, theirs)) in all {
-        assert!(distance(&ours, &theirs).unwrap() < 2e-3, "{name}");
+        assert_close(&ours, &theirs, Tolerance::absolute(2e-3), &name);
     }
 }
 
@@ -136,7 +137,7 @@ fn lora_plus_groups_are_those_of_peft() {
 }
 
 #[test]
-fn lora_fa_leaves_a_alone_and_lowers_the_loss() {
+fn lora_fa_leaves_a_as_it_is_and_lowers_the_loss() {
     let mut model = Mlp::adapted(Method::Lora).unwrap();
     model.eval();
     let start = trained(&model);

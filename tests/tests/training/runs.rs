@@ -6,7 +6,7 @@ use candle_core::{Device, Var};
 use peft_runtime::prelude::*;
 use peft_runtime::train::{AdamW, Checkpoints, ParameterGroup, Schedule, Trainer};
 use peft_runtime::{Error, Result};
-use peft_tests::specimen::bits;
+use peft_tests::tensors::bits;
 use peft_tests::training::{Method, Mlp, files, input, run, trainer};
 
 use crate::trained;
@@ -100,7 +100,7 @@ fn a_checkpoint_in_the_middle_of_an_accumulation_is_refused() {
 }
 
 #[test]
-fn variables_beside_the_model_train_and_are_saved_with_it() -> Result<()> {
+fn variables_outside_the_model_train_and_are_saved_with_it() -> Result<()> {
     let folder = tempfile::tempdir().unwrap();
     let train = |steps: u64| -> Result<Vec<f32>> {
         let model = Mlp::adapted(Method::Lora)?;

@@ -29,7 +29,7 @@ pub fn tokenizer(content: &Content) -> Result<Tokenizer> {
     let mut merges = Vec::new();
     for merge in strings(content, "tokenizer.ggml.merges")? {
         let (left, right) =
-            merge.split_once(' ').with_context(|| format!("`{merge}` is no pair of tokens"))?;
+            merge.split_once(' ').with_context(|| format!("`{merge}` is not a pair of tokens"))?;
         merges.push(json!([left, right]));
     }
     let vocabulary = tokens.iter().enumerate().map(|(id, token)| ((*token).to_owned(), json!(id)));
@@ -125,6 +125,6 @@ fn number(value: &Metadata) -> Result<i64> {
         Metadata::I32(number) => i64::from(number),
         Metadata::U32(number) => i64::from(number),
         Metadata::I64(number) => number,
-        ref other => bail!("{other:?} is no whole number of the kind that is expected"),
+        ref other => bail!("{other:?} is not a whole number of the expected kind"),
     })
 }

@@ -16,7 +16,9 @@ use peft_examples::source::model_path;
 use peft_examples::threads::on_threads;
 use peft_runtime::adapter::AdapterMethod;
 use peft_runtime::prelude::*;
-use peft_runtime::train::{AdamW, LoraPlus, RankAllocator, Schedule, Trainer, lora_plus_groups};
+use peft_runtime::train::{
+    AdamW, LoraPlus, RankAllocation, RankAllocator, Schedule, Trainer, lora_plus_groups,
+};
 use serde_json::json;
 
 use data::Reviews;
@@ -214,7 +216,7 @@ fn run(arguments: &Arguments) -> Result<()> {
 }
 
 /// The rank that each layer has kept.
-fn rank_table(allocator: &RankAllocator) -> String {
+fn rank_table(allocator: &dyn RankAllocation) -> String {
     let mut table = format!("ranks of {} in all:", allocator.budget());
     for (path, rank) in allocator.ranks() {
         table.push_str(&format!("\n  {path:<45} {rank:>3} {}", "#".repeat(rank)));

@@ -9,7 +9,7 @@ use peft_examples::batches::shuffled_batches;
 use peft_examples::plot::{Curve, Panel, draw, smoothed};
 use peft_examples::progress::bar;
 use peft_runtime::prelude::*;
-use peft_runtime::train::{RankAllocator, Trainer};
+use peft_runtime::train::{RankAllocation, Trainer};
 
 use super::data::Reviews;
 use super::model::SentimentModel;
@@ -83,7 +83,7 @@ impl Curves {
     }
 
     /// Notes the ranks every tenth batch.
-    fn add_ranks(&mut self, allocator: &RankAllocator) {
+    fn add_ranks(&mut self, allocator: &dyn RankAllocation) {
         if self.losses.len().is_multiple_of(10) {
             let ranks = allocator.ranks().into_iter().map(|(path, rank)| (path.to_string(), rank));
             self.ranks.push((self.losses.len(), ranks.collect()));

@@ -15,7 +15,7 @@ use peft_examples::threads::on_threads;
 
 use model::Llama;
 
-/// Measures training steps of LoRA on all seven projections, built of candle and candle-nn alone.
+/// Measures training steps of LoRA on all seven projections, built only of candle and candle-nn.
 ///
 /// Progress goes to standard error; with `--json` the last line of standard output is one JSON object, in which the share of
 /// matrix products is null: candle does not tell.

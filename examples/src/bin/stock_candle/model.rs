@@ -8,7 +8,7 @@ use candle_nn::rotary_emb::rope_slow;
 use candle_nn::{Embedding, Linear, Module, RmsNorm, VarBuilder, loss};
 use peft_runtime::models::llama::LlamaConfig;
 
-/// A frozen linear layer with a low-rank product beside it.
+/// A frozen linear layer with a low-rank product added to it.
 struct Projection {
     base: Linear,
     a: Var,

@@ -1,4 +1,4 @@
-//! One block: attention and a gated feed-forward layer, each behind a norm and beside a residual connection.
+//! One block: attention and a gated feed-forward layer, each behind a norm and with a residual connection.
 
 use candle_core::{Result, Tensor};
 use candle_nn::{Module, RmsNorm};

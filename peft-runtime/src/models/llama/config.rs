@@ -2,7 +2,6 @@
 
 use serde::Deserialize;
 
-use super::config_file::ConfigFile;
 use super::rope::RopeScaling;
 
 /// The settings of a model, as its `config.json` has them.
@@ -22,8 +21,7 @@ use super::rope::RopeScaling;
 /// .unwrap();
 /// assert_eq!((config.architecture, config.head_dim, config.qkv_bias), (Architecture::Qwen2, 64, true));
 /// ```
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(try_from = "ConfigFile")]
+#[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct LlamaConfig {
     /// Which of the family it is.
@@ -110,7 +108,7 @@ impl LlamaConfig {
         let Self { num_attention_heads: heads, num_key_value_heads: shared, head_dim, .. } = self;
         if heads == 0 || shared == 0 || !heads.is_multiple_of(shared) {
             return Err(format!(
-                "`num_attention_heads` {heads} is no multiple of `num_key_value_heads` {shared}"
+                "`num_attention_heads` {heads} is not a multiple of `num_key_value_heads` {shared}"
             ));
         }
         if head_dim == 0 || !head_dim.is_multiple_of(2) {

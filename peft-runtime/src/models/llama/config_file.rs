@@ -1,13 +1,14 @@
 //! `config.json` as transformers writes it, in version 5 and before.
 
-use serde::Deserialize;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
 
 use super::config::{Architecture, LlamaConfig};
 use super::rope::RopeScaling;
 
 /// The keys of the file that matter.
 #[derive(Deserialize)]
-pub(super) struct ConfigFile {
+struct ConfigFile {
     model_type: Architecture,
     vocab_size: usize,
     hidden_size: usize,
@@ -77,6 +78,12 @@ fn default_window() -> Option<usize> {
 }
 
 const DEFAULT_THETA: f64 = 10_000.0;
+
+impl<'de> Deserialize<'de> for LlamaConfig {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        ConfigFile::deserialize(deserializer)?.try_into().map_err(D::Error::custom)
+    }
+}
 
 impl TryFrom<ConfigFile> for LlamaConfig {
     type Error = String;

@@ -25,7 +25,7 @@ use super::folder;
 use super::generate::{CausalModel, KvCache};
 use crate::layer::{Adapted, AnyLinear};
 use crate::nn;
-use crate::store::Checkpoint;
+use crate::store::ModelWeights;
 
 pub use config::{Architecture, LlamaConfig};
 pub use rope::RopeScaling;
@@ -72,11 +72,15 @@ impl LlamaModel {
     ///
     /// # Errors
     /// An error that names the file if one cannot be read or does not fit.
-    pub fn from_folder(folder: impl AsRef<Path>, dtype: DType, device: &Device) -> crate::Result<Self> {
+    pub fn from_folder(
+        folder: impl AsRef<Path>,
+        dtype: DType,
+        device: &Device,
+    ) -> crate::error::Result<Self> {
         let folder = folder.as_ref();
         let config: LlamaConfig = folder::read_config(folder)?;
-        let vb = Checkpoint::open(folder)?.var_builder(dtype, device);
-        Self::new(&config, vb).map_err(|error| crate::Error::from(error).in_file(folder))
+        let vb = ModelWeights::open(folder)?.var_builder(dtype, device);
+        Self::new(&config, vb).map_err(|error| crate::error::Error::from(error).in_file(folder))
     }
 
     /// Reads a HuggingFace folder and quantizes the weights of linear layers, one after the other.
@@ -85,23 +89,24 @@ impl LlamaModel {
     /// the embedding's weight.
     ///
     /// # Errors
-    /// As [`from_folder`](Self::from_folder), and if a layer's number of inputs is no multiple of the type's block size.
+    /// As [`from_folder`](Self::from_folder), and if a layer's number of inputs is not a multiple of the type's block size.
     pub fn from_folder_quantized(
         folder: impl AsRef<Path>,
         dtype: GgmlDType,
         device: &Device,
-    ) -> crate::Result<Self> {
+    ) -> crate::error::Result<Self> {
         let folder = folder.as_ref();
         let config: LlamaConfig = folder::read_config(folder)?;
-        let vb = Checkpoint::open(folder)?.var_builder(DType::F32, device);
-        Self::new_quantized(&config, vb, dtype).map_err(|error| crate::Error::from(error).in_file(folder))
+        let vb = ModelWeights::open(folder)?.var_builder(DType::F32, device);
+        Self::new_quantized(&config, vb, dtype)
+            .map_err(|error| crate::error::Error::from(error).in_file(folder))
     }
 
     /// Reads a GGUF file and makes all weights dense, in single precision.
     ///
     /// # Errors
     /// An error that names the file if it cannot be read or holds another kind of model.
-    pub fn from_gguf(path: impl AsRef<Path>, device: &Device) -> crate::Result<Self> {
+    pub fn from_gguf(path: impl AsRef<Path>, device: &Device) -> crate::error::Result<Self> {
         Self::open_gguf(path.as_ref(), device, false)
     }
 
@@ -112,14 +117,14 @@ impl LlamaModel {
     ///
     /// # Errors
     /// As [`from_gguf`](Self::from_gguf).
-    pub fn from_gguf_quantized(path: impl AsRef<Path>, device: &Device) -> crate::Result<Self> {
+    pub fn from_gguf_quantized(path: impl AsRef<Path>, device: &Device) -> crate::error::Result<Self> {
         Self::open_gguf(path.as_ref(), device, true)
     }
 
-    fn open_gguf(path: &Path, device: &Device, keep_quantized: bool) -> crate::Result<Self> {
+    fn open_gguf(path: &Path, device: &Device, keep_quantized: bool) -> crate::error::Result<Self> {
         let mut file = GgufFile::open(path, device, keep_quantized)?;
         let config = file.config.clone();
-        Self::build(config, &mut file).map_err(|error| crate::Error::from(error).in_file(path))
+        Self::build(config, &mut file).map_err(|error| crate::error::Error::from(error).in_file(path))
     }
 
     /// Builds the model from the tensors of a builder.
@@ -134,7 +139,7 @@ impl LlamaModel {
     /// [`from_folder_quantized`](Self::from_folder_quantized) does.
     ///
     /// # Errors
-    /// If a tensor is missing or has another shape, or a layer's number of inputs is no multiple of the type's block size.
+    /// If a tensor is missing or has another shape, or a layer's number of inputs is not a multiple of the type's block size.
     pub fn new_quantized(config: &LlamaConfig, vb: VarBuilder<'_>, dtype: GgmlDType) -> Result<Self> {
         Self::build(config.clone(), &mut Quantizing { vb, dtype })
     }
@@ -152,7 +157,7 @@ impl LlamaModel {
         } else {
             weights.linear("lm_head", size, vocabulary, false)?
         };
-        let rotary = Rotary::new(&config);
+        let rotary = Rotary::new(config.rope_theta, config.head_dim, &config.rope_scaling);
         let model = Decoder { embed_tokens, layers, norm };
         Ok(Self { model, lm_head, config, rotary, gradient_checkpointing: false })
     }
@@ -175,7 +180,7 @@ impl LlamaModel {
         self.lm_head.dequantize()
     }
 
-    /// Whether training keeps the input of each block alone and computes the block once more in the backward pass, which
+    /// Whether training keeps only the input of each block and computes the block once more in the backward pass, which
     /// takes less memory and more time. At first it does not.
     pub fn set_gradient_checkpointing(&mut self, on: bool) {
         self.gradient_checkpointing = on;
@@ -252,7 +257,7 @@ impl LlamaModel {
             return block.forward(hidden, context, None);
         }
         let context = context.clone();
-        nn::checkpointed(block, hidden, move |block, hidden| block.forward(hidden, &context, None))
+        nn::recomputed(block, hidden, move |block, hidden| block.forward(hidden, &context, None))
     }
 }
 

@@ -5,8 +5,6 @@ use std::f32::consts::TAU;
 
 use candle_core::{DType, Device, Result, Tensor};
 
-use super::config::LlamaConfig;
-
 /// What is done to the frequencies, so that a model takes longer sequences than it was first trained on.
 #[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
@@ -41,11 +39,12 @@ pub(super) struct Rotary {
 }
 
 impl Rotary {
-    pub(super) fn new(config: &LlamaConfig) -> Self {
-        let (base, size) = (config.rope_theta as f32, config.head_dim);
+    /// The frequencies of heads of `size` values: powers of `base`, scaled.
+    pub(super) fn new(base: f64, size: usize, scaling: &RopeScaling) -> Self {
+        let base = base as f32;
         // In single precision, as the models were trained.
         let plain = (0..size / 2).map(|pair| 1.0 / base.powf((2 * pair) as f32 / size as f32));
-        let scaled = plain.enumerate().map(|(pair, frequency)| config.rope_scaling.scaled(pair, frequency));
+        let scaled = plain.enumerate().map(|(pair, frequency)| scaling.scaled(pair, frequency));
         Self { frequencies: scaled.collect() }
     }
 

@@ -1,16 +1,17 @@
 use candle_core::{DType, Device, Result, Tensor, Var};
 
-use super::{AttentionOptions, attended, attention, composed, sizes};
+use super::options::{attended, sizes};
+use super::{AttentionOptions, attention, composed};
 use crate::ops::dropout::DropoutMask;
-use crate::ops::gradcheck::{
-    assert_agree, assert_close, assert_differences, assert_precise, gradients, values,
+use crate::ops::testing::{
+    assert_agree, assert_close, assert_differences, assert_precise, gradients, random,
 };
 
 /// Queries `[batch, length, heads, size]`, keys and values `[batch, keys, kv_heads, size]`.
 fn inputs(q: [usize; 4], keys: usize, kv_heads: usize) -> Vec<Tensor> {
     let [batch, _, _, size] = q;
     let kv = [batch, keys, kv_heads, size];
-    vec![values("q", &q), values("k", &kv), values("v", &kv)]
+    vec![random("q", &q), random("k", &kv), random("v", &kv)]
 }
 
 /// The mask with zeros in front of the second sequence, as left padding makes it.
@@ -84,7 +85,7 @@ fn flat(tensor: &Tensor) -> Vec<f64> {
 #[test]
 fn a_dropped_probability_is_zero_and_the_others_are_scaled() {
     let shape = [2, 64, 3, 64];
-    let t = see_through(&values("q", &shape), &values("k", &shape));
+    let t = see_through(&random("q", &shape), &random("k", &shape));
     let run = |options| flat(&attention(&t[0], &t[1], &t[2], &options).unwrap());
     let (whole, part) = (run(options(true, None)), run(dropping(true, None)));
     for (whole, part) in whole.iter().zip(&part) {
@@ -101,7 +102,7 @@ fn queries_heads_and_sequences_drop_keys_of_their_own_and_the_mean_is_kept() {
     let (batch, length, heads) = (2, 64, 3);
     let t = see_through(
         &Tensor::zeros((batch, length, heads, 64), DType::F64, &Device::Cpu).unwrap(),
-        &values("k", &[batch, 64, heads, 64]),
+        &random("k", &[batch, 64, heads, 64]),
     );
     // Without scores all keys have the same probability.
     let y = flat(&attention(&t[0], &t[1], &t[2], &dropping(false, None)).unwrap());
@@ -128,7 +129,7 @@ fn a_probability_of_zero_is_no_dropout_to_the_bit() {
 
 #[test]
 fn strided_inputs_give_the_same() {
-    let heads_first = [values("q", &[2, 4, 5, 3]), values("k", &[2, 2, 5, 3]), values("v", &[2, 2, 3, 5])];
+    let heads_first = [random("q", &[2, 4, 5, 3]), random("k", &[2, 2, 5, 3]), random("v", &[2, 2, 3, 5])];
     let options = options(true, None);
     let strided = |t: &[Tensor]| {
         let (q, k, v) = (t[0].transpose(1, 2)?, t[1].transpose(1, 2)?, t[2].permute((0, 3, 1, 2))?);
@@ -193,7 +194,7 @@ fn shapes_that_do_not_fit_are_refused() {
     };
     assert!(refused([1, 2, 3, 4], 2, 2));
     let all = inputs([1, 2, 2, 4], 3, 2);
-    assert!(attention(&all[0], &all[1], &values("v", &[1, 2, 2, 4]), &options(false, None)).is_err());
+    assert!(attention(&all[0], &all[1], &random("v", &[1, 2, 2, 4]), &options(false, None)).is_err());
     let short = Tensor::ones((1, 2), DType::U8, &Device::Cpu).unwrap();
     assert!(attention(&all[0], &all[1], &all[2], &options(false, Some(&short))).is_err());
 }

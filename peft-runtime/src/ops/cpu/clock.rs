@@ -1,10 +1,10 @@
-//! How long matrix products take, for whoever wants to know.
+//! How long matrix products take, where it is measured.
 
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::Instant;
 
-/// Whether anybody wants to know: a small product takes hardly longer than reading the time twice.
+/// Whether products are timed. It is off at first: a small product takes hardly longer than reading the time twice.
 static RUNS: AtomicBool = AtomicBool::new(false);
 
 /// What the products took on all threads together.

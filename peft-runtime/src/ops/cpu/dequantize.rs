@@ -34,7 +34,7 @@ impl<'a> QuantizedMatrix<'a> {
         };
         let whole_rows = columns.is_multiple_of(dtype.block_size());
         if !whole_rows || bytes.len() != rows * columns / dtype.block_size() * dtype.type_size() {
-            bail!("{} bytes are no {rows}x{columns} matrix of {dtype:?}", bytes.len())
+            bail!("{} bytes are not a {rows}x{columns} matrix of {dtype:?}", bytes.len())
         }
         Ok(Self { bytes, dtype, rows, columns })
     }
@@ -128,7 +128,7 @@ fn blocks_of<B: Block>(bytes: &[u8]) -> Result<&[B]> {
     let start = bytes.as_ptr().cast::<B>();
     let size = size_of::<B>();
     if !start.is_aligned() || !bytes.len().is_multiple_of(size) {
-        bail!("{} bytes are no blocks of {size} bytes each, or not aligned as those", bytes.len())
+        bail!("{} bytes are not aligned blocks of {size} bytes each", bytes.len())
     }
     // SAFETY: the pointer is aligned and comes from a slice that is as long as the blocks together and is borrowed for as
     // long as they are; any bytes are a value of `B`.
@@ -138,9 +138,10 @@ fn blocks_of<B: Block>(bytes: &[u8]) -> Result<&[B]> {
 #[cfg(test)]
 pub(crate) mod tests {
     use candle_core::quantized::{GgmlDType, QTensor};
-    use candle_core::{Device, Tensor};
+    use candle_core::{DType, Device, Tensor};
 
     use super::{QuantizedMatrix, blocks_of};
+    use crate::ops::testing::random_as;
 
     /// Every type of block that candle reads.
     pub(crate) const GGML_TYPES: [GgmlDType; 15] = [
@@ -165,8 +166,7 @@ pub(crate) mod tests {
     const COLUMNS: usize = 768;
 
     fn quantized(dtype: GgmlDType) -> QTensor {
-        let values = Tensor::randn(0f32, 1., (ROWS, COLUMNS), &Device::Cpu).unwrap();
-        QTensor::quantize(&values, dtype).unwrap()
+        QTensor::quantize(&random_as(DType::F32, "values", &[ROWS, COLUMNS]), dtype).unwrap()
     }
 
     #[test]
@@ -202,12 +202,12 @@ pub(crate) mod tests {
 
     #[test]
     fn weights_of_other_than_two_dimensions_are_refused() {
-        let values = Tensor::zeros((2, 3, 32), candle_core::DType::F32, &Device::Cpu).unwrap();
+        let values = Tensor::zeros((2, 3, 32), DType::F32, &Device::Cpu).unwrap();
         assert!(QuantizedMatrix::new(&QTensor::quantize(&values, GgmlDType::Q8_0).unwrap()).is_err());
     }
 
     #[test]
-    fn bytes_that_are_no_blocks_are_refused() {
+    fn bytes_that_are_not_blocks_are_refused() {
         let bytes = [0u8; 16];
         let start = bytes.as_ptr().align_offset(align_of::<f32>());
         assert!(blocks_of::<f32>(&bytes[start + 1..start + 5]).is_err());

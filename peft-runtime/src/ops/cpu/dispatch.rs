@@ -1,4 +1,7 @@
 //! Kernels compiled twice, for any processor and for AVX2; which copy runs is decided at run time.
+//!
+//! Whatever chooses a kernel at run time asks here which instructions the processor has; the vectors of matrix products come
+//! from `pulp`, which has a detection of its own.
 
 /// Declares functions whose bodies are compiled a second time for AVX2; a call takes that copy where the processor has it.
 ///
@@ -23,8 +26,9 @@ macro_rules! dispatched {
                     body::<$($generic),*>($($argument),*)
                 }
 
-                if is_x86_feature_detected!("avx2") {
-                    // SAFETY: the processor has AVX2, the one feature that the function needs.
+                if $crate::ops::cpu::dispatch::has_avx2() {
+                    // SAFETY: the processor has AVX2, the only feature that the function needs.
+                    #[expect(unsafe_code, reason = "the kernels of operations are declared by this macro too")]
                     return unsafe { with_avx2::<$($generic),*>($($argument),*) };
                 }
             }
@@ -33,4 +37,18 @@ macro_rules! dispatched {
     )*};
 }
 
-pub(super) use dispatched;
+pub(crate) use dispatched;
+
+/// Whether there are vectors of eight f32.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+pub(crate) fn has_avx() -> bool {
+    is_x86_feature_detected!("avx")
+}
+
+/// Whether these vectors hold integers too.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+pub(crate) fn has_avx2() -> bool {
+    is_x86_feature_detected!("avx2")
+}

@@ -1,4 +1,4 @@
-//! The exponential of f32 as arithmetic alone, so that loops over it vectorise.
+//! The exponential and the error function of f32 without branches, so that loops over them vectorise.
 
 use std::f32::consts::LOG2_E;
 
@@ -29,7 +29,7 @@ pub(super) fn exp_f32(x: f32) -> f32 {
     series = series * rest + 0.16666666;
     series = series * rest + 0.5;
     let mantissa = series * (rest * rest) + rest + 1.0;
-    // Half the power of two, whose exponent goes up to 128: 2¹²⁸ itself is no f32.
+    // Half the power of two, whose exponent goes up to 128: 2¹²⁸ itself is not an f32.
     let half_scale = f32::from_bits((shifted.to_bits() << 23).wrapping_add(126 << 23));
     let result = mantissa * half_scale * 2.0;
     if x < LOWEST { 0.0 } else { result }

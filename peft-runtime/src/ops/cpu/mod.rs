@@ -1,19 +1,27 @@
-//! What runs on the processor directly: the only `unsafe` code of the crate.
+//! What operations compute with on the CPU. The `unsafe` code of the crate's arithmetic is here, and only here.
+//!
+//! | module | has |
+//! | --- | --- |
+//! | `dispatch` | the instruction sets that the processor has; kernels of plain loops, compiled a second time for wider vectors |
+//! | `real`, `exp` | f32 and f64 with their functions; exponential and error function of f32 that vectorise |
+//! | `slices`, `softmax` | arithmetic on one row |
+//! | `matrix`, `tile` | a matrix that is read, and the parts of one that threads write |
+//! | `gemm` | one product on one thread: which kernel computes it, the kernels, what they pack |
+//! | `matmul` | products on all threads |
+//! | `dequantize` | values out of quantized blocks |
+//! | `clock` | how long products take |
+//!
+//! Each imports only from those above it, `clock` aside, which imports nothing. The kernel of a single operation is in the
+//! folder of that operation.
 
-pub(crate) mod attention;
 pub(crate) mod clock;
 pub(crate) mod dequantize;
-mod dispatch;
-pub(crate) mod dropout;
+pub(crate) mod dispatch;
 mod exp;
-pub(crate) mod gated;
-mod gemm;
+pub(crate) mod gemm;
 pub(crate) mod matmul;
-pub(crate) mod norm;
+pub(crate) mod matrix;
 pub(crate) mod real;
-mod reduce;
-pub(crate) mod rotary;
+pub(crate) mod slices;
 pub(crate) mod softmax;
 pub(crate) mod tile;
-pub(crate) mod vector;
-pub(crate) mod window;

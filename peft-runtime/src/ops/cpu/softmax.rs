@@ -2,7 +2,7 @@
 
 use super::dispatch::dispatched;
 use super::real::Real;
-use super::reduce::{max, sum};
+use super::slices::{max, sum};
 
 dispatched! {
     /// ln Σ exp(x).

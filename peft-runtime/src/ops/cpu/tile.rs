@@ -8,9 +8,10 @@ use candle_core::{Result, WithDType, bail};
 use gemm::Parallelism;
 use rayon::current_num_threads;
 
-use super::matmul::{Matrix, Write, multiply};
+use super::gemm::multiply;
+use super::matrix::{Matrix, Write};
 
-/// Sizes of tiles are its multiples: a few vectors of the processor.
+/// Sizes of tiles are multiples of this, which is a few vectors of the processor.
 pub(crate) const UNIT: usize = 16;
 
 /// Fewer rows than this are not shared among threads.
@@ -86,7 +87,7 @@ impl<T> Tile<'_, T> {
 }
 
 impl<T: WithDType> Tile<'_, T> {
-    /// `tile (+)= scale · lhs · rhs` on the calling thread alone. `T` is f32 or f64.
+    /// `tile (+)= scale · lhs · rhs` on the calling thread. `T` is f32 or f64.
     pub(crate) fn matmul(
         &mut self,
         write: Write,
@@ -113,8 +114,8 @@ impl<T: WithDType> Tile<'_, T> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::matmul::{Matrix, Write};
     use super::{balanced_step, tiles};
+    use crate::ops::cpu::matrix::{Matrix, Write};
 
     #[test]
     fn steps_share_the_work_evenly_and_stay_within_the_limit() {

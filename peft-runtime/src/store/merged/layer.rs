@@ -1,11 +1,12 @@
-//! The weight and bias of one layer of a checkpoint with adapters merged in.
+//! The weight and bias of one layer of a base model with adapters merged in.
 
 use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{Result as CandleResult, Tensor, bail};
 
-use super::part::{Part, PlacedLayer};
+use super::placed_tensors::PlacedLayer;
+use super::weighted_adapter::WeightedAdapter;
 use crate::adapter::{Adapter, Built, Geometry, LinearParameters, Site};
 use crate::error::{Error, Result};
 use crate::manage::merge_error;
@@ -13,7 +14,7 @@ use crate::schema::LayerKind;
 
 /// The parameters of a module with all of `layers` merged, in their order.
 pub(super) fn merge(
-    layers: &[(&Part, &PlacedLayer)],
+    layers: &[(&WeightedAdapter, &PlacedLayer)],
     mut parameters: LinearParameters,
 ) -> Result<LinearParameters> {
     let mut rest = layers.to_vec();
@@ -30,7 +31,8 @@ pub(super) fn merge(
                 let (weight, bias) = (&parameters.weight, &parameters.bias);
                 let own = cut(weight, bias.as_ref(), axis, rows).map_err(Error::on_layer(&first.path))?;
                 let merged = merge_whole(&group, own, Some(transposed))?;
-                put(weight, bias.as_ref(), axis, rows, &merged).map_err(Error::on_layer(&first.path))?
+                replace_rows(weight, bias.as_ref(), axis, rows, &merged)
+                    .map_err(Error::on_layer(&first.path))?
             }
         };
     }
@@ -52,7 +54,7 @@ fn cut(
 }
 
 /// The fused layer with these rows.
-fn put(
+fn replace_rows(
     weight: &Tensor,
     bias: Option<&Tensor>,
     axis: usize,
@@ -91,12 +93,12 @@ pub(super) fn with_rows(
 /// Merges layers that are all of one whole weight. First every adapter takes its part out of the weight, as loading does,
 /// then each is merged.
 fn merge_whole(
-    layers: &[(&Part, &PlacedLayer)],
+    layers: &[(&WeightedAdapter, &PlacedLayer)],
     parameters: LinearParameters,
     transposed: Option<bool>,
 ) -> Result<LinearParameters> {
     let LinearParameters { weight: mut own, bias } = parameters;
-    let mut made: Vec<(&Part, &PlacedLayer, Geometry, Arc<dyn Adapter>)> = Vec::new();
+    let mut made: Vec<(&WeightedAdapter, &PlacedLayer, Geometry, Arc<dyn Adapter>)> = Vec::new();
     for &(part, layer) in layers {
         let geometry = part.geometry(layer, own.dims(), transposed)?;
         if geometry.weight_shape() != own.dims() {

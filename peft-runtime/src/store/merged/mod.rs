@@ -1,10 +1,11 @@
-//! A checkpoint that answers with adapters merged in: the way to adapters for models whose source is somebody else's.
+//! Base weights that come with adapters merged in: the way to adapters for models whose source is somebody else's.
 
 mod layer;
-mod names;
-mod part;
+mod other_half;
+mod placed_tensors;
 mod shard;
 mod verify;
+mod weighted_adapter;
 mod write;
 
 use std::collections::BTreeSet;
@@ -15,13 +16,15 @@ use candle_core::{DType, Device, Result as CandleResult, Shape, Tensor};
 use candle_nn::VarBuilder;
 use candle_nn::var_builder::SimpleBackend;
 
-use super::checkpoint::Checkpoint;
+use super::model_weights::ModelWeights;
+use super::name_map::NameMap;
 use super::standalone::StoredAdapter;
 use crate::adapter::LinearParameters;
-use crate::error::{Error, Result, TensorReport};
-use part::{Part, PlacedLayer};
+use crate::error::{Result, TensorReport};
+use other_half::OtherHalf;
+use placed_tensors::PlacedLayer;
+use weighted_adapter::WeightedAdapter;
 
-pub use names::NameMap;
 pub use write::{WriteProgress, WriteReport};
 
 /// The weights of a base model with adapters merged in: any model of candle loads from them, whoever wrote it.
@@ -32,9 +35,9 @@ pub use write::{WriteProgress, WriteReport};
 ///
 /// ```no_run
 /// use candle_core::{DType, Device};
-/// use peft_runtime::{Checkpoint, MergedWeights, StoredAdapter};
+/// use peft_runtime::{MergedWeights, ModelWeights, StoredAdapter};
 ///
-/// let merged = MergedWeights::new(Checkpoint::open("path/to/model")?)
+/// let merged = MergedWeights::new(ModelWeights::open("path/to/model")?)
 ///     .add(StoredAdapter::open("path/to/chat")?, 1.0)?
 ///     .add(StoredAdapter::open("path/to/code")?, 0.5)?;
 /// let vb = merged.var_builder(DType::F32, &Device::Cpu);
@@ -43,11 +46,13 @@ pub use write::{WriteProgress, WriteReport};
 /// merged.finish()?;
 /// # Ok::<(), peft_runtime::Error>(())
 /// ```
-pub struct MergedWeights<B = Checkpoint> {
+pub struct MergedWeights<B = ModelWeights> {
     base: Arc<B>,
-    parts: Vec<Arc<Part>>,
+    adapters: Vec<Arc<WeightedAdapter>>,
     /// The modules whose weights were asked for and have two dimensions or more.
     asked: Arc<Mutex<BTreeSet<String>>>,
+    /// What merging the last layer gave besides the tensor that was asked for.
+    other_half: OtherHalf,
 }
 
 /// A module that an adapter's config means and that its file has no tensors for.
@@ -62,13 +67,18 @@ pub struct Unadapted {
 
 impl<B> Clone for MergedWeights<B> {
     fn clone(&self) -> Self {
-        Self { base: Arc::clone(&self.base), parts: self.parts.clone(), asked: Arc::clone(&self.asked) }
+        Self {
+            base: Arc::clone(&self.base),
+            adapters: self.adapters.clone(),
+            asked: Arc::clone(&self.asked),
+            other_half: OtherHalf::default(),
+        }
     }
 }
 
 impl<B> fmt::Debug for MergedWeights<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let adapters: Vec<&str> = self.parts.iter().map(|part| part.name()).collect();
+        let adapters: Vec<&str> = self.adapters.iter().map(|adapter| adapter.name()).collect();
         f.debug_struct("MergedWeights").field("adapters", &adapters).finish_non_exhaustive()
     }
 }
@@ -81,10 +91,10 @@ impl<B> MergedWeights<B> {
     pub fn unadapted(&self) -> Result<Vec<Unadapted>> {
         let asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
         let mut unadapted = Vec::new();
-        for part in &self.parts {
+        for adapter in &self.adapters {
             for module in asked.iter() {
-                if part.left_out(module)? {
-                    let (adapter, module) = (part.name().to_owned(), module.clone());
+                if adapter.left_out(module)? {
+                    let (adapter, module) = (adapter.name().to_owned(), module.clone());
                     unadapted.push(Unadapted { adapter, module });
                 }
             }
@@ -95,14 +105,19 @@ impl<B> MergedWeights<B> {
     /// Says whether the model that was loaded took everything that the adapters have.
     ///
     /// # Errors
-    /// [`Error::Tensors`] with the tensors that belong to no layer of the model, and with the layers that the config names
+    /// [`Error::Tensors`](crate::Error::Tensors) with the tensors that belong to no layer of the model, and with the layers that the config names
     /// and that the file has no tensors for.
     pub fn finish(&self) -> Result<()> {
+        self.other_half.clear();
         let unadapted = self.unadapted()?;
-        for part in &self.parts {
-            let missing = unadapted.iter().filter(|missing| missing.adapter == part.name());
+        for adapter in &self.adapters {
+            let missing = unadapted.iter().filter(|missing| missing.adapter == adapter.name());
             let missing = missing.map(|missing| missing.module.clone()).collect();
-            part.check(TensorReport { missing, unexpected: part.unused(), ..TensorReport::default() })?;
+            adapter.check(TensorReport {
+                missing,
+                unexpected: adapter.unused(),
+                ..TensorReport::default()
+            })?;
         }
         Ok(())
     }
@@ -116,8 +131,8 @@ impl<B> MergedWeights<B> {
 
     /// An error if an adapter has tensors that were not asked for.
     fn check_used(&self) -> Result<()> {
-        for part in &self.parts {
-            part.check(TensorReport { unexpected: part.unused(), ..TensorReport::default() })?;
+        for adapter in &self.adapters {
+            adapter.check(TensorReport { unexpected: adapter.unused(), ..TensorReport::default() })?;
         }
         Ok(())
     }
@@ -126,30 +141,37 @@ impl<B> MergedWeights<B> {
 impl<B: SimpleBackend + 'static> MergedWeights<B> {
     /// The weights of a base model, without an adapter yet.
     pub fn new(base: B) -> Self {
-        Self { base: Arc::new(base), parts: Vec::new(), asked: Arc::default() }
+        Self {
+            base: Arc::new(base),
+            adapters: Vec::new(),
+            asked: Arc::default(),
+            other_half: OtherHalf::default(),
+        }
     }
 
-    /// Merges an adapter whose paths are those of the checkpoint, its scaling times `weight`.
+    /// Merges an adapter whose paths are those of the base model, its scaling times `weight`.
     ///
     /// Modules that the adapter trained in full, rows of embeddings and biases take the place of the base model's, whatever
     /// the weight.
     ///
     /// # Errors
-    /// [`Error::Tensors`] with the tensors that belong to nothing in the checkpoint; [`Error::Plan`] if the config does not
-    /// fit the tensors; [`Error::Unsupported`] if the adapter cannot be merged without a model, or cannot be weighted;
-    /// [`Error::CopiesCollide`] if two adapters replace the same module.
+    /// [`Error::Tensors`](crate::Error::Tensors) with the tensors that belong to nothing in the base model; [`Error::Plan`](crate::Error::Plan) if the config does not
+    /// fit the tensors; [`Error::Unsupported`](crate::Error::Unsupported) if the adapter cannot be merged without a model, or cannot be weighted;
+    /// [`Error::CopiesCollide`](crate::Error::CopiesCollide) if two adapters replace the same module.
     pub fn add(self, adapter: StoredAdapter, weight: f64) -> Result<Self> {
         self.add_renamed(adapter, weight, &NameMap::new())
     }
 
-    /// Merges an adapter as [`add`](Self::add) does, with names of its own for the checkpoint's modules.
+    /// Merges an adapter as [`add`](Self::add) does, with names of its own for the base model's modules.
     ///
     /// # Errors
     /// As [`add`](Self::add).
     pub fn add_renamed(mut self, adapter: StoredAdapter, weight: f64, names: &NameMap) -> Result<Self> {
-        let part = Part::new(adapter, weight, names, &|name| self.base.contains_tensor(name))?;
-        part.check_beside(&self.parts)?;
-        self.parts.push(Arc::new(part));
+        let adapter = WeightedAdapter::new(adapter, weight, names, &|name| self.base.contains_tensor(name))?;
+        adapter.check_beside(&self.adapters)?;
+        self.adapters.push(Arc::new(adapter));
+        // What was merged without this adapter is out of date.
+        self.other_half = OtherHalf::default();
         Ok(self)
     }
 
@@ -159,6 +181,8 @@ impl<B: SimpleBackend + 'static> MergedWeights<B> {
     }
 
     /// The tensor called `name` with everything merged that changes it; `read` reads the base model's.
+    ///
+    /// Weight and bias of a layer are merged together: the one that was not asked for is kept for the next call.
     fn tensor(
         &self,
         name: &str,
@@ -166,30 +190,40 @@ impl<B: SimpleBackend + 'static> MergedWeights<B> {
         device: &Device,
         read: &dyn Fn() -> CandleResult<Tensor>,
     ) -> Result<Tensor> {
+        if let Some(merged) = self.other_half.take(name, dtype, device) {
+            self.note_asked(name, merged.rank());
+            return Ok(merged);
+        }
         let own = self.replaced(name, dtype, device, read)?;
         self.note_asked(name, own.rank());
         let Some((module, parameter)) = name.rsplit_once('.') else { return Ok(own) };
-        let layers: Vec<(&Part, &PlacedLayer)> = self
-            .parts
+        let layers: Vec<(&WeightedAdapter, &PlacedLayer)> = self
+            .adapters
             .iter()
-            .flat_map(|part| part.layers_of(module).iter().map(move |layer| (part.as_ref(), layer)))
+            .flat_map(|adapter| adapter.layers_of(module).iter().map(move |layer| (adapter.as_ref(), layer)))
             .collect();
-        let changes_bias = layers.iter().any(|(part, layer)| part.changes_bias(layer));
-        let other = |name: String| {
-            let read = || self.base.get_unchecked(&name, dtype, device);
-            self.replaced(&name, dtype, device, &read)
+        let changes_bias = layers.iter().any(|(adapter, layer)| adapter.changes_bias(layer));
+        let other = |name: &str| {
+            let read = || self.base.get_unchecked(name, dtype, device);
+            self.replaced(name, dtype, device, &read)
         };
         match parameter {
             "weight" if !layers.is_empty() => {
-                let name = format!("{module}.bias");
-                let has_bias = changes_bias && self.has(&name);
-                let bias = if has_bias { Some(other(name)?) } else { None };
-                Ok(layer::merge(&layers, LinearParameters { weight: own, bias })?.weight)
+                let bias_name = format!("{module}.bias");
+                let has_bias = changes_bias && self.has(&bias_name);
+                let bias = if has_bias { Some(other(&bias_name)?) } else { None };
+                let merged = layer::merge(&layers, LinearParameters { weight: own, bias })?;
+                if let Some(bias) = merged.bias {
+                    self.other_half.keep(bias_name, dtype, bias);
+                }
+                Ok(merged.weight)
             }
             "bias" if changes_bias => {
-                let weight = other(format!("{module}.weight"))?;
-                let bias = Some(own.clone());
-                Ok(layer::merge(&layers, LinearParameters { weight, bias })?.bias.unwrap_or(own))
+                let weight_name = format!("{module}.weight");
+                let (weight, bias) = (other(&weight_name)?, Some(own.clone()));
+                let merged = layer::merge(&layers, LinearParameters { weight, bias })?;
+                self.other_half.keep(weight_name, dtype, merged.weight);
+                Ok(merged.bias.unwrap_or(own))
             }
             _ => Ok(own),
         }
@@ -205,9 +239,9 @@ impl<B: SimpleBackend + 'static> MergedWeights<B> {
     ) -> Result<Tensor> {
         let mut whole = None;
         let mut rows = Vec::new();
-        for part in &self.parts {
-            for replacement in part.replacements_of(name) {
-                let value = part.read(&replacement.key, device)?.to_dtype(dtype)?;
+        for adapter in &self.adapters {
+            for replacement in adapter.replacements_of(name) {
+                let value = adapter.read(&replacement.key, device)?.to_dtype(dtype)?;
                 match &replacement.rows {
                     None => whole = Some(value),
                     Some(range) => rows.push((range.clone(), value)),
@@ -225,7 +259,7 @@ impl<B: SimpleBackend + 'static> MergedWeights<B> {
     }
 
     fn has(&self, name: &str) -> bool {
-        self.base.contains_tensor(name) || self.parts.iter().any(|part| part.brings(name))
+        self.base.contains_tensor(name) || self.adapters.iter().any(|adapter| adapter.brings(name))
     }
 }
 
@@ -255,9 +289,4 @@ impl<B: SimpleBackend + 'static> SimpleBackend for MergedWeights<B> {
     fn contains_tensor(&self, name: &str) -> bool {
         self.has(name)
     }
-}
-
-/// Why an adapter cannot be merged without a model.
-fn unsupported(adapter: &str, reason: String) -> Error {
-    Error::Unsupported { operation: "merge", adapter: adapter.to_owned(), reason }
 }

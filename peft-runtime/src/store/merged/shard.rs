@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use crate::error::{Error, Result};
 use crate::store::file::MappedFile;
-use crate::store::layout::Place;
+use crate::store::layout::TensorEntry;
 
 /// A file that is written like one of the base model's.
 pub(super) struct Shard<'c> {
@@ -27,7 +27,7 @@ pub(super) struct Planned {
     pub(super) dtype: Dtype,
     pub(super) shape: Vec<usize>,
     /// Where its bytes are, if nothing changes them.
-    pub(super) kept: Option<Place>,
+    pub(super) kept: Option<TensorEntry>,
 }
 
 impl Planned {

@@ -6,11 +6,11 @@ use super::MergedWeights;
 use super::shard::{Planned, Shard};
 use super::write::WriteProgress;
 use crate::error::{Error, Result};
-use crate::store::checkpoint::{Checkpoint, SHARDED, SINGLE};
 use crate::store::file::MappedFile;
 use crate::store::layout::Layout;
+use crate::store::model_weights::{ModelWeights, SHARDED, SINGLE};
 
-impl MergedWeights<Checkpoint> {
+impl MergedWeights<ModelWeights> {
     /// Reads what [`write`](Self::write) wrote, merges once more, and compares every byte.
     ///
     /// # Errors
@@ -37,12 +37,12 @@ impl MergedWeights<Checkpoint> {
                 );
                 return Err(Error::Checkpoint { path, reason });
             }
-            for (planned, place) in shard.tensors.iter().zip(&layout.tensors) {
-                let header = (&place.name, &place.shape, place.dtype);
+            for (planned, entry) in shard.tensors.iter().zip(&layout.tensors) {
+                let header = (&entry.name, &entry.shape, entry.dtype);
                 if header != (&planned.name, &planned.shape, planned.dtype) {
                     return Err(differs(&path, planned, "its name, shape or dtype is another"));
                 }
-                if *place.bytes(&file)? != *self.bytes(shard, planned)? {
+                if *entry.bytes(&file)? != *self.bytes(shard, planned)? {
                     return Err(differs(&path, planned, "its values are not those that merging gives"));
                 }
                 done += planned.size() as u64;
@@ -56,15 +56,15 @@ impl MergedWeights<Checkpoint> {
 /// The folder opens as a model, and has every tensor.
 fn check_index(shards: &[Shard<'_>], folder: &Path) -> Result<()> {
     if !folder.join(SHARDED).is_file() && !folder.join(SINGLE).is_file() {
-        // One file of another name is no model that a folder could be opened as.
+        // A single file of another name is not found when the folder is opened as a model.
         return Ok(());
     }
-    let checkpoint = Checkpoint::open(folder)?;
+    let written_weights = ModelWeights::open(folder)?;
     let written = shards.iter().map(|shard| shard.tensors.len()).sum::<usize>();
-    if checkpoint.names().count() == written {
+    if written_weights.names().count() == written {
         return Ok(());
     }
-    let reason = format!("it opens with {} tensors of {written}", checkpoint.names().count());
+    let reason = format!("it opens with {} tensors of {written}", written_weights.names().count());
     Err(Error::Checkpoint { path: folder.to_owned(), reason })
 }
 

@@ -11,15 +11,15 @@ use serde_json::{Value, json};
 
 use super::shard::{Planned, Shard};
 use super::{MergedWeights, Unadapted};
-use crate::ModulePath;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, ShardsError};
 use crate::manage::is_finite;
-use crate::store::checkpoint::{Checkpoint, SHARDED, SINGLE};
+use crate::path::ModulePath;
 use crate::store::file::{PendingFile, read_text};
-use crate::store::layout::{Layout, Place};
+use crate::store::layout::{Layout, TensorEntry};
+use crate::store::model_weights::{ModelWeights, SHARDED, SINGLE};
 use crate::store::new_folder::NewFolder;
 
-/// How far writing or checking has come.
+/// How far [`MergedWeights::write`] or [`MergedWeights::verify`] has come: what they pass to a program that shows progress.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct WriteProgress<'a> {
@@ -43,12 +43,12 @@ pub struct WriteReport {
     pub changed: usize,
     /// The number of their bytes.
     pub bytes: u64,
-    /// Modules that an adapter's config means and that its file has no tensors for. A checkpoint may have modules that the
+    /// Modules that an adapter's config means and that its file has no tensors for. A base model may have modules that the
     /// model of the adapter did not.
     pub unadapted: Vec<Unadapted>,
 }
 
-/// What belongs to a model beside its weights, and fits the merged ones as well.
+/// What belongs to a model in addition to its weights, and fits the merged ones as well.
 const COMPANIONS: [&str; 14] = [
     "added_tokens.json",
     "chat_template.jinja",
@@ -66,9 +66,9 @@ const COMPANIONS: [&str; 14] = [
     "vocab.txt",
 ];
 
-impl MergedWeights<Checkpoint> {
+impl MergedWeights<ModelWeights> {
     /// Writes the merged weights into a new folder: the same files with the same tensors in the same order and dtypes, the
-    /// model's config and tokenizer, and the index of shards. No more than a tensor at a time is in memory.
+    /// model's config and tokenizer, and the index of shards. No more than one layer at a time is in memory.
     ///
     /// The folder appears when all of it is on the disk; if anything fails, it does not. Modules that only an adapter has go
     /// to the end of the last file.
@@ -82,7 +82,7 @@ impl MergedWeights<Checkpoint> {
         progress: &mut dyn FnMut(&WriteProgress<'_>),
     ) -> Result<WriteReport> {
         let shards = self.shards()?;
-        let target = NewFolder::beside(folder.as_ref())?;
+        let target = NewFolder::next_to(folder.as_ref())?;
         let mut report = WriteReport {
             files: shards.iter().map(|shard| folder.as_ref().join(&shard.name)).collect(),
             tensors: shards.iter().map(|shard| shard.tensors.len()).sum(),
@@ -115,16 +115,15 @@ impl MergedWeights<Checkpoint> {
     /// The files to write.
     pub(super) fn shards(&self) -> Result<Vec<Shard<'_>>> {
         let mut shards = Vec::new();
-        let mut names = BTreeSet::new();
+        let mut names = BTreeMap::new();
         for file in self.base.files() {
             let layout = Layout::of(file);
             let name = file.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
-            if !names.insert(name.clone()) {
-                let reason =
-                    format!("two files are called `{name}`, and both would be written to one folder");
-                return Err(Error::Config { field: "weight_map", reason }.in_file(file.path()));
+            if let Some(first) = names.insert(name.clone(), file.path()) {
+                let same = ShardsError::SameName { first: first.to_owned() };
+                return Err(Error::from(same).in_file(file.path()));
             }
-            let tensors = layout.tensors.into_iter().map(|place| self.planned(place)).collect();
+            let tensors = layout.tensors.into_iter().map(|entry| self.planned(entry)).collect();
             shards.push(Shard { name, source: file, metadata: layout.metadata, tensors });
         }
         if let Some(last) = shards.last_mut() {
@@ -133,26 +132,28 @@ impl MergedWeights<Checkpoint> {
         Ok(shards)
     }
 
-    fn planned(&self, place: Place) -> Planned {
-        let (name, dtype) = (place.name.clone(), place.dtype);
+    fn planned(&self, entry: TensorEntry) -> Planned {
+        let (name, dtype) = (entry.name.clone(), entry.dtype);
         if !self.changes(&name) {
-            return Planned { name, dtype, shape: place.shape.clone(), kept: Some(place) };
+            return Planned { name, dtype, shape: entry.shape.clone(), kept: Some(entry) };
         }
-        let whole = self.parts.iter().find_map(|part| {
-            let whole = part.replacements_of(&name).iter().find(|replacement| replacement.rows.is_none())?;
-            Some(part.stored_as(&whole.key)?.0.to_vec())
+        let whole = self.adapters.iter().find_map(|adapter| {
+            let whole =
+                adapter.replacements_of(&name).iter().find(|replacement| replacement.rows.is_none())?;
+            Some(adapter.stored_as(&whole.key)?.0.to_vec())
         });
-        Planned { name, dtype, shape: whole.unwrap_or(place.shape), kept: None }
+        Planned { name, dtype, shape: whole.unwrap_or(entry.shape), kept: None }
     }
 
     /// The tensors that only adapters have.
     fn added(&self) -> Vec<Planned> {
         let known: BTreeSet<&str> = self.base.names().collect();
         let mut added = Vec::new();
-        for part in &self.parts {
-            for name in part.replaced_names().filter(|name| !known.contains(name)) {
-                let whole = part.replacements_of(name).iter().find(|replacement| replacement.rows.is_none());
-                let stored = whole.and_then(|replacement| part.stored_as(&replacement.key));
+        for adapter in &self.adapters {
+            for name in adapter.replaced_names().filter(|name| !known.contains(name)) {
+                let whole =
+                    adapter.replacements_of(name).iter().find(|replacement| replacement.rows.is_none());
+                let stored = whole.and_then(|replacement| adapter.stored_as(&replacement.key));
                 added.extend(stored.map(|(shape, dtype)| Planned {
                     name: name.to_owned(),
                     dtype,
@@ -167,12 +168,12 @@ impl MergedWeights<Checkpoint> {
     /// Whether any adapter changes the tensor called `name`.
     fn changes(&self, name: &str) -> bool {
         let (module, parameter) = name.rsplit_once('.').unwrap_or_default();
-        self.parts.iter().any(|part| {
-            let mut layers = part.layers_of(module).iter();
-            !part.replacements_of(name).is_empty()
+        self.adapters.iter().any(|adapter| {
+            let mut layers = adapter.layers_of(module).iter();
+            !adapter.replacements_of(name).is_empty()
                 || match parameter {
                     "weight" => layers.next().is_some(),
-                    "bias" => layers.any(|layer| part.changes_bias(layer)),
+                    "bias" => layers.any(|layer| adapter.changes_bias(layer)),
                     _ => false,
                 }
         })
@@ -181,7 +182,7 @@ impl MergedWeights<Checkpoint> {
     /// The bytes of a tensor: those of the base model, or what merging gives.
     pub(super) fn bytes<'s>(&self, shard: &'s Shard<'_>, planned: &Planned) -> Result<Cow<'s, [u8]>> {
         match &planned.kept {
-            Some(place) => Ok(Cow::Borrowed(place.bytes(shard.source)?)),
+            Some(entry) => Ok(Cow::Borrowed(entry.bytes(shard.source)?)),
             None => Ok(Cow::Owned(View::data(&self.merged(planned)?).into_owned())),
         }
     }
@@ -191,7 +192,7 @@ impl MergedWeights<Checkpoint> {
         let read = || self.base.tensor(&planned.name, &Device::Cpu);
         let tensor = self.tensor(&planned.name, dtype, &Device::Cpu, &read)?.contiguous()?;
         let (module, parameter) = planned.name.rsplit_once('.').unwrap_or_default();
-        let adapters = || self.parts.iter().map(|part| part.name()).collect::<Vec<_>>().join(", ");
+        let adapters = || self.adapters.iter().map(|adapter| adapter.name()).collect::<Vec<_>>().join(", ");
         let path = ModulePath::from(module);
         if tensor.dims() != planned.shape {
             let reason = format!("`{parameter}` would be {:?}, not {:?}", tensor.dims(), planned.shape);
@@ -206,15 +207,16 @@ impl MergedWeights<Checkpoint> {
 
 /// The index of shards, for weights in several files or in one of another name.
 fn write_index(shards: &[Shard<'_>], folder: &Path) -> Result<()> {
-    let beside = shards.first().and_then(|shard| shard.source.path().parent()).map(|base| base.join(SHARDED));
-    let old = beside.filter(|index| index.is_file());
+    let index = shards.first().and_then(|shard| shard.source.path().parent()).map(|base| base.join(SHARDED));
+    let old = index.filter(|index| index.is_file());
     if shards.len() < 2 && (old.is_none() || shards.iter().all(|shard| shard.name == SINGLE)) {
         return Ok(());
     }
     let mut index = json!({});
     if let Some(old) = old {
         let text = read_text(&old)?;
-        index = serde_json::from_str(&text).map_err(|error| Error::ModelConfig(error).in_file(&old))?;
+        index = serde_json::from_str(&text)
+            .map_err(|error| Error::from(ShardsError::Index(error)).in_file(&old))?;
     }
     let all = || shards.iter().flat_map(|shard| shard.tensors.iter().map(move |planned| (shard, planned)));
     let weight_map: BTreeMap<&str, &str> =

@@ -1,4 +1,4 @@
-//! The base model's weights, for what adapters cannot tell by themselves.
+//! The base model's weights, for what adapters do not say by themselves.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -6,16 +6,16 @@ use std::sync::Arc;
 
 use candle_core::{Device, Tensor, bail};
 
-use crate::ModulePath;
 use crate::error::Result;
-use crate::store::checkpoint::Checkpoint;
+use crate::path::ModulePath;
 use crate::store::layout::Layout;
-use crate::store::merged::NameMap;
+use crate::store::model_weights::ModelWeights;
+use crate::store::name_map::NameMap;
 
-/// A base model's weights beside adapters that were made for it: read one by one, when they are needed.
+/// The weights of the base model that adapters were made for, each read when it is needed.
 #[derive(Clone)]
 pub struct BaseWeights {
-    checkpoint: Arc<Checkpoint>,
+    weights: Arc<ModelWeights>,
     shapes: Arc<BTreeMap<String, Vec<usize>>>,
     names: NameMap,
 }
@@ -27,16 +27,16 @@ impl fmt::Debug for BaseWeights {
 }
 
 impl BaseWeights {
-    /// The weights of a checkpoint.
+    /// The weights of a model.
     ///
     /// # Errors
-    /// None so far: opening the checkpoint has read the headers.
-    pub fn new(checkpoint: Checkpoint) -> Result<Self> {
+    /// None so far: opening the weights has read the headers.
+    pub fn new(weights: ModelWeights) -> Result<Self> {
         let mut shapes = BTreeMap::new();
-        for file in checkpoint.files() {
-            shapes.extend(Layout::of(file).tensors.into_iter().map(|place| (place.name, place.shape)));
+        for file in weights.files() {
+            shapes.extend(Layout::of(file).tensors.into_iter().map(|entry| (entry.name, entry.shape)));
         }
-        Ok(Self { checkpoint: Arc::new(checkpoint), shapes: Arc::new(shapes), names: NameMap::default() })
+        Ok(Self { weights: Arc::new(weights), shapes: Arc::new(shapes), names: NameMap::default() })
     }
 
     /// The same under the names that the adapters know them by.
@@ -59,6 +59,6 @@ impl BaseWeights {
         if place.rows.is_some() {
             bail!("`{path}` is a part of `{}`, of which no single parts are read", place.module);
         }
-        self.checkpoint.tensor(&ModulePath::from(place.module).parameter(parameter), &Device::Cpu)
+        self.weights.tensor(&ModulePath::from(place.module).parameter(parameter), &Device::Cpu)
     }
 }

@@ -2,19 +2,16 @@
 
 use std::fmt;
 
-use candle_core::{DType, Result as CandleResult, Tensor};
+use candle_core::{Device, Result as CandleResult, Tensor};
 
 use super::StoredAdapter;
 use super::skeleton::{Skeleton, split_parameter};
-use crate::ModulePath;
-use crate::adapter::{Adapter, LowRank, split_layer_key};
-use crate::config::{LoraInit, PeftConfig};
+use super::update::Update;
+use crate::adapter::LowRank;
 use crate::error::{Error, Result};
 use crate::layer::{Content, Slot};
-use crate::manage::is_finite;
 use crate::module::leaves;
-use crate::ops::decompose::qr;
-use crate::ops::matmul::product;
+use crate::path::ModulePath;
 
 /// What an adapter has on one layer.
 #[derive(Clone, Debug)]
@@ -32,22 +29,16 @@ pub struct StoredLayer {
     pub tensors: Vec<(String, Tensor)>,
     /// The factors of the update as matrices `[rank, in]` and `[out, rank]`, where the update is a low-rank matrix.
     pub update: Option<LowRank>,
+    /// The update as a matrix, where it is not one of low rank.
+    dense_update: Option<Tensor>,
 }
 
 /// The sorts of tensors that an adapter's file has for a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum StoredKind {
-    /// Two factors.
-    Lora,
-    /// Two factors and the lengths of the outputs.
-    Dora,
-    /// Two factors and singular values.
-    AdaLora,
-    /// A vector over the outputs or the inputs.
-    Ia3,
-    /// Rows of an embedding.
-    Tokens,
+    /// What a method has on the layer, under the method's own name: `LoRA`, `DoRA`, `tokens`.
+    Adapter(&'static str),
     /// All parameters, trained in full.
     Copy,
     /// Parameters of the base model, which are replaced.
@@ -57,11 +48,7 @@ pub enum StoredKind {
 impl fmt::Display for StoredKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
-            Self::Lora => "LoRA",
-            Self::Dora => "DoRA",
-            Self::AdaLora => "AdaLoRA",
-            Self::Ia3 => "IA3",
-            Self::Tokens => "tokens",
+            Self::Adapter(label) => label,
             Self::Copy => "full copy",
             Self::Base => "base",
         })
@@ -78,7 +65,7 @@ impl StoredAdapter {
     /// If the tensors do not fit the config.
     pub fn layers(&self) -> Result<Vec<StoredLayer>> {
         let mut skeleton = Skeleton::of(&[self], None)?;
-        skeleton.load(self, &without_base(self.explicit_config()), NAME)?;
+        skeleton.load(self, self.explicit_method().without_base().as_ref(), NAME)?;
         let mut layers = Vec::new();
         for (path, leaf) in leaves(&skeleton) {
             let Some(slot) = leaf.stack().and_then(|stack| stack.slot(NAME)) else { continue };
@@ -95,13 +82,13 @@ impl StoredAdapter {
             known.iter().any(|layer| layer.kind == StoredKind::Copy && layer.path.as_str() == path)
         };
         let mut base: Vec<StoredLayer> = Vec::new();
-        for key in self.keys().into_iter().filter(|key| split_layer_key(key).is_none()) {
+        for key in self.parameter_keys() {
             let Some((path, name)) = split_parameter(key).filter(|(path, _)| !is_copy(path)) else {
                 continue;
             };
             let Some(stored) = self.stored_at(key) else { continue };
             let path = ModulePath::from(path);
-            let tensor = (stored.read)(&candle_core::Device::Cpu).map_err(Error::on_layer(&path))?;
+            let tensor = (stored.read)(&Device::Cpu).map_err(Error::on_layer(&path))?;
             let tensor = (name.to_owned(), tensor);
             match base.iter_mut().find(|layer| layer.path == path) {
                 Some(layer) => layer.tensors.push(tensor),
@@ -112,20 +99,11 @@ impl StoredAdapter {
                     scaling: None,
                     tensors: vec![tensor],
                     update: None,
+                    dense_update: None,
                 }),
             }
         }
         Ok(base)
-    }
-}
-
-/// The config without an init that has to see the base model's weights: a file's factors do not come from it.
-fn without_base(config: PeftConfig) -> PeftConfig {
-    match config {
-        PeftConfig::Lora(config) if config.init().changes_base() => {
-            PeftConfig::Lora(config.with_init(LoraInit::Default))
-        }
-        other => other,
     }
 }
 
@@ -135,28 +113,19 @@ fn of_slot(path: ModulePath, slot: &Slot) -> CandleResult<StoredLayer> {
         Content::Copy(copies) => {
             let tensors =
                 copies.iter().map(|copy| (copy.name.to_owned(), copy.var.as_detached_tensor())).collect();
-            let (kind, rank, scaling, update) = (StoredKind::Copy, None, None, None);
-            return Ok(StoredLayer { path, kind, rank, scaling, tensors, update });
+            let kind = StoredKind::Copy;
+            let (rank, scaling, update, dense_update) = (None, None, None, None);
+            return Ok(StoredLayer { path, kind, rank, scaling, tensors, update, dense_update });
         }
     };
     let stored = adapter.tensors().into_iter().filter(|tensor| tensor.stored);
     let tensors = stored.map(|tensor| Ok((tensor.key.to_owned(), adapter.stored_tensor(&tensor)?)));
     let tensors = tensors.collect::<CandleResult<Vec<_>>>()?;
-    let (kind, rank, update) = describe(adapter)?;
+    let (kind, rank) = (StoredKind::Adapter(adapter.label()), adapter.rank());
+    let update = adapter.low_rank_update()?;
+    let dense_update = if update.is_some() { None } else { adapter.dense_update()? };
     let scaling = update.as_ref().map(|update| update.scaling).or_else(|| adapter.scaling());
-    Ok(StoredLayer { path, kind, rank, scaling, tensors, update })
-}
-
-fn describe(adapter: &dyn Adapter) -> CandleResult<(StoredKind, Option<usize>, Option<LowRank>)> {
-    if let Some(lora) = adapter.as_lora() {
-        let kind = if lora.has_lengths() { StoredKind::Dora } else { StoredKind::Lora };
-        return Ok((kind, Some(lora.rank()), lora.matrices()?));
-    }
-    if let Some(adalora) = adapter.as_adalora() {
-        return Ok((StoredKind::AdaLora, Some(adalora.rank()), adalora.matrices()?));
-    }
-    let kind = if adapter.as_ia3().is_some() { StoredKind::Ia3 } else { StoredKind::Tokens };
-    Ok((kind, None, None))
+    Ok(StoredLayer { path, kind, rank, scaling, tensors, update, dense_update })
 }
 
 impl StoredLayer {
@@ -170,92 +139,27 @@ impl StoredLayer {
         self.tensors.iter().find(|(known, _)| known == key).map(|(_, tensor)| tensor)
     }
 
-    /// The Frobenius norm of the update, where it is a low-rank matrix; DoRA's is that of the update before the lengths.
+    /// The Frobenius norm of the update, where it is a matrix; DoRA's is that of the update before the lengths.
     ///
     /// # Errors
     /// If the device refuses.
     pub fn update_norm(&self) -> Result<Option<f64>> {
-        let norm = self.update.as_ref().map(|update| norm(&[(update, 1.0)])).transpose();
+        let norm = self.own_update().map(|update| update.norm()).transpose();
         norm.map_err(Error::on_layer(&self.path))
     }
 
     /// The Frobenius norm of the difference of two updates, and the cosine of the angle between them; `None` if they are
-    /// no matrices of one shape.
+    /// not matrices of one shape.
     ///
     /// # Errors
     /// If the device refuses.
     pub fn update_difference(&self, other: &Self) -> Result<Option<(f64, f64)>> {
-        let (Some(a), Some(b)) = (&self.update, &other.update) else { return Ok(None) };
-        difference(a, b).map_err(Error::on_layer(&self.path))
-    }
-}
-
-/// The Frobenius norm of `Σ factor · s · B · A`, by way of triangular factors: equal updates cancel to nothing.
-fn norm(terms: &[(&LowRank, f64)]) -> CandleResult<f64> {
-    let wide = |tensor: &Tensor| tensor.detach().to_dtype(DType::F64);
-    let a = terms.iter().map(|(term, _)| wide(&term.a)).collect::<CandleResult<Vec<_>>>()?;
-    let b = terms.iter().map(|(term, factor)| wide(&term.b)? * (term.scaling * factor));
-    let b = b.collect::<CandleResult<Vec<_>>>()?;
-    let (a, b) = (Tensor::cat(&a, 0)?, Tensor::cat(&b, 1)?);
-    if a.elem_count() == 0 || b.elem_count() == 0 {
-        return Ok(0.0);
-    }
-    if !is_finite(&a)? || !is_finite(&b)? {
-        return Ok(f64::NAN);
-    }
-    let (_, left) = qr(&b)?;
-    let (_, right) = qr(&a.t()?.contiguous()?)?;
-    product(&left, &right.t()?, 1.0)?.sqr()?.sum_all()?.sqrt()?.to_scalar()
-}
-
-fn difference(a: &LowRank, b: &LowRank) -> CandleResult<Option<(f64, f64)>> {
-    let same_shape = a.a.dim(1)? == b.a.dim(1)? && a.b.dim(0)? == b.b.dim(0)?;
-    if !same_shape {
-        return Ok(None);
-    }
-    let distance = norm(&[(a, 1.0), (b, -1.0)])?;
-    let lengths = norm(&[(a, 1.0)])? * norm(&[(b, 1.0)])?;
-    if lengths == 0.0 {
-        return Ok(Some((distance, if distance == 0.0 { 1.0 } else { 0.0 })));
-    }
-    let wide = |tensor: &Tensor| tensor.detach().to_dtype(DType::F64);
-    // ⟨B₁A₁, B₂A₂⟩ = Σ (B₁ᵀB₂) ⊙ (A₁A₂ᵀ)
-    let outputs = product(&wide(&a.b)?.t()?, &wide(&b.b)?, a.scaling * b.scaling)?;
-    let inputs = product(&wide(&a.a)?, &wide(&b.a)?.t()?, 1.0)?;
-    let inner: f64 = (outputs * inputs)?.sum_all()?.to_scalar()?;
-    Ok(Some((distance, (inner / lengths).clamp(-1.0, 1.0))))
-}
-
-#[cfg(test)]
-mod tests {
-    use candle_core::{Device, Tensor};
-
-    use super::{difference, norm};
-    use crate::adapter::LowRank;
-
-    fn random(shape: (usize, usize)) -> Tensor {
-        Tensor::randn(0f64, 1., shape, &Device::Cpu).unwrap()
+        let (Some(a), Some(b)) = (self.own_update(), other.own_update()) else { return Ok(None) };
+        a.difference(&b).map_err(Error::on_layer(&self.path))
     }
 
-    fn dense(terms: &LowRank) -> Tensor {
-        (terms.b.matmul(&terms.a).unwrap() * terms.scaling).unwrap()
-    }
-
-    fn length(matrix: &Tensor) -> f64 {
-        matrix.sqr().unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap().sqrt()
-    }
-
-    #[test]
-    fn norms_are_those_of_the_dense_matrices() {
-        let first = LowRank { a: random((2, 7)), b: random((5, 2)), scaling: 1.5 };
-        let second = LowRank { a: random((3, 7)), b: random((5, 3)), scaling: -0.5 };
-        assert!((norm(&[(&first, 1.0)]).unwrap() - length(&dense(&first))).abs() < 1e-9);
-        let (distance, cosine) = difference(&first, &second).unwrap().unwrap();
-        let apart = (dense(&first) - dense(&second)).unwrap();
-        assert!((distance - length(&apart)).abs() < 1e-9);
-        let inner: f64 = (dense(&first) * dense(&second)).unwrap().sum_all().unwrap().to_scalar().unwrap();
-        assert!((cosine - inner / length(&dense(&first)) / length(&dense(&second))).abs() < 1e-9);
-        let (distance, cosine) = difference(&first, &first.clone()).unwrap().unwrap();
-        assert!(distance < 1e-12 && (cosine - 1.0).abs() < 1e-9, "{distance} {cosine}");
+    fn own_update(&self) -> Option<Update<'_>> {
+        let low_rank = self.update.as_ref().map(Update::LowRank);
+        low_rank.or_else(|| self.dense_update.as_ref().map(Update::Dense))
     }
 }

@@ -1,30 +1,31 @@
-//! Adapters apart from any model: read, compared, combined and converted by their keys alone.
+//! Adapters apart from any model: read, compared, combined and converted only by their keys.
 
 mod base;
-mod combine;
-mod contents;
 mod layers;
 mod plain;
 mod skeleton;
+mod stored_sum;
+mod update;
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
+use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 
 use super::adapter_files::holds_adapter;
 use super::keys::with_prefix;
 use super::save::write_folder;
-use crate::adapter::{StoredTensor, split_layer_key};
-use crate::config::{PeftConfig, TokenIndices};
+use super::stored_contents::{StoredContents, StoredShape};
+use crate::adapter::{AdapterMethod, StoredTensor};
 use crate::error::{Error, Result};
 use crate::inject::name_fault;
+use crate::method::PeftConfig;
 
 pub use base::BaseWeights;
-pub(super) use contents::StoredContents;
 pub use layers::{StoredKind, StoredLayer};
-pub(super) use skeleton::{Skeleton, is_transposed, layer_shapes, split_parameter};
+pub(super) use skeleton::{Skeleton, layer_shapes, split_parameter};
 
 /// An adapter apart from any model: its config, and its tensors in a file or in memory.
 ///
@@ -53,29 +54,15 @@ impl fmt::Debug for StoredAdapter {
     }
 }
 
-/// What a file says of one tensor.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct StoredShape {
-    /// Its key as PEFT writes it.
-    pub key: String,
-    /// Its dtype under safetensors' name.
-    pub dtype: String,
-    /// Its shape.
-    pub shape: Vec<usize>,
-    /// The number of its bytes.
-    pub bytes: usize,
-}
-
 impl StoredAdapter {
-    /// Opens the adapter in a folder, or the one whose `adapter_config.json` lies beside a safetensors file.
+    /// Opens the adapter in a folder, or the one whose `adapter_config.json` lies next to a safetensors file.
     ///
     /// Tensors are read when they are asked for.
     ///
     /// # Errors
     /// An error that names the file if one cannot be read or is not what it should be.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
-        let (config, contents) = StoredContents::open(path.as_ref(), PeftConfig::from_json)?;
+        let (config, contents) = StoredContents::open(path.as_ref())?;
         let folder = contents.folder();
         let name = std::path::absolute(&folder).unwrap_or(folder);
         let name = name.file_name().map(|name| name.to_string_lossy().into_owned());
@@ -85,10 +72,11 @@ impl StoredAdapter {
     /// An adapter in memory, with tensors under PEFT's keys, with or without the prefix.
     ///
     /// # Errors
-    /// [`Error::Config`] with both keys if two of them mean the same tensor.
+    /// [`StateDictError::DuplicateKey`](crate::error::StateDictError::DuplicateKey) if two keys mean the same tensor.
     pub fn new(name: &str, config: impl Into<PeftConfig>, tensors: BTreeMap<String, Tensor>) -> Result<Self> {
-        let contents = StoredContents::in_memory(&tensors)?;
-        Ok(Self { name: adapter_name(name), config: config.into(), contents })
+        let config = config.into();
+        let contents = StoredContents::in_memory(&config, &tensors)?;
+        Ok(Self { name: adapter_name(name), config, contents })
     }
 
     /// Whether there is an adapter in `folder` itself, also one that a killed process had saved and not yet moved to its
@@ -135,6 +123,16 @@ impl StoredAdapter {
         write_folder(folder, folder, &self.config.to_json()?, &tensors, method)
     }
 
+    /// Its method.
+    pub(super) fn method(&self) -> &dyn AdapterMethod {
+        self.config.method()
+    }
+
+    /// The keys of parameters of the base model, and of layers that train in full.
+    pub(super) fn parameter_keys(&self) -> impl Iterator<Item = &str> {
+        self.keys().into_iter().filter(|key| self.method().split_key(key).is_none())
+    }
+
     /// Its tensors, and the files that they are read from.
     pub(super) fn contents(&self) -> &StoredContents {
         &self.contents
@@ -163,28 +161,15 @@ impl StoredAdapter {
     /// The layers that the adapter is on, by the ends of their keys.
     pub(super) fn layer_keys(&self) -> BTreeMap<&str, Vec<&str>> {
         let mut layers: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-        for (path, end) in self.keys().into_iter().filter_map(split_layer_key) {
+        for (path, end) in self.keys().into_iter().filter_map(|key| self.method().split_key(key)) {
             layers.entry(path).or_default().push(end);
         }
         layers
     }
 
-    /// The config with what a model would have told: which embedding a bare list of tokens means.
-    pub(super) fn explicit_config(&self) -> PeftConfig {
-        let PeftConfig::Lora(config) = &self.config else { return self.config.clone() };
-        let Some(TokenIndices::Input(tokens)) = config.trainable_tokens() else {
-            return self.config.clone();
-        };
-        let layers = self.layer_keys();
-        let mut embeddings =
-            layers.iter().filter(|(_, ends)| ends.iter().any(|end| end.starts_with("token_adapter.")));
-        match (embeddings.next(), embeddings.next()) {
-            (Some((path, _)), None) => {
-                let by_name = [((*path).to_owned(), tokens.clone())].into();
-                PeftConfig::Lora(config.clone().with_trainable_tokens(TokenIndices::ByName(by_name)))
-            }
-            _ => self.config.clone(),
-        }
+    /// The settings with what a model would have told.
+    pub(super) fn explicit_method(&self) -> Arc<dyn AdapterMethod> {
+        self.method().without_model(&self.layer_keys())
     }
 
     /// The same error, said of the file of the config.

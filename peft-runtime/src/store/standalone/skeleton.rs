@@ -8,25 +8,25 @@ use std::collections::BTreeMap;
 use candle_core::{DType, Device, Result as CandleResult, Tensor, bail};
 
 use super::{BaseWeights, StoredAdapter};
-use crate::ModulePath;
-use crate::adapter::{Geometry, LayerShapes, split_layer_key};
-use crate::config::PeftConfig;
-use crate::error::{Error, Result};
+use crate::adapter::{AdapterMethod, Geometry, LayerShapes};
+use crate::error::{Error, Result, StateDictError};
 use crate::layer::{Adapted, BaseLayer, ParameterMap};
+use crate::method::BASE_LAYER_PATHS;
 use crate::module::{Cursor, CursorMut, Injectable};
+use crate::path::ModulePath;
 use crate::schema::{Family, LayerKind, Schema};
 use crate::store::load::{LoadReport, load_stored};
 
 /// The model.
 #[derive(Default)]
 pub(crate) struct Skeleton {
-    layer: Option<Adapted<Shell>>,
+    layer: Option<Adapted<EmptyLayer>>,
     children: Vec<(String, Skeleton)>,
 }
 
-/// A layer without its weight.
+/// A layer of a skeleton: its shape, and its weight only where a base model has it.
 #[derive(Clone, Debug)]
-pub(crate) struct Shell {
+pub(crate) struct EmptyLayer {
     path: ModulePath,
     geometry: Geometry,
     dtype: DType,
@@ -38,18 +38,18 @@ pub(crate) struct Shell {
 impl Skeleton {
     /// The layers that any of `adapters` has tensors for.
     pub(crate) fn of(adapters: &[&StoredAdapter], base: Option<&BaseWeights>) -> Result<Self> {
-        let mut shells: BTreeMap<ModulePath, Shell> = BTreeMap::new();
+        let mut layers: BTreeMap<ModulePath, EmptyLayer> = BTreeMap::new();
         for adapter in adapters {
             check_reach(adapter)?;
-            add_layers(&mut shells, adapter, base)?;
+            add_layers(&mut layers, adapter, base)?;
         }
         for adapter in adapters {
-            add_parameters(&mut shells, adapter, base)?;
+            add_parameters(&mut layers, adapter, base)?;
         }
         let mut skeleton = Self::default();
-        for (path, shell) in shells {
+        for (path, layer) in layers {
             let segments: Vec<&str> = path.segments().collect();
-            skeleton.insert(&segments, shell);
+            skeleton.insert(&segments, layer);
         }
         skeleton.sort();
         Ok(skeleton)
@@ -59,22 +59,22 @@ impl Skeleton {
     pub(crate) fn load(
         &mut self,
         adapter: &StoredAdapter,
-        config: &PeftConfig,
+        method: &dyn AdapterMethod,
         name: &str,
     ) -> Result<LoadReport> {
-        load_stored(self, adapter, config, name)
+        load_stored(self, adapter.contents(), method, name)
     }
 
-    fn insert(&mut self, path: &[&str], shell: Shell) {
+    fn insert(&mut self, path: &[&str], layer: EmptyLayer) {
         let [name, rest @ ..] = path else {
-            self.layer = Some(Adapted::new(shell));
+            self.layer = Some(Adapted::new(layer));
             return;
         };
         match self.children.iter_mut().find(|(known, _)| known == name) {
-            Some((_, child)) => child.insert(rest, shell),
+            Some((_, child)) => child.insert(rest, layer),
             None => {
                 let mut child = Self::default();
-                child.insert(rest, shell);
+                child.insert(rest, layer);
                 self.children.push(((*name).to_owned(), child));
             }
         }
@@ -98,7 +98,7 @@ fn by_number(a: &str, b: &str) -> Ordering {
 
 /// Refuses adapters whose keys do not tell where their tensors belong.
 pub(crate) fn check_reach(adapter: &StoredAdapter) -> Result<()> {
-    let selection = adapter.config().method().selection();
+    let selection = adapter.method().selection();
     let reason = if !selection.parameters.is_empty() {
         "it adapts bare parameters, and without a model its keys do not say which"
     } else if !selection.replication.is_empty() {
@@ -110,15 +110,6 @@ pub(crate) fn check_reach(adapter: &StoredAdapter) -> Result<()> {
     Err(Error::Unsupported { operation: "read", adapter, reason })
 }
 
-/// Whether the config says that weights are stored as `[in, out]`.
-pub(crate) fn is_transposed(config: &PeftConfig) -> bool {
-    match config {
-        PeftConfig::Lora(config) => config.fan_in_fan_out(),
-        PeftConfig::AdaLora(config) => config.fan_in_fan_out(),
-        PeftConfig::Ia3(config) => config.fan_in_fan_out(),
-    }
-}
-
 /// The shapes of an adapter's tensors on the layer at `path`.
 pub(crate) fn layer_shapes(adapter: &StoredAdapter, path: &str, ends: &[&str]) -> LayerShapes {
     let shape = |end: &&str| Some(((*end).to_owned(), adapter.shape(&format!("{path}.{end}"))?.to_vec()));
@@ -126,22 +117,23 @@ pub(crate) fn layer_shapes(adapter: &StoredAdapter, path: &str, ends: &[&str]) -
 }
 
 fn add_layers(
-    shells: &mut BTreeMap<ModulePath, Shell>,
+    layers: &mut BTreeMap<ModulePath, EmptyLayer>,
     adapter: &StoredAdapter,
     base: Option<&BaseWeights>,
 ) -> Result<()> {
-    let transposed = is_transposed(adapter.config());
+    let transposed = adapter.method().is_transposed();
     for (path, ends) in adapter.layer_keys() {
         let weight = base.and_then(|base| base.shape(path, "weight"));
         let shapes = layer_shapes(adapter, path, &ends);
-        let Some(geometry) = Geometry::of_tensors(&shapes, weight, transposed) else {
-            let reason = format!("`{path}` has {}, which make no adapter", ends.join(", "));
-            return Err(adapter.of_weights(Error::Config { field: "state_dict", reason }));
+        let Some(geometry) = adapter.method().geometry(&shapes, weight, transposed) else {
+            let tensors = shapes.into_iter().collect();
+            let (path, method) = (path.to_owned(), adapter.method().name());
+            return Err(adapter.of_weights(StateDictError::NoAdapter { path, method, tensors }.into()));
         };
         let wide = |end: &&str| adapter.dtype(&format!("{path}.{end}")) == Some(safetensors::Dtype::F64);
         let dtype = if ends.iter().any(wide) { DType::F64 } else { DType::F32 };
         let path = ModulePath::from(path);
-        match shells.get(&path) {
+        match layers.get(&path) {
             Some(known) if known.geometry != geometry => {
                 let reason = format!(
                     "by its tensors `{path}` is {geometry:?}, and by those of another one {:?}",
@@ -153,8 +145,8 @@ fn add_layers(
             Some(_) => {}
             None => {
                 let base = base.cloned();
-                let shell = Shell { path: path.clone(), geometry, dtype, parameters: Vec::new(), base };
-                shells.insert(path, shell);
+                let layer = EmptyLayer { path: path.clone(), geometry, dtype, parameters: Vec::new(), base };
+                layers.insert(path, layer);
             }
         }
     }
@@ -163,21 +155,21 @@ fn add_layers(
 
 /// Gives layers the parameters that the adapter has values for.
 fn add_parameters(
-    shells: &mut BTreeMap<ModulePath, Shell>,
+    layers: &mut BTreeMap<ModulePath, EmptyLayer>,
     adapter: &StoredAdapter,
     base: Option<&BaseWeights>,
 ) -> Result<()> {
-    for key in adapter.keys().into_iter().filter(|key| split_layer_key(key).is_none()) {
+    for key in adapter.parameter_keys() {
         let (Some((path, name)), Some(shape)) = (split_parameter(key), adapter.shape(key)) else { continue };
         let path = ModulePath::from(path);
-        let shell = shells.entry(path.clone()).or_insert_with(|| Shell {
+        let layer = layers.entry(path.clone()).or_insert_with(|| EmptyLayer {
             path: path.clone(),
             geometry: Geometry::Opaque,
             dtype: DType::F32,
             parameters: Vec::new(),
             base: base.cloned(),
         });
-        if shell.parameters.iter().any(|(known, _)| *known == name) {
+        if layer.parameters.iter().any(|(known, _)| *known == name) {
             continue;
         }
         let own = base.filter(|base| base.shape(path.as_str(), name) == Some(shape));
@@ -185,9 +177,9 @@ fn add_parameters(
             Some(base) => base.read(path.as_str(), name).map_err(Error::on_layer(&path))?,
             None => Tensor::zeros((), DType::F32, &Device::Cpu)?.broadcast_as(shape)?,
         };
-        shell.parameters.push((name, tensor));
+        layer.parameters.push((name, tensor));
         // PyTorch's order.
-        shell.parameters.sort_by_key(|(name, _)| *name != "weight");
+        layer.parameters.sort_by_key(|(name, _)| *name != "weight");
     }
     Ok(())
 }
@@ -196,9 +188,9 @@ fn add_parameters(
 pub(crate) fn split_parameter(key: &str) -> Option<(&str, &'static str)> {
     let (path, name) = key.rsplit_once('.')?;
     let name = ["weight", "bias"].into_iter().find(|known| *known == name)?;
-    let wrappers = [".token_adapter.base_layer", ".base_layer", ".original_module", ".modules_to_save"];
-    let path = wrappers.into_iter().find_map(|wrapper| path.strip_suffix(wrapper)).unwrap_or(path);
-    Some((path, name))
+    let mut inner = BASE_LAYER_PATHS.into_iter().chain(["original_module", "modules_to_save"]);
+    let outer = inner.find_map(|inner| path.strip_suffix(inner)?.strip_suffix('.'));
+    Some((outer.unwrap_or(path), name))
 }
 
 impl Injectable for Skeleton {
@@ -223,7 +215,7 @@ impl Injectable for Skeleton {
     }
 }
 
-impl BaseLayer for Shell {
+impl BaseLayer for EmptyLayer {
     const KIND: LayerKind = LayerKind::new("Linear", Family::Linear);
 
     fn geometry(&self) -> Geometry {

@@ -33,28 +33,28 @@ pub(super) trait CaseModel: Injectable + Sized {
 }
 
 /// Something to do with a base model, whatever its type.
-pub(super) trait Work {
+pub(super) trait ModelTask {
     /// What comes of it.
     type Outcome;
 
     /// Does it.
-    fn on<M: CaseModel>(self, model: M) -> Self::Outcome;
+    fn run<M: CaseModel>(self, model: M) -> Self::Outcome;
 }
 
 /// Builds the base model that the case names and does the work on it.
 ///
 /// # Errors
 /// If the model is not known, or the case's weights do not fit it.
-pub(super) fn on_base<W: Work>(case: &Case, work: W) -> Result<W::Outcome, String> {
+pub(super) fn with_base_model<T: ModelTask>(case: &Case, task: T) -> Result<T::Outcome, String> {
     Ok(match case.model.as_str() {
-        "mlp" => work.on(build::<mlp::Mlp>(case)?),
-        "blocks" => work.on(build::<blocks::Blocks>(case)?),
-        "emb_conv1d" => work.on(build::<mlp::EmbConv1d>(case)?),
-        "conv1d" => work.on(build::<conv::Conv1dModel>(case)?),
-        "conv2d" => work.on(build::<conv::Conv2dModel>(case)?),
-        "tiny_llama" => work.on(build::<llama::TinyLlama>(case)?),
-        "tiny_gpt2" => work.on(build::<gpt2::TinyGpt2>(case)?),
-        "tiny_bert" => work.on(build::<language::TinyBert>(case)?),
+        "mlp" => task.run(build::<mlp::Mlp>(case)?),
+        "blocks" => task.run(build::<blocks::Blocks>(case)?),
+        "emb_conv1d" => task.run(build::<mlp::EmbConv1d>(case)?),
+        "conv1d" => task.run(build::<conv::Conv1dModel>(case)?),
+        "conv2d" => task.run(build::<conv::Conv2dModel>(case)?),
+        "tiny_llama" => task.run(build::<llama::TinyLlama>(case)?),
+        "tiny_gpt2" => task.run(build::<gpt2::TinyGpt2>(case)?),
+        "tiny_bert" => task.run(build::<language::TinyBert>(case)?),
         other => return Err(format!("the model `{other}` is not known")),
     })
 }

@@ -1,0 +1,301 @@
+//! The command line.
+
+use std::ops::Range;
+use std::path::PathBuf;
+
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use peft_runtime::{CombinationType, MajoritySign, NameMap};
+
+/// Inspect, merge, combine, compare and convert adapters saved by Python PEFT or by peft-runtime.
+///
+/// An adapter is a folder with `adapter_config.json` and `adapter_model.safetensors`. The exit status is 0 on success, 1 on an
+/// error, and 2 if the command line is invalid.
+#[derive(Debug, Parser)]
+#[command(name = "peft", version, arg_required_else_help = true)]
+pub struct Arguments {
+    /// The command to run.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Show what an adapter contains, layer by layer, and warn about tensors that are all zero, NaN or infinite.
+    Inspect(InspectArguments),
+    /// Merge adapters into a base model and write the result in the layout of the base model's safetensors files.
+    Merge(MergeArguments),
+    /// Combine several adapters into one, without loading a model.
+    Combine(CombineArguments),
+    /// Show which layers of two adapters differ, and by how much.
+    Diff(DiffArguments),
+    /// Convert an adapter to plain LoRA, or to llama.cpp's adapter format.
+    Convert(ConvertArguments),
+}
+
+/// The arguments of `peft inspect`.
+#[derive(Debug, Args)]
+pub struct InspectArguments {
+    /// The adapter: its folder, or its safetensors file.
+    pub adapter: PathBuf,
+    /// Also draw the norms of the updates as a PNG: one column per block, one row per module.
+    #[arg(long, value_name = "FILE.png")]
+    pub plot: Option<PathBuf>,
+    /// Print JSON instead of a table.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// The arguments of `peft merge`.
+#[derive(Debug, Args)]
+pub struct MergeArguments {
+    /// The base model: its folder, or its safetensors files.
+    #[arg(long, required = true, num_args = 1.., value_name = "DIR|FILE")]
+    pub base: Vec<PathBuf>,
+    /// The adapters, merged in this order.
+    #[arg(long, required = true, num_args = 1.., value_name = "DIR")]
+    pub adapter: Vec<PathBuf>,
+    /// One factor per adapter, by which its scaling is multiplied; all 1 by default.
+    #[arg(long, num_args = 1.., value_delimiter = ',', allow_negative_numbers = true, value_name = "NUMBER")]
+    pub weights: Vec<f64>,
+    /// The folder to write: a new or an empty one. It appears only once everything is written.
+    #[arg(short, long, value_name = "DIR")]
+    pub output: PathBuf,
+    /// Read the written files back, merge again, and compare every byte.
+    #[arg(long)]
+    pub check: bool,
+    #[command(flatten)]
+    pub names: NameArguments,
+    /// Do not show progress.
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// Print JSON instead of text.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// How module names of the base model differ from those of the adapters.
+#[derive(Debug, Args)]
+pub struct NameArguments {
+    /// Module paths that start with FROM in the adapters start with TO in the base model. Either may be empty.
+    #[arg(long, value_name = "FROM=TO", value_parser = parse_rename)]
+    pub rename: Vec<(String, String)>,
+    /// Module paths that end with FROM in the adapters end with TO in the base model.
+    #[arg(long, value_name = "FROM=TO", value_parser = parse_rename)]
+    pub rename_module: Vec<(String, String)>,
+    /// The adapters' module FROM is outputs START to END (END not included) of the base model's fused module TO.
+    #[arg(long, value_name = "FROM=TO:START..END", value_parser = parse_fused)]
+    pub fuse: Vec<Fused>,
+}
+
+/// A module of the adapters that is part of a fused module of the base model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fused {
+    /// The adapters' module.
+    pub from: String,
+    /// The base model's module.
+    pub to: String,
+    /// The outputs of the fused module that belong to it.
+    pub rows: Range<usize>,
+}
+
+/// The arguments of `peft combine`.
+#[derive(Debug, Args)]
+pub struct CombineArguments {
+    /// The adapters' folders.
+    #[arg(required = true, num_args = 1.., value_name = "DIR")]
+    pub adapters: Vec<PathBuf>,
+    /// The combination type, under PEFT's name.
+    #[arg(long = "type", value_name = "TYPE", default_value = "svd", value_parser = parse_type, help = types())]
+    pub combination: CombinationType,
+    /// One weight per adapter; all 1 by default.
+    #[arg(long, num_args = 1.., value_delimiter = ',', allow_negative_numbers = true, value_name = "NUMBER")]
+    pub weights: Vec<f64>,
+    /// The folder to save the new adapter in.
+    #[arg(short, long, value_name = "DIR")]
+    pub output: PathBuf,
+    /// The rank of the result, for types that end in `svd`; by default the largest rank of the adapters.
+    #[arg(long, value_name = "RANK")]
+    pub svd_rank: Option<usize>,
+    /// Clamp the elements of the new factors to this quantile (0 to 1), for types that end in `svd`.
+    #[arg(long, value_name = "QUANTILE")]
+    pub svd_clamp: Option<f64>,
+    /// The share of elements that pruning keeps (0 to 1), for types that prune.
+    #[arg(long, value_name = "SHARE")]
+    pub density: Option<f64>,
+    /// How to choose a sign where adapters disagree: by `total` value or by `frequency`.
+    #[arg(long, value_name = "total|frequency", default_value = "total", value_parser = parse_sign)]
+    pub majority_sign: MajoritySign,
+    /// The seed of random pruning, for types that start with `dare`.
+    #[arg(long, value_name = "NUMBER", default_value_t = 0)]
+    pub seed: u64,
+    /// The base model, needed to combine DoRA, fully trained modules and trainable tokens.
+    #[arg(long, num_args = 1.., value_name = "DIR|FILE")]
+    pub base: Vec<PathBuf>,
+    /// Replace an adapter in the output folder.
+    #[arg(long)]
+    pub force: bool,
+    /// Print JSON instead of text.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// The arguments of `peft diff`.
+#[derive(Debug, Args)]
+pub struct DiffArguments {
+    /// The first adapter.
+    pub a: PathBuf,
+    /// The second adapter.
+    pub b: PathBuf,
+    /// Print JSON instead of a table.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// The arguments of `peft convert`.
+#[derive(Debug, Args)]
+pub struct ConvertArguments {
+    /// The adapter's folder.
+    pub adapter: PathBuf,
+    /// The format to write.
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    pub to: Format,
+    /// The folder (`plain-lora`) or file (`gguf`) to write.
+    #[arg(short, long, value_name = "DIR|FILE")]
+    pub output: PathBuf,
+    /// The base model: its weights are needed for inits that change them (PiSSA, OLoRA, LoftQ), its `config.json` for `gguf`.
+    #[arg(long, num_args = 1.., value_name = "DIR|FILE")]
+    pub base: Vec<PathBuf>,
+    /// The base model's `config.json`, for `gguf`, if it is not in the base model's folder.
+    #[arg(long, value_name = "FILE")]
+    pub model_config: Option<PathBuf>,
+    /// Write half precision, for `gguf`.
+    #[arg(long)]
+    pub f16: bool,
+    /// Replace the output if it exists.
+    #[arg(long)]
+    pub force: bool,
+    /// Print JSON instead of text.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// The formats that `peft convert` writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// LoRA for the unchanged base model: no rsLoRA, no alpha patterns, no AdaLoRA, no init that changed the weights.
+    PlainLora,
+    /// llama.cpp's adapter format.
+    Gguf,
+}
+
+impl Arguments {
+    /// Checks what the declarations cannot: that the number of weights is the number of adapters.
+    ///
+    /// # Errors
+    /// A usage error if it is not.
+    pub fn check(&self) -> Result<(), clap::Error> {
+        let (adapters, weights) = match &self.command {
+            Command::Merge(arguments) => (arguments.adapter.len(), arguments.weights.len()),
+            Command::Combine(arguments) => (arguments.adapters.len(), arguments.weights.len()),
+            _ => return Ok(()),
+        };
+        if weights != 0 && weights != adapters {
+            let reason = format!(
+                "`--weights` needs one number per adapter; there are {adapters} adapters and {weights} weights"
+            );
+            return Err(Self::command().error(ErrorKind::WrongNumberOfValues, reason));
+        }
+        Ok(())
+    }
+}
+
+impl NameArguments {
+    /// The map of names.
+    pub fn map(&self) -> NameMap {
+        let mut names = NameMap::new();
+        for (from, to) in &self.rename {
+            names = names.prefix(from, to);
+        }
+        for (from, to) in &self.rename_module {
+            names = names.module(from, to);
+        }
+        for fused in &self.fuse {
+            names = names.rows(&fused.from, &fused.to, fused.rows.clone());
+        }
+        names
+    }
+}
+
+/// The weight of each adapter.
+pub fn weights(given: &[f64], adapters: usize) -> Vec<f64> {
+    if given.is_empty() { vec![1.0; adapters] } else { given.to_vec() }
+}
+
+fn types() -> String {
+    let names = CombinationType::ALL.map(CombinationType::name).join(", ");
+    format!("The combination type, under PEFT's name: {names}")
+}
+
+fn parse_type(text: &str) -> Result<CombinationType, String> {
+    text.parse().map_err(|error: peft_runtime::Error| error.to_string())
+}
+
+fn parse_sign(text: &str) -> Result<MajoritySign, String> {
+    text.parse().map_err(|error: peft_runtime::Error| error.to_string())
+}
+
+fn parse_rename(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((from, to)) => Ok((from.to_owned(), to.to_owned())),
+        None => Err("expected FROM=TO".to_owned()),
+    }
+}
+
+fn parse_fused(text: &str) -> Result<Fused, String> {
+    let malformed = || "expected FROM=TO:START..END".to_owned();
+    let (from, rest) = text.split_once('=').ok_or_else(malformed)?;
+    let (to, rows) = rest.rsplit_once(':').ok_or_else(malformed)?;
+    let (start, end) = rows.split_once("..").ok_or_else(malformed)?;
+    let number = |text: &str| text.parse::<usize>().map_err(|_| malformed());
+    let rows = number(start)?..number(end)?;
+    if rows.is_empty() {
+        return Err(format!("{start}..{end} is empty; END must be greater than START"));
+    }
+    Ok(Fused { from: from.to_owned(), to: to.to_owned(), rows })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory, Parser};
+
+    use super::{Arguments, Command, Fused, parse_fused};
+
+    #[test]
+    fn the_declarations_are_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn weights_may_be_negative_and_each_adapter_needs_one() {
+        let parse = |weights: &[&str]| {
+            let merge = ["peft", "merge", "--base", "base", "--adapter", "a", "b", "-o", "out", "--weights"];
+            Arguments::try_parse_from(merge.iter().chain(weights)).unwrap()
+        };
+        let arguments = parse(&["-0.5", "1e-1"]);
+        assert!(arguments.check().is_ok());
+        let Command::Merge(merge) = arguments.command else { panic!("not merge") };
+        assert_eq!(merge.weights, [-0.5, 0.1]);
+        assert!(parse(&["1", "2", "3"]).check().is_err());
+    }
+
+    #[test]
+    fn parts_of_fused_modules_are_parsed() {
+        let fused = Fused { from: "q_proj".to_owned(), to: "qkv".to_owned(), rows: 0..64 };
+        assert_eq!(parse_fused("q_proj=qkv:0..64"), Ok(fused));
+        for wrong in ["q_proj", "q=qkv", "q=qkv:1", "q=qkv:a..b", "q=qkv:4..4"] {
+            assert!(parse_fused(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,24 @@
+//! One module for each command.
+
+mod combine;
+mod convert;
+mod diff;
+mod inspect;
+mod merge;
+
+use crate::arguments::Command;
+use crate::failure::Failure;
+
+/// Runs a command.
+///
+/// # Errors
+/// If the command fails.
+pub fn run(command: &Command) -> Result<(), Failure> {
+    match command {
+        Command::Inspect(arguments) => inspect::run(arguments),
+        Command::Merge(arguments) => merge::run(arguments),
+        Command::Combine(arguments) => combine::run(arguments),
+        Command::Diff(arguments) => diff::run(arguments),
+        Command::Convert(arguments) => convert::run(arguments),
+    }
+}

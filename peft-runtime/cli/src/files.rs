@@ -1,0 +1,66 @@
+//! The files that commands read and write.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use peft_runtime::ModelWeights;
+use tempfile::NamedTempFile;
+
+use crate::failure::Failure;
+
+/// The largest `config.json` that is read, in bytes.
+const LONGEST_CONFIG: u64 = 16 << 20;
+
+/// Opens a base model: one folder, or safetensors files.
+///
+/// # Errors
+/// If a file cannot be read.
+pub fn open_base(paths: &[PathBuf]) -> Result<ModelWeights, Failure> {
+    Ok(match paths {
+        [one] => ModelWeights::open(one)?,
+        several => ModelWeights::open_files(several)?,
+    })
+}
+
+/// Reads the text of a `config.json`. A much longer file is a mistake, and is not read to its end.
+///
+/// # Errors
+/// If the file cannot be read, is not text, or is too long.
+pub fn read_config(path: &Path) -> Result<String, Failure> {
+    let mut text = String::new();
+    File::open(path)
+        .and_then(|file| file.take(LONGEST_CONFIG + 1).read_to_string(&mut text))
+        .map_err(|error| Failure::read(path, &error))?;
+    if text.len() as u64 > LONGEST_CONFIG {
+        return Err(Failure::read(path, &format!("it has more than {LONGEST_CONFIG} bytes")));
+    }
+    Ok(text)
+}
+
+/// Refuses to write over what exists, unless `force` is set.
+///
+/// # Errors
+/// If the output exists and may not be replaced.
+pub fn check_free(output: &Path, exists: bool, force: bool) -> Result<(), Failure> {
+    if force || !exists {
+        return Ok(());
+    }
+    Err(Failure::new(
+        format!("`{}` already exists", output.display()),
+        "choose another output, or replace it with `--force`",
+    ))
+}
+
+/// A new file in the folder of `path`, which replaces `path` when it is persisted.
+///
+/// # Errors
+/// If the folder cannot be written to.
+pub fn new_file(path: &Path, suffix: &str) -> Result<NamedTempFile, Failure> {
+    let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut builder = tempfile::Builder::new();
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644));
+    let file = builder.prefix(".").suffix(suffix).tempfile_in(folder);
+    file.map_err(|error| Failure::write(path, &error))
+}

@@ -1,0 +1,66 @@
+//! The command `peft`: inspects, merges, combines, compares and converts adapters in Python PEFT's format.
+//!
+//! A crate that has an adapter method of its own offers the same commands for it with a program that registers the method
+//! and calls [`run`]:
+//!
+//! ```no_run
+//! use std::process::ExitCode;
+//!
+//! use peft_runtime::method::register;
+//! # type OwnSettings = peft_runtime::method::LoraSettings;
+//!
+//! fn main() -> peft_runtime::Result<ExitCode> {
+//!     register::<OwnSettings>()?;
+//!     Ok(peft_cli::run(std::env::args_os()))
+//! }
+//! ```
+//!
+//! The registry is that of `peft-runtime`: such a program has to depend on the version of it that this crate depends on.
+//! [`Method`](peft_runtime::method::Method) says what a method is.
+
+#![deny(unsafe_code)]
+
+mod arguments;
+mod commands;
+mod failure;
+mod files;
+mod gguf_adapter;
+mod heat_map;
+mod table;
+mod terminal;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use arguments::Arguments;
+
+/// The status of a command line that is invalid, as clap has it.
+const USAGE: u8 = 2;
+
+/// Runs the command with these arguments, of which the first is the name of the program.
+///
+/// Results go to standard output, errors and warnings to standard error. The status is 0 on success, 1 on an error, and 2 if
+/// the arguments are invalid.
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let parsed = Arguments::try_parse_from(arguments).and_then(|arguments| {
+        arguments.check()?;
+        Ok(arguments)
+    });
+    let arguments = match parsed {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            // Nothing is left to say it with if this fails.
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
+        }
+    };
+    match commands::run(&arguments.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            failure.report();
+            ExitCode::FAILURE
+        }
+    }
+}

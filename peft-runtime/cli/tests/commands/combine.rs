@@ -1,0 +1,97 @@
+//! `peft combine`.
+
+use std::collections::BTreeMap;
+
+use candle_core::{DType, Device, Tensor};
+use peft_runtime::StoredAdapter;
+use peft_runtime::prelude::*;
+use serde_json::json;
+
+use crate::fixture::{Model, assert_same, error_of, json_of, lora, output_of, random, text};
+
+#[test]
+fn every_combination_is_the_one_a_model_makes() {
+    let mut model = Model::random(DType::F32);
+    let config = || lora().with_targets(["q_proj", "k_proj", "embed_tokens"]);
+    let first = model.adapter(&config(), "first");
+    let second = model.adapter(&config(), "second");
+    for combination in CombinationType::ALL {
+        let folder = tempfile::tempdir().unwrap();
+        let prunes = ["ties", "dare", "magnitude"].iter().any(|word| combination.name().starts_with(word));
+        let mut options = CombineOptions::new(combination).with_seed(7);
+        let mut arguments = vec![
+            "combine",
+            text(first.path()),
+            text(second.path()),
+            "--weights=0.7,-0.4",
+            "--seed",
+            "7",
+            "--type",
+            combination.name(),
+        ];
+        if prunes {
+            options = options.with_density(0.5);
+            arguments.extend(["--density", "0.5"]);
+        }
+        arguments.extend(["-o", text(folder.path())]);
+        let report = json_of(&arguments);
+        assert_eq!(report["layers"], json!(5), "{report}");
+        let mut model = model.clone();
+        model.add_weighted_adapter(&[("first", 0.7), ("second", -0.4)], "sum", &options).unwrap();
+        let found = StoredAdapter::open(folder.path()).unwrap().tensors(&Device::Cpu).unwrap();
+        // Factors of one product may differ: the products are compared.
+        let mut loaded = model.clone();
+        loaded.load_adapter(folder.path(), "loaded").unwrap();
+        assert_same(&loaded.merged(&["loaded"]), &model.merged(&["sum"]), 1e-4);
+        assert_eq!(found.len(), 10);
+    }
+}
+
+#[test]
+fn combinations_that_start_from_the_base_model_need_it() {
+    let mut model = Model::random(DType::F32);
+    let base = model.save();
+    let first = model.adapter(&lora().with_dora(true), "first");
+    let second = model.adapter(&lora().with_dora(true), "second");
+    let folder = tempfile::tempdir().unwrap();
+    let arguments =
+        ["combine", text(first.path()), text(second.path()), "--type", "linear", "-o", text(folder.path())];
+    let error = error_of(&arguments, 1);
+    assert!(error.contains("base model") && error.contains("help: "), "{error}");
+    output_of(&[&arguments[..], &["--base", text(base.path())]].concat());
+    model
+        .add_weighted_adapter(
+            &[("first", 1.0), ("second", 1.0)],
+            "sum",
+            &CombineOptions::new(CombinationType::Linear),
+        )
+        .unwrap();
+    let found = StoredAdapter::open(folder.path()).unwrap().tensors(&Device::Cpu).unwrap();
+    assert_same(&found, &model.adapter_state_dict("sum").unwrap(), 1e-5);
+    let error = error_of(&arguments, 1);
+    assert!(error.contains("--force"), "{error}");
+    // So does an adapter whose files a killed process had not yet moved into place.
+    let complete = folder.path().join(".adapter.new");
+    std::fs::create_dir(&complete).unwrap();
+    for file in ["adapter_config.json", "adapter_model.safetensors"] {
+        std::fs::rename(folder.path().join(file), complete.join(file)).unwrap();
+    }
+    let error = error_of(&arguments, 1);
+    assert!(error.contains("--force"), "{error}");
+}
+
+#[test]
+fn adapters_of_different_models_are_not_combined() {
+    let first = Model::random(DType::F32).adapter(&lora(), "first");
+    let path = "base_model.model.model.layers.0.self_attn.q_proj";
+    let tensors: BTreeMap<String, Tensor> = [
+        (format!("{path}.lora_A.weight"), random(&[2, 4])),
+        (format!("{path}.lora_B.weight"), random(&[4, 2])),
+    ]
+    .into();
+    let other = tempfile::tempdir().unwrap();
+    StoredAdapter::new("other", lora(), tensors).unwrap().save(other.path()).unwrap();
+    let output = other.path().join("sum");
+    let error = error_of(&["combine", text(first.path()), text(other.path()), "-o", text(&output)], 1);
+    assert!(error.contains("q_proj") && !output.exists(), "{error}");
+}

@@ -1,0 +1,9 @@
+//! The command `peft`, run as a process.
+
+mod combine;
+mod convert;
+mod diff;
+mod fixture;
+mod inspect;
+mod merge;
+mod usage;

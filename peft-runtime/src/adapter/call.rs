@@ -1,0 +1,53 @@
+//! One forward pass through one layer, as an adapter sees it.
+
+use candle_core::{Tensor, Var};
+
+use super::Geometry;
+use crate::ops::random::DropoutStream;
+
+/// One forward pass through one layer.
+pub struct Call<'a> {
+    /// The layer's shape.
+    pub geometry: &'a Geometry,
+    /// The layer's bias.
+    pub bias: Option<&'a Tensor>,
+    /// The layer's weight, made dense when it is asked for.
+    pub(crate) weight: &'a dyn Fn() -> candle_core::Result<Tensor>,
+    pub(crate) base: &'a dyn Fn(&Tensor) -> candle_core::Result<Tensor>,
+    /// Whether dropout acts.
+    pub training: bool,
+    /// Whether the adapter's tensors are part of the graph.
+    pub(crate) tracks: bool,
+    pub(crate) dropout: &'a DropoutStream,
+}
+
+impl Call<'_> {
+    /// The variable as part of the graph, or only its value where the adapter does not train.
+    pub fn tensor(&self, var: &Var) -> Tensor {
+        if self.tracks { var.as_tensor().clone() } else { var.as_detached_tensor() }
+    }
+
+    /// The input with elements dropped at random, in training mode.
+    ///
+    /// # Errors
+    /// If the device refuses.
+    pub fn dropout(&self, x: &Tensor, probability: f64) -> candle_core::Result<Tensor> {
+        if self.training && probability > 0.0 { self.dropout.apply(x, probability) } else { Ok(x.clone()) }
+    }
+
+    /// The layer's own weight, dense, outside of any graph.
+    ///
+    /// # Errors
+    /// If a compressed weight cannot be made dense.
+    pub fn weight(&self) -> candle_core::Result<Tensor> {
+        (self.weight)()
+    }
+
+    /// What the layer computes without adapters.
+    ///
+    /// # Errors
+    /// If the input does not fit.
+    pub fn base_output(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        (self.base)(x)
+    }
+}

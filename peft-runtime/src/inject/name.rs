@@ -1,0 +1,22 @@
+//! The names that adapters can have.
+
+use crate::error::Fault;
+use crate::layer::BASE_ROW;
+
+/// Why a name cannot be an adapter's: it is part of keys, and the name of a folder.
+pub(crate) fn name_fault(name: &str) -> Option<Fault> {
+    let reason = if name.is_empty() {
+        "it is empty"
+    } else if name.contains('.') {
+        "dots separate the parts of a tensor's key"
+    } else if name.contains(['/', '\\', ':']) || name.chars().any(char::is_control) {
+        "it is also the name of a folder"
+    } else if name == BASE_ROW {
+        "it stands for rows without an adapter"
+    } else if name.len() > 128 {
+        "it is longer than 128 bytes"
+    } else {
+        return None;
+    };
+    Some(Fault::Name { name: name.to_owned(), reason })
+}

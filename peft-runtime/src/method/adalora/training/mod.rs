@@ -1,0 +1,7 @@
+//! What AdaLoRA adds to training: ranks that move between layers, and a term of the loss that keeps the factors orthogonal.
+
+mod orthogonality;
+mod rank_allocator;
+mod rank_state;
+
+pub use rank_allocator::{Allocation, RankAllocator};

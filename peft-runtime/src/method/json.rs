@@ -1,0 +1,104 @@
+//! Reading and writing `adapter_config.json`: what is inert, what is refused, what is kept.
+
+use serde_json::{Map, Value, json};
+
+use super::adapter_config::AdapterConfig;
+use super::settings::Method;
+use crate::adapter::AdapterMethod;
+use crate::config::BlockFields;
+use crate::error::{Error, Result};
+
+/// The fields of [`BlockFields`], which not every method has.
+const BLOCK_FIELDS: [&str; 2] = ["layers_to_transform", "layers_pattern"];
+
+impl<M: Method> AdapterConfig<M> {
+    /// Reads the text of an `adapter_config.json`.
+    ///
+    /// # Errors
+    /// If the text is not JSON, a switch that is on is not supported, or a value is invalid.
+    pub fn from_json(text: &str) -> Result<Self> {
+        from_json(text)
+    }
+
+    /// The text of the `adapter_config.json`: every field of PEFT 0.21.2, keys sorted.
+    ///
+    /// # Errors
+    /// If a value has no JSON form.
+    pub fn to_json(&self) -> Result<String> {
+        to_json(self)
+    }
+}
+
+/// Reads a config: refuses switches that are on and not implemented, keeps every key it does not know.
+fn from_json<M: Method>(text: &str) -> Result<AdapterConfig<M>> {
+    // From the text and not from the value: the order of patterns matters, and a map of values may not keep it.
+    let value: Value = serde_json::from_str(text)?;
+    let fields = value.as_object();
+    for (field, inert) in M::unimplemented_fields() {
+        if let Some(value) = fields.and_then(|fields| fields.get(field))
+            && !is_inert(value, &inert)
+        {
+            return Err(Error::UnsupportedSwitch { field: field.to_owned(), value: value.to_string() });
+        }
+    }
+    let mut config: AdapterConfig<M> = serde_json::from_str(text)?;
+    // What is written anyway need not be remembered as unknown.
+    let unknown = &mut config.common.unknown;
+    unknown.remove("peft_type");
+    for (field, inert) in M::unimplemented_fields().into_iter().chain(M::ignored_fields()) {
+        if unknown.get(field) == Some(&inert) {
+            unknown.remove(field);
+        }
+    }
+    if !M::FILTERS_BLOCKS {
+        config.blocks = BlockFields::default();
+        let kept =
+            BLOCK_FIELDS.iter().filter_map(|field| Some(((*field).to_owned(), fields?.get(*field)?.clone())));
+        unknown.extend(kept);
+    }
+    match config.faults().into_iter().next() {
+        Some((field, reason)) => Err(Error::Config { field, reason }),
+        None => Ok(config),
+    }
+}
+
+/// A switch does nothing if it is null, false, empty, or at the value it has when it is off.
+fn is_inert(value: &Value, inert: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::Array(items) => items.is_empty(),
+        Value::Object(fields) => fields.is_empty(),
+        other => other == inert,
+    }
+}
+
+/// Writes a config as PEFT does: every field of the method, keys sorted, two spaces.
+fn to_json<M: Method>(config: &AdapterConfig<M>) -> Result<String> {
+    let mut value = serde_json::to_value(config)?;
+    if let Value::Object(fields) = &mut value {
+        fields.insert("peft_type".to_owned(), json!(M::PEFT_TYPE));
+        for (field, inert) in M::unimplemented_fields().into_iter().chain(M::ignored_fields()) {
+            fields.entry(field).or_insert(inert);
+        }
+        for field in BLOCK_FIELDS.into_iter().filter(|_| !M::FILTERS_BLOCKS) {
+            match config.common.unknown.get(field) {
+                Some(value) => fields.insert(field.to_owned(), value.clone()),
+                None => fields.remove(field),
+            };
+        }
+    }
+    Ok(serde_json::to_string_pretty(&sorted(value))?)
+}
+
+/// The value with the keys of all its objects in order, whatever map serde_json was built with.
+fn sorted(value: Value) -> Value {
+    match value {
+        Value::Object(fields) => {
+            let mut fields: Vec<(String, Value)> = fields.into_iter().collect();
+            fields.sort_by(|a, b| a.0.cmp(&b.0));
+            Value::Object(fields.into_iter().map(|(key, value)| (key, sorted(value))).collect::<Map<_, _>>())
+        }
+        Value::Array(items) => Value::Array(items.into_iter().map(sorted).collect()),
+        other => other,
+    }
+}

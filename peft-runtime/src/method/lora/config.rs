@@ -1,0 +1,342 @@
+//! The config of LoRA: <https://arxiv.org/abs/2106.09685>.
+
+use std::ops::Range;
+
+use serde::{Deserialize, Serialize};
+
+use super::eva_config::EvaConfig;
+use super::init::{LoftqConfig, LoraInit, as_loftq, loftq_or_nothing};
+use crate::config::{
+    Bias, ConfigFault, PatternMap, TokenIndices, as_number, as_numbers, finite_fault, probability_fault,
+    rank_fault,
+};
+use crate::error::{Fault, Result};
+use crate::method::AdapterConfig;
+use crate::path::ModulePath;
+
+/// The most iterations of an init: a config from elsewhere does not keep a program busy for good.
+const MOST_ITERATIONS: usize = 1000;
+
+/// The config of a LoRA adapter: `ΔW = s·B·A` with `s = alpha / rank`, or `alpha / √rank` with rank stabilisation.
+///
+/// ```
+/// use peft_runtime::LoraConfig;
+///
+/// let config = LoraConfig::new(8, 16.0).with_dropout(0.05).with_targets(["q_proj", "v_proj"]);
+/// assert_eq!(config.rank(), 8);
+/// assert_eq!(LoraConfig::from_json(&config.to_json()?)?, config);
+/// # Ok::<(), peft_runtime::Error>(())
+/// ```
+pub type LoraConfig = AdapterConfig<LoraSettings>;
+
+/// What only LoRA's config has.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LoraSettings {
+    #[serde(rename = "r", default = "default_rank")]
+    pub(super) rank: usize,
+    #[serde(rename = "lora_alpha", default = "default_alpha", serialize_with = "as_number")]
+    pub(super) alpha: f64,
+    #[serde(rename = "lora_dropout", default)]
+    pub(super) dropout: f64,
+    #[serde(default)]
+    pub(super) rank_pattern: PatternMap<usize>,
+    #[serde(default, serialize_with = "as_numbers")]
+    pub(super) alpha_pattern: PatternMap<f64>,
+    #[serde(default)]
+    pub(super) bias: Bias,
+    #[serde(default)]
+    pub(super) lora_bias: bool,
+    #[serde(default)]
+    pub(super) use_rslora: bool,
+    #[serde(default)]
+    pub(super) use_dora: bool,
+    #[serde(default, deserialize_with = "loftq_or_nothing", serialize_with = "as_loftq")]
+    pub(super) loftq_config: Option<LoftqConfig>,
+    #[serde(default)]
+    pub(super) eva_config: Option<EvaConfig>,
+    #[serde(rename = "init_lora_weights", default)]
+    pub(super) init: LoraInit,
+    #[serde(default)]
+    pub(super) fan_in_fan_out: bool,
+    #[serde(default)]
+    pub(super) trainable_token_indices: Option<TokenIndices>,
+    #[serde(default)]
+    pub(super) target_parameters: Option<Vec<String>>,
+    #[serde(default)]
+    pub(super) layer_replication: Option<Vec<(usize, usize)>>,
+}
+
+fn default_rank() -> usize {
+    8
+}
+
+fn default_alpha() -> f64 {
+    8.0
+}
+
+impl Default for LoraSettings {
+    /// PEFT's defaults: rank 8, alpha 8.
+    fn default() -> Self {
+        Self {
+            rank: default_rank(),
+            alpha: default_alpha(),
+            dropout: 0.0,
+            rank_pattern: PatternMap::default(),
+            alpha_pattern: PatternMap::default(),
+            bias: Bias::None,
+            lora_bias: false,
+            use_rslora: false,
+            use_dora: false,
+            loftq_config: None,
+            eva_config: None,
+            init: LoraInit::Default,
+            fan_in_fan_out: false,
+            trainable_token_indices: None,
+            target_parameters: None,
+            layer_replication: None,
+        }
+    }
+}
+
+impl LoraConfig {
+    /// A config with the given rank and alpha and PEFT's defaults for the rest.
+    ///
+    /// Values are checked when the config is used: see [`Fault::Config`].
+    pub fn new(rank: usize, alpha: f64) -> Self {
+        Self::of(LoraSettings { rank, alpha, ..LoraSettings::default() })
+    }
+
+    /// Drops elements of the adapter's input with this probability while training; 0 by default.
+    #[must_use]
+    pub fn with_dropout(mut self, probability: f64) -> Self {
+        self.settings.dropout = probability;
+        self
+    }
+
+    /// Other ranks for the modules that a pattern matches.
+    #[must_use]
+    pub fn with_rank_pattern(mut self, patterns: impl Into<PatternMap<usize>>) -> Self {
+        self.settings.rank_pattern = patterns.into();
+        self
+    }
+
+    /// Other alphas for the modules that a pattern matches.
+    #[must_use]
+    pub fn with_alpha_pattern(mut self, patterns: impl Into<PatternMap<f64>>) -> Self {
+        self.settings.alpha_pattern = patterns.into();
+        self
+    }
+
+    /// Which biases of the base model train as well.
+    #[must_use]
+    pub fn with_bias(mut self, bias: Bias) -> Self {
+        self.settings.bias = bias;
+        self
+    }
+
+    /// Gives B a bias of its own.
+    #[must_use]
+    pub fn with_lora_bias(mut self, lora_bias: bool) -> Self {
+        self.settings.lora_bias = lora_bias;
+        self
+    }
+
+    /// Scales by `alpha / √rank` instead of `alpha / rank`: <https://arxiv.org/abs/2312.03732>.
+    #[must_use]
+    pub fn with_rslora(mut self, use_rslora: bool) -> Self {
+        self.settings.use_rslora = use_rslora;
+        self
+    }
+
+    /// Splits the weight into direction and length: <https://arxiv.org/abs/2402.09353>.
+    #[must_use]
+    pub fn with_dora(mut self, use_dora: bool) -> Self {
+        self.settings.use_dora = use_dora;
+        self
+    }
+
+    /// Starts as LoftQ does, with these settings.
+    #[must_use]
+    pub fn with_loftq(mut self, loftq: LoftqConfig) -> Self {
+        self.settings.init = LoraInit::Loftq;
+        self.settings.loftq_config = Some(loftq);
+        self
+    }
+
+    /// Starts from the directions of the layers' inputs, with these settings; call `initialise_eva` after injecting.
+    #[must_use]
+    pub fn with_eva(mut self, eva: EvaConfig) -> Self {
+        self.settings.init = LoraInit::Eva;
+        self.settings.eva_config = Some(eva);
+        self
+    }
+
+    /// Trains rows of embeddings: those of these tokens in the input embedding, or in the embeddings named.
+    #[must_use]
+    pub fn with_trainable_tokens(mut self, tokens: impl Into<TokenIndices>) -> Self {
+        self.settings.trainable_token_indices = Some(tokens.into());
+        self
+    }
+
+    /// Adapts bare parameters, held as `Adapted<Weight>`, by the ends of their paths: `experts.gate_up_proj`.
+    #[must_use]
+    pub fn with_target_parameters<S: Into<String>>(
+        mut self,
+        parameters: impl IntoIterator<Item = S>,
+    ) -> Self {
+        self.settings.target_parameters = Some(parameters.into_iter().map(Into::into).collect());
+        self
+    }
+
+    /// Builds the model's list of blocks anew from ranges of the old one, before adapters are put in. The copies share
+    /// their base weights and have adapters of their own.
+    #[must_use]
+    pub fn with_layer_replication(mut self, ranges: impl IntoIterator<Item = Range<usize>>) -> Self {
+        self.settings.layer_replication =
+            Some(ranges.into_iter().map(|range| (range.start, range.end)).collect());
+        self
+    }
+
+    /// How the factors start.
+    #[must_use]
+    pub fn with_init(mut self, init: LoraInit) -> Self {
+        self.settings.init = init;
+        self
+    }
+
+    /// The rank where no pattern says otherwise.
+    pub fn rank(&self) -> usize {
+        self.settings.rank
+    }
+
+    /// Alpha where no pattern says otherwise.
+    pub fn alpha(&self) -> f64 {
+        self.settings.alpha
+    }
+
+    /// The probability of dropout.
+    pub fn dropout(&self) -> f64 {
+        self.settings.dropout
+    }
+
+    /// Ranks by pattern.
+    pub fn rank_pattern(&self) -> &PatternMap<usize> {
+        &self.settings.rank_pattern
+    }
+
+    /// Alphas by pattern.
+    pub fn alpha_pattern(&self) -> &PatternMap<f64> {
+        &self.settings.alpha_pattern
+    }
+
+    /// Which biases of the base model train.
+    pub fn bias(&self) -> Bias {
+        self.settings.bias
+    }
+
+    /// Whether B has a bias.
+    pub fn lora_bias(&self) -> bool {
+        self.settings.lora_bias
+    }
+
+    /// Whether the scaling is rank-stabilised.
+    pub fn use_rslora(&self) -> bool {
+        self.settings.use_rslora
+    }
+
+    /// Whether the weight is split into direction and length.
+    pub fn use_dora(&self) -> bool {
+        self.settings.use_dora
+    }
+
+    /// How LoftQ quantises.
+    pub fn loftq(&self) -> LoftqConfig {
+        self.settings.loftq_config.unwrap_or_default()
+    }
+
+    /// How EVA shares out ranks, if that is how the factors start.
+    pub fn eva(&self) -> Option<EvaConfig> {
+        (self.settings.init == LoraInit::Eva).then(|| self.settings.eva_config.clone().unwrap_or_default())
+    }
+
+    /// The rows of embeddings that train.
+    pub fn trainable_tokens(&self) -> Option<&TokenIndices> {
+        self.settings.trainable_token_indices.as_ref()
+    }
+
+    /// The bare parameters that are adapted.
+    pub fn target_parameters(&self) -> &[String] {
+        self.settings.target_parameters.as_deref().unwrap_or_default()
+    }
+
+    /// The ranges of blocks that the model's list of blocks is built from.
+    pub fn layer_replication(&self) -> &[(usize, usize)] {
+        self.settings.layer_replication.as_deref().unwrap_or_default()
+    }
+
+    /// How the factors start.
+    pub fn init(&self) -> LoraInit {
+        self.settings.init
+    }
+
+    /// Whether the adapted linear layers store their weights as `[in, out]`.
+    pub fn fan_in_fan_out(&self) -> bool {
+        self.settings.fan_in_fan_out
+    }
+
+    /// The scaling of a layer with this rank and alpha.
+    pub fn scaling(&self, rank: usize, alpha: f64) -> f64 {
+        #[expect(clippy::cast_precision_loss, reason = "a rank is far below 2^53")]
+        let rank = rank as f64;
+        if self.settings.use_rslora { alpha / rank.sqrt() } else { alpha / rank }
+    }
+}
+
+impl LoraSettings {
+    /// The rank and alpha of the layer at `path`.
+    pub(super) fn size_at(&self, path: &ModulePath) -> Result<(usize, f64), Fault> {
+        let rank = self.rank_pattern.value("rank_pattern", path.as_str(), self.rank)?;
+        let alpha = self.alpha_pattern.value("alpha_pattern", path.as_str(), self.alpha)?;
+        Ok((rank, alpha))
+    }
+
+    /// All that is wrong with the values.
+    pub(super) fn faults(&self) -> Vec<ConfigFault> {
+        let mut faults: Vec<ConfigFault> = rank_fault("r", self.rank).into_iter().collect();
+        faults.extend(finite_fault("lora_alpha", self.alpha));
+        faults.extend(probability_fault("lora_dropout", self.dropout));
+        faults.extend(self.rank_pattern.faults("rank_pattern", |rank| rank_fault("rank_pattern", *rank)));
+        faults.extend(
+            self.alpha_pattern.faults("alpha_pattern", |alpha| finite_fault("alpha_pattern", *alpha)),
+        );
+        if let Some((start, end)) = self.layer_replication.iter().flatten().find(|(start, end)| start >= end)
+        {
+            faults.push(("layer_replication", format!("the range {start}..{end} holds no block")));
+        }
+        faults.extend(self.trainable_token_indices.iter().flat_map(TokenIndices::faults));
+        faults.extend(self.eva_config.as_ref().and_then(EvaConfig::fault));
+        if self.lora_bias && !matches!(self.init, LoraInit::Default | LoraInit::Random) {
+            let reason =
+                format!("a bias on B needs the default or the random init, not `{}`", self.init.describe());
+            faults.push(("lora_bias", reason));
+        }
+        if self.lora_bias && self.use_dora {
+            faults.push(("lora_bias", "a bias on B and `use_dora` exclude each other".to_owned()));
+        }
+        let loftq = self.loftq_config.unwrap_or_default();
+        let iterates = (1..=MOST_ITERATIONS).contains(&loftq.iterations);
+        if self.init == LoraInit::Loftq && !(matches!(loftq.bits, 4 | 8) && iterates) {
+            let reason =
+                format!("`loftq_bits` is 4 or 8, and `loftq_iter` at least 1 and at most {MOST_ITERATIONS}");
+            faults.push(("loftq_config", reason));
+        }
+        if let LoraInit::PissaIterations(iterations) = self.init
+            && iterations > MOST_ITERATIONS
+        {
+            let reason =
+                format!("{iterations} iterations are too many; {MOST_ITERATIONS} are enough for any weight");
+            faults.push(("init_lora_weights", reason));
+        }
+        faults
+    }
+}

@@ -1,0 +1,115 @@
+//! LoRA: y += s·B(A(dropout(x))). <https://arxiv.org/abs/2106.09685>
+
+mod adapter;
+mod combination;
+mod config;
+mod declared;
+mod default_targets;
+mod derived;
+mod dora;
+pub(crate) mod eva;
+mod eva_config;
+mod init;
+mod layer;
+mod loftq;
+mod method;
+mod start;
+pub(crate) mod training;
+mod tree;
+
+use candle_core::{Tensor, Var};
+
+use crate::adapter::{Call, Geometry, LowRank};
+use crate::schema::Family;
+
+pub use config::{LoraConfig, LoraSettings};
+use dora::Magnitude;
+pub use eva_config::EvaConfig;
+pub use init::{LoftqConfig, LoraInit};
+pub(crate) use method::unimplemented_lora_fields;
+
+/// The LoRA state of one layer: A `[rank, in]` and B `[out, rank]`, for a convolution with the kernel's dimensions.
+#[derive(Clone, Debug)]
+pub struct Lora {
+    keys: Keys,
+    rank: usize,
+    a: Var,
+    b: Var,
+    b_bias: Option<Var>,
+    magnitude: Option<Magnitude>,
+    /// What making the adapter did to the base weight.
+    start: Start,
+    scaling: f64,
+    dropout: f64,
+    geometry: Geometry,
+}
+
+/// What making an adapter did to the base weight.
+#[derive(Clone, Debug)]
+enum Start {
+    /// Nothing.
+    Untouched,
+    /// It lost the product of these factors.
+    TookOut(LowRank),
+    /// It was quantised; these factors make up for the loss.
+    Quantised(LowRank),
+}
+
+/// The names of the factors: embeddings have names of their own.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Keys {
+    pub(crate) a: &'static str,
+    pub(crate) b: &'static str,
+}
+
+pub(crate) const LAYER_KEYS: Keys = Keys { a: "lora_A.weight", b: "lora_B.weight" };
+const EMBEDDING_KEYS: Keys = Keys { a: "lora_embedding_A", b: "lora_embedding_B" };
+const BIAS_KEY: &str = "lora_B.bias";
+
+impl Lora {
+    /// The factor A, `[rank, in]`; on an embedding `[rank, vocabulary]`.
+    pub fn a(&self) -> &Var {
+        &self.a
+    }
+
+    /// The factor B, `[out, rank]`.
+    pub fn b(&self) -> &Var {
+        &self.b
+    }
+
+    fn terms(&self, call: &Call<'_>) -> LowRank {
+        LowRank { a: call.tensor(&self.a), b: call.tensor(&self.b), scaling: self.scaling }
+    }
+
+    fn constant_terms(&self) -> LowRank {
+        LowRank { a: self.a.as_detached_tensor(), b: self.b.as_detached_tensor(), scaling: self.scaling }
+    }
+
+    /// The factors with those of the start next to them, negated: `[A; A₀]` and `[B, −B₀]`; zeros where the base weight
+    /// was left alone.
+    fn relative_to_original(&self) -> candle_core::Result<[(&'static str, Tensor); 2]> {
+        let LowRank { a, b, .. } = self.constant_terms();
+        let (first_a, first_b) = match self.start() {
+            Some(start) => (start.a.to_dtype(a.dtype())?, start.b.to_dtype(b.dtype())?.neg()?),
+            None => (a.zeros_like()?, b.zeros_like()?),
+        };
+        Ok([(self.keys.a, Tensor::cat(&[a, first_a], 0)?), (self.keys.b, Tensor::cat(&[b, first_b], 1)?)])
+    }
+
+    fn is_embedding(&self) -> bool {
+        self.geometry.family() == Family::Embedding
+    }
+
+    fn acts_with_dropout(&self, call: &Call<'_>) -> bool {
+        // An embedding's input are indices: nothing to drop, as in PEFT.
+        call.training && self.dropout > 0.0 && !self.is_embedding()
+    }
+
+    /// The factors that the adapter started with, if the base weight was changed to suit them.
+    fn start(&self) -> Option<&LowRank> {
+        match &self.start {
+            Start::Untouched => None,
+            Start::TookOut(factors) | Start::Quantised(factors) => Some(factors),
+        }
+    }
+}

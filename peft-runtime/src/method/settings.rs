@@ -1,0 +1,382 @@
+//! What a method is: the one door for methods of this crate and of others.
+
+use std::any::Any;
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::adapter_config::AdapterConfig;
+use crate::adapter::{
+    Adapter, AdapterMethod, Built, Combination, Combined, Geometry, KeyedShapes, LayerSettings, LayerShapes,
+    PlainLora, Selection, Site, TensorSource,
+};
+use crate::config::{Bias, ModuleFields, OneOrMany};
+use crate::declared::Declared;
+use crate::error::{Error, Fault, Result};
+use crate::path::ModulePath;
+use crate::schema::LayerKind;
+use crate::select::{LayerIndices, TargetModules};
+
+/// An adapter method: the settings of its own, and what it does with them.
+///
+/// The type holds the fields that only this method has in its `adapter_config.json`; [`AdapterConfig`] adds the fields that
+/// all methods have, and is what users inject. [`register`](super::register) makes the method known to everything that reads
+/// files, and to the command line of a program that calls `peft_cli::run` after it.
+///
+/// Required are a name, what a layer gets, how its adapter is made, and what its tensors say about the layer. Every other
+/// function has a default, which is right for a method that has no such thing: no combination, no default targets, no form
+/// as plain LoRA.
+///
+/// A method that multiplies the output of a layer by one number:
+///
+/// ```
+/// use std::sync::Arc;
+///
+/// use candle_core::{DType, Device, Result as CandleResult, Tensor, Var};
+/// use candle_nn::{Linear, Module};
+/// use peft_runtime::ModulePath;
+/// use peft_runtime::adapter::{
+///     Adapter, AdapterTensor, Built, Call, Component, Geometry, Init, LayerSettings, LayerShapes, LinearParameters,
+///     MergeError, Site, TensorSource,
+/// };
+/// use peft_runtime::error::{Fault, Result};
+/// use peft_runtime::method::{AdapterConfig, Method, register};
+/// use peft_runtime::prelude::*;
+/// use peft_runtime::schema::LayerKind;
+///
+/// /// The settings.
+/// #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+/// struct Scaling {
+///     start: f64,
+/// }
+///
+/// /// What one layer gets.
+/// #[derive(Debug)]
+/// struct Factor(Var);
+///
+/// impl Adapter for Factor {
+///     fn tensors(&self) -> Vec<AdapterTensor<'_>> {
+///         vec![AdapterTensor::new("scaling_factor", &self.0)]
+///     }
+///
+///     fn adapt_output(&self, call: &Call<'_>, _: &Tensor, output: Tensor) -> CandleResult<Tensor> {
+///         output.broadcast_mul(&call.tensor(&self.0).to_dtype(output.dtype())?)
+///     }
+///
+///     fn merge(&self, _: &Site<'_>, parameters: LinearParameters) -> Result<LinearParameters, MergeError> {
+///         let scaled = |tensor: &Tensor| tensor.broadcast_mul(&self.0.as_detached_tensor().to_dtype(tensor.dtype())?);
+///         let bias = parameters.bias.as_ref().map(scaled).transpose()?;
+///         Ok(LinearParameters { weight: scaled(&parameters.weight)?, bias })
+///     }
+///
+///     fn label(&self) -> &'static str {
+///         "scaling"
+///     }
+///
+///     fn components(&self) -> Vec<Component> {
+///         vec![Component::tensors("scaling_factor", Some(&self.0))]
+///     }
+/// }
+///
+/// impl Method for Scaling {
+///     const PEFT_TYPE: &'static str = "SCALING";
+///     const NAME: &'static str = "scaling";
+///     const KEY_PREFIX: &'static str = "scaling_";
+///
+///     fn plan_layer(
+///         _: &AdapterConfig<Self>,
+///         path: &ModulePath,
+///         kind: LayerKind,
+///         geometry: &Geometry,
+///     ) -> Result<LayerSettings, Fault> {
+///         match geometry {
+///             Geometry::Linear { .. } => Ok(LayerSettings::new().with_changed_bias(true)),
+///             _ => Err(Fault::unsupported_layer(path, kind, Self::NAME, "it scales linear layers")),
+///         }
+///     }
+///
+///     fn build(
+///         config: &AdapterConfig<Self>,
+///         _: &Site<'_>,
+///         _: &LayerSettings,
+///         source: &mut dyn TensorSource,
+///     ) -> Result<Built> {
+///         let start = Init::Constant(config.settings().start);
+///         Ok(Built::new(Arc::new(Factor(source.tensor("scaling_factor", &[1], start)?))))
+///     }
+///
+///     fn geometry(
+///         _: &AdapterConfig<Self>,
+///         _: &LayerShapes,
+///         weight: Option<&[usize]>,
+///         transposed: bool,
+///     ) -> Option<Geometry> {
+///         // The tensors say nothing about the layer.
+///         Some(Geometry::of_weight(weight, transposed))
+///     }
+/// }
+///
+/// #[derive(Injectable)]
+/// struct Model {
+///     linear: Adapted<Linear>,
+/// }
+///
+/// register::<Scaling>()?;
+/// let mut model = Model { linear: Linear::new(Tensor::ones((3, 2), DType::F32, &Device::Cpu)?, None).into() };
+/// let config = AdapterConfig::of(Scaling { start: 1.0 }).with_targets(targets!(Model; "linear"));
+/// model.inject_adapter(&config, "default")?;
+/// let (_, factor) = model.trainable_parameters().remove(0);
+/// factor.set(&Tensor::new(&[5f32], &Device::Cpu)?)?;
+/// let x = Tensor::ones((1, 2), DType::F32, &Device::Cpu)?;
+/// assert_eq!(model.linear.forward(&x)?.to_vec2::<f32>()?, [[10.0, 10.0, 10.0]]);
+/// model.merge_adapters(&MergeOptions::active())?;
+/// assert_eq!(model.linear.forward(&x)?.to_vec2::<f32>()?, [[10.0, 10.0, 10.0]]);
+/// # Ok::<(), peft_runtime::Error>(())
+/// ```
+pub trait Method: Any + Clone + Debug + PartialEq + Send + Serialize + DeserializeOwned + Sync {
+    /// The value of `peft_type` in files.
+    const PEFT_TYPE: &'static str;
+
+    /// What messages call the method.
+    const NAME: &'static str;
+
+    /// How the ends of the method's keys begin: `lora_` of `layers.0.q_proj.lora_A.weight`.
+    const KEY_PREFIX: &'static str;
+
+    /// Whether files have `layers_to_transform` and `layers_pattern`; a method that has them is also
+    /// [`FiltersBlocks`](super::FiltersBlocks).
+    const FILTERS_BLOCKS: bool = false;
+
+    /// Whether the adapters have a scaling, which a weight can be multiplied into.
+    const HAS_SCALING: bool = false;
+
+    /// Fields of PEFT's file that are not implemented, each with the value it has when it is off. A file in which one is on
+    /// is refused.
+    fn unimplemented_fields() -> Vec<(&'static str, Value)> {
+        Vec::new()
+    }
+
+    /// Fields that PEFT's file has and the method does not read, each with PEFT's default.
+    fn ignored_fields() -> Vec<(&'static str, Value)> {
+        Vec::new()
+    }
+
+    /// All that is wrong with the values, by field.
+    fn faults(config: &AdapterConfig<Self>) -> Vec<(&'static str, String)> {
+        let _ = config;
+        Vec::new()
+    }
+
+    /// What the layer at `path` gets.
+    ///
+    /// # Errors
+    /// Why the method cannot adapt a layer of that shape; [`Fault::unsupported_layer`] makes the usual one.
+    fn plan_layer(
+        config: &AdapterConfig<Self>,
+        path: &ModulePath,
+        kind: LayerKind,
+        geometry: &Geometry,
+    ) -> Result<LayerSettings, Fault>;
+
+    /// The adapter of one layer with the settings that were planned for it, and with tensors from `source`.
+    ///
+    /// # Errors
+    /// If the tensors cannot be had.
+    fn build(
+        config: &AdapterConfig<Self>,
+        site: &Site<'_>,
+        settings: &LayerSettings,
+        source: &mut dyn TensorSource,
+    ) -> Result<Built>;
+
+    /// The geometry of the layer that has tensors of these shapes and, where it is known, a weight of this shape: for adapters
+    /// that are read without their model. [`Geometry::of_weight`] is enough where the tensors say nothing about the layer.
+    ///
+    /// `transposed` says how a square weight of a linear layer lies. What neither shows is left at its least, which merging
+    /// and combining do not look at. `None` if the tensors are not the method's.
+    fn geometry(
+        config: &AdapterConfig<Self>,
+        shapes: &LayerShapes,
+        weight: Option<&[usize]>,
+        transposed: bool,
+    ) -> Option<Geometry>;
+
+    /// The modules that PEFT adapts in models of transformers' type `model_type` where neither config nor model names any.
+    fn default_targets(model_type: &str) -> Option<TargetModules> {
+        let _ = model_type;
+        None
+    }
+
+    /// The config with the modules that the model declares, or that its type is known for, where it names none; `None` if
+    /// nothing is added.
+    fn with_declared(
+        config: &AdapterConfig<Self>,
+        declared: &Declared,
+        model_type: Option<&str>,
+    ) -> Option<AdapterConfig<Self>> {
+        if config.targets().is_some() {
+            return None;
+        }
+        let known = || model_type.and_then(Self::default_targets);
+        let targets = declared.target_modules().or_else(known);
+        let modules = ModuleFields { targets, ..config.modules.clone() };
+        Some(AdapterConfig { modules, ..config.clone() })
+    }
+
+    /// The selection of the config, with what the method adds to its modules.
+    fn selection<'c>(config: &'c AdapterConfig<Self>, selection: Selection<'c>) -> Selection<'c> {
+        let _ = config;
+        selection
+    }
+
+    /// Notes whether the adapted linear layers store their weights transposed, if files say so.
+    fn set_transposed(&mut self, transposed: bool) {
+        let _ = transposed;
+    }
+
+    /// Whether the adapted linear layers store their weights as `[in, out]`.
+    fn is_transposed(&self) -> bool {
+        false
+    }
+
+    /// Which biases of the base model train as well.
+    fn bias(&self) -> Bias {
+        Bias::None
+    }
+
+    /// Whether making the adapters changes the base model's weights.
+    fn changes_base(&self) -> bool {
+        false
+    }
+
+    /// Why an adapter cannot be saved as it is, if it cannot.
+    fn unsavable(&self) -> Option<String> {
+        None
+    }
+
+    /// The config that is written for these adapters; `None` if it is this one.
+    fn for_file(
+        config: &AdapterConfig<Self>,
+        adapters: &[(&ModulePath, &dyn Adapter)],
+    ) -> Option<AdapterConfig<Self>> {
+        let _ = (config, adapters);
+        None
+    }
+
+    /// The config for tensors of these keys and shapes: their ranks, and what else they show. The modules are added.
+    ///
+    /// # Errors
+    /// If the tensors contradict the config.
+    fn for_tensors(config: &AdapterConfig<Self>, keyed: &KeyedShapes<'_>) -> Result<AdapterConfig<Self>> {
+        let _ = keyed;
+        Ok(config.clone())
+    }
+
+    /// One adapter out of several, of which the first has this config; [`AdapterConfig::for_combination`] makes the config for
+    /// the modules of all.
+    ///
+    /// # Errors
+    /// If the method has no weighted combination, or the adapters do not go together.
+    fn combine(config: &AdapterConfig<Self>, request: &Combination<'_>) -> Result<Combined> {
+        let _ = config;
+        let adapter = request.parts.first().map(|part| part.name.to_owned()).unwrap_or_default();
+        let reason = format!("{} has no weighted combination", Self::NAME);
+        Err(Error::Unsupported { operation: "combine", adapter, reason })
+    }
+
+    /// What of a combination starts again from the base model's weight, in words, if the tensor with this end of a key does.
+    fn restarts_from_base(key: &str) -> Option<&'static str> {
+        let _ = key;
+        None
+    }
+
+    /// A key taken apart into the path of the layer and the end that names the tensor; `None` if it is not the method's.
+    fn split_key(key: &str) -> Option<(&str, &str)> {
+        split_at_marker(key, Self::KEY_PREFIX)
+    }
+
+    /// The one name of a tensor that files have under several.
+    fn canonical_key(key: &str) -> &str {
+        key
+    }
+
+    /// The adapter of the rows that `tokens` have in an embedding.
+    ///
+    /// # Errors
+    /// If the method has no such adapters, or the tensors cannot be had.
+    fn build_tokens(site: &Site<'_>, tokens: &[u32], source: &mut dyn TensorSource) -> Result<Built> {
+        let _ = (tokens, source);
+        Err(Error::NoTokenAdapters { method: Self::NAME, path: site.path.clone() })
+    }
+
+    /// The config with what a model would have told, read off the layers of a file and the ends of their keys.
+    fn without_model(
+        config: &AdapterConfig<Self>,
+        layers: &BTreeMap<&str, Vec<&str>>,
+    ) -> AdapterConfig<Self> {
+        let _ = layers;
+        config.clone()
+    }
+
+    /// The config to read a file's tensors with where there are no base weights.
+    fn without_base(config: &AdapterConfig<Self>) -> AdapterConfig<Self> {
+        config.clone()
+    }
+
+    /// The config of an adapter that computes the same on the base weights as they were before this one changed them; `None`
+    /// if the method has no such form.
+    fn for_original_base(config: &AdapterConfig<Self>) -> Option<Arc<dyn AdapterMethod>> {
+        let _ = config;
+        None
+    }
+
+    /// An error if an adapter has no form as plain LoRA; `has_base` says whether the base weights are known.
+    ///
+    /// # Errors
+    /// Why it has none.
+    fn check_plain_lora(config: &AdapterConfig<Self>, has_base: bool) -> Result<(), String> {
+        let _ = (config, has_base);
+        Err(format!("{} is not a low-rank update", Self::NAME))
+    }
+
+    /// The settings of plain LoRA with these ranks, by path.
+    ///
+    /// # Errors
+    /// If the config has no such form.
+    fn plain_lora(config: &AdapterConfig<Self>, ranks: &BTreeMap<&str, usize>) -> Result<PlainLora> {
+        let _ = ranks;
+        let reason = format!("{} is not a low-rank update", Self::NAME);
+        let adapter = config.common.base_model_name_or_path.clone().unwrap_or_default();
+        Err(Error::Unsupported { operation: "make plain LoRA of", adapter, reason })
+    }
+}
+
+/// A key taken apart at the last `.` before `marker`.
+pub(super) fn split_at_marker<'k>(key: &'k str, marker: &str) -> Option<(&'k str, &'k str)> {
+    let at = key.rfind(&format!(".{marker}"))?;
+    Some((&key[..at], &key[at + 1..]))
+}
+
+/// A method whose files have `layers_to_transform` and `layers_pattern`.
+pub trait FiltersBlocks: Method {}
+
+impl<M: FiltersBlocks> AdapterConfig<M> {
+    /// Adapts only the blocks with these numbers.
+    #[must_use]
+    pub fn with_layers_to_transform(mut self, layers: impl IntoIterator<Item = usize>) -> Self {
+        self.blocks.layers_to_transform = Some(LayerIndices::Many(layers.into_iter().collect()));
+        self
+    }
+
+    /// The names of the block lists that `layers_to_transform` counts in.
+    #[must_use]
+    pub fn with_layers_pattern<S: Into<String>>(mut self, containers: impl IntoIterator<Item = S>) -> Self {
+        let containers = containers.into_iter().map(Into::into).collect();
+        self.blocks.layers_pattern = Some(OneOrMany::Many(containers));
+        self
+    }
+}

@@ -1,0 +1,38 @@
+use candle_core::{DType, Tensor, Var};
+
+use super::{ConvSettings, conv};
+use crate::ops::testing::{assert_close, assert_differences, random};
+
+/// Every shape × settings.
+#[test]
+fn the_value_is_candles_and_gradients_are_difference_quotients() {
+    let settings = |padding, stride, dilation, groups| ConvSettings { padding, stride, dilation, groups };
+    let cases = [
+        (vec![3, 2, 7], vec![4, 2, 3], settings(1, 2, 1, 1)),
+        (vec![2, 4, 9], vec![6, 2, 2], settings(0, 1, 3, 2)),
+        (vec![2, 3, 6, 5], vec![4, 3, 3, 3], settings(1, 2, 1, 1)),
+        (vec![2, 4, 5, 7], vec![4, 1, 2, 3], settings(2, 1, 2, 4)),
+    ];
+    for (input, kernel, settings) in cases {
+        let what = format!("{input:?} {kernel:?}");
+        let inputs = [random("x", &input), random("kernel", &kernel)];
+        let ours = |t: &[Tensor]| conv(&t[0], &t[1], settings);
+        let [x, kernel] = inputs.each_ref().map(|tensor| tensor.to_dtype(DType::F32).unwrap());
+        let ConvSettings { padding, stride, dilation, groups } = settings;
+        let theirs = match input.len() {
+            3 => x.conv1d(&kernel, padding, stride, dilation, groups),
+            _ => x.conv2d(&kernel, padding, stride, dilation, groups),
+        };
+        assert_close(&ours(&inputs).unwrap(), &theirs.unwrap(), 3e-6, &what);
+        assert_differences(&ours, &inputs, 1e-8, &what);
+    }
+}
+
+#[test]
+fn a_frozen_kernel_gets_no_gradient() {
+    let x = Var::from_tensor(&random("x", &[2, 1, 5])).unwrap();
+    let kernel = random("kernel", &[3, 1, 2]);
+    let settings = ConvSettings { padding: 0, stride: 1, dilation: 1, groups: 1 };
+    let grads = conv(&x, &kernel, settings).unwrap().sum_all().unwrap().backward().unwrap();
+    assert!(grads.get(&x).is_some() && grads.get(&kernel).is_none());
+}

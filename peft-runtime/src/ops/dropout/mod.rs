@@ -1,0 +1,69 @@
+//! Dropout as one op, which keeps no mask for its backward pass.
+
+mod mask;
+
+use candle_core::backend::BackendStorage;
+use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Result, Shape, Tensor, bail};
+use rayon::prelude::*;
+
+use crate::ops::constant::mul_constant;
+use crate::ops::cpu::real::Real;
+use crate::ops::elements::contiguous_slice;
+use crate::ops::is_half_on_cpu;
+
+pub use self::mask::DropoutMask;
+
+/// The elements of a tensor that make a row of its mask, and that one task computes. Another number means other masks.
+const ROW: usize = 4096;
+
+/// `x` with the elements that `mask` drops as zeros and the others scaled; `x` has any shape and holds floats.
+pub(crate) fn dropout(x: &Tensor, mask: DropoutMask) -> Result<Tensor> {
+    if is_half_on_cpu(x) {
+        return dropout(&x.to_dtype(DType::F32)?, mask)?.to_dtype(x.dtype());
+    }
+    if x.device().is_cpu() {
+        return x.contiguous()?.apply_op1(Dropped { mask });
+    }
+    let wide = if x.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
+    let factors = dropout(&Tensor::ones(x.dims(), wide, &Device::Cpu)?, mask)?;
+    mul_constant(x, &factors.to_dtype(x.dtype())?.to_device(x.device())?)
+}
+
+/// The op on the CPU. It is linear, and its own transpose.
+struct Dropped {
+    mask: DropoutMask,
+}
+
+impl Dropped {
+    fn apply<T: Real>(&self, x: &[T]) -> Vec<T> {
+        let mut y = vec![T::ZERO; x.len()];
+        let rows = y.par_chunks_mut(ROW).zip(x.par_chunks(ROW));
+        rows.enumerate().for_each(|(row, (y, x))| {
+            y.copy_from_slice(x);
+            self.mask.apply(row, y);
+        });
+        y
+    }
+}
+
+impl CustomOp1 for Dropped {
+    fn name(&self) -> &'static str {
+        "dropout"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let y = match storage {
+            CpuStorage::F32(x) => CpuStorage::F32(self.apply(contiguous_slice(x, layout)?)),
+            CpuStorage::F64(x) => CpuStorage::F64(self.apply(contiguous_slice(x, layout)?)),
+            storage => bail!("dropout takes floats, not {:?}", storage.dtype()),
+        };
+        Ok((y, layout.shape().clone()))
+    }
+
+    fn bwd(&self, _: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        grad.contiguous()?.apply_op1_no_bwd(self).map(Some)
+    }
+}
+
+#[cfg(test)]
+mod tests;

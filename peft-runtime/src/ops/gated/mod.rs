@@ -1,0 +1,186 @@
+//! Gated activations, and GELU by itself, each one op in both directions.
+
+mod backward;
+mod kernel;
+
+use std::marker::PhantomData;
+
+use candle_core::backend::BackendStorage;
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, DType, Layout, Result, Shape, Tensor, bail};
+use rayon::prelude::*;
+
+use self::kernel::{Activation, GeluErf, GeluTanh, Silu, activate, gate};
+use crate::ops::cpu::real::Real;
+use crate::ops::elements::contiguous_slice;
+use crate::ops::is_half_on_cpu;
+
+/// One task computes at least as many elements.
+const TASK: usize = 4096;
+
+/// `silu(gate) ∘ up`, with `silu(x) = x · σ(x)`; both of one shape and dtype. <https://arxiv.org/abs/2002.05202>
+///
+/// In half precision on the CPU it is computed in f32 and rounded once.
+///
+/// # Errors
+/// If the shapes differ, or the tensors do not hold floats of one dtype.
+pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    gated::<Silu>(gate, up, Tensor::silu)
+}
+
+/// The gradients of gate and up of [`swiglu`] on the CPU in f32 or f64, where they are part of a graph.
+pub(super) fn swiglu_gradients(
+    gate: &Tensor,
+    up: &Tensor,
+    grad: &Tensor,
+) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    Gated::<Silu>::gradients(&gate.contiguous()?, &up.contiguous()?, grad)
+}
+
+/// `gelu(gate) ∘ up`; both of one shape and dtype. <https://arxiv.org/abs/2002.05202>
+///
+/// `approximate` takes GELU's approximation by a tanh, as transformers' `gelu_pytorch_tanh` and `gelu_new` do; without it
+/// GELU is `x · Φ(x)`.
+///
+/// # Errors
+/// If the shapes differ, or the tensors do not hold floats of one dtype.
+pub fn geglu(gate: &Tensor, up: &Tensor, approximate: bool) -> Result<Tensor> {
+    if approximate {
+        gated::<GeluTanh>(gate, up, Tensor::gelu)
+    } else {
+        gated::<GeluErf>(gate, up, Tensor::gelu_erf)
+    }
+}
+
+/// GELU's approximation by a tanh, the activation of GPT-2, for `x` of any shape. <https://arxiv.org/abs/1606.08415>
+///
+/// # Errors
+/// If `x` does not hold floats.
+pub fn gelu(x: &Tensor) -> Result<Tensor> {
+    activated::<GeluTanh>(x, Tensor::gelu)
+}
+
+/// GELU itself, `x · Φ(x)`, the activation of BERT, for `x` of any shape. <https://arxiv.org/abs/1606.08415>
+///
+/// # Errors
+/// If `x` does not hold floats.
+pub fn gelu_erf(x: &Tensor) -> Result<Tensor> {
+    activated::<GeluErf>(x, Tensor::gelu_erf)
+}
+
+/// The op on the CPU; elsewhere `activation`, which is candle's own.
+fn activated<A: Activation>(x: &Tensor, activation: fn(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
+    if is_half_on_cpu(x) {
+        return activated::<A>(&x.to_dtype(DType::F32)?, activation)?.to_dtype(x.dtype());
+    }
+    if x.device().is_cpu() { x.contiguous()?.apply_op1(Activate::<A>(PhantomData)) } else { activation(x) }
+}
+
+/// The op on the CPU; elsewhere `activation`, which is candle's own, times `up`.
+fn gated<A: Activation>(
+    gate: &Tensor,
+    up: &Tensor,
+    activation: fn(&Tensor) -> Result<Tensor>,
+) -> Result<Tensor> {
+    if gate.dims() != up.dims() || gate.dtype() != up.dtype() {
+        bail!(
+            "a gate of shape {:?} in {:?} does not fit an input of shape {:?} in {:?}",
+            gate.dims(),
+            gate.dtype(),
+            up.dims(),
+            up.dtype()
+        )
+    }
+    if is_half_on_cpu(gate) {
+        let (wide_gate, wide_up) = (gate.to_dtype(DType::F32)?, up.to_dtype(DType::F32)?);
+        return gated::<A>(&wide_gate, &wide_up, activation)?.to_dtype(gate.dtype());
+    }
+    if gate.device().is_cpu() {
+        return gate.contiguous()?.apply_op2(&up.contiguous()?, Gated::<A>(PhantomData));
+    }
+    activation(gate)? * up
+}
+
+struct Activate<A>(PhantomData<A>);
+
+impl<A: Activation> Activate<A> {
+    fn forward<T: Real>(x: &[T]) -> Vec<T> {
+        let mut y = vec![T::ZERO; x.len()];
+        let blocks = y.par_chunks_mut(TASK).zip(x.par_chunks(TASK));
+        blocks.for_each(|(y, x)| activate::<A, T>(y, x));
+        y
+    }
+}
+
+impl<A: Activation> CustomOp1 for Activate<A> {
+    fn name(&self) -> &'static str {
+        "activation"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let y = match storage {
+            CpuStorage::F32(x) => CpuStorage::F32(Self::forward(contiguous_slice(x, layout)?)),
+            CpuStorage::F64(x) => CpuStorage::F64(Self::forward(contiguous_slice(x, layout)?)),
+            storage => bail!("an activation takes floats, not {:?}", storage.dtype()),
+        };
+        Ok((y, layout.shape().clone()))
+    }
+
+    fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        let grad = grad.contiguous()?;
+        Ok(Some(match x.dtype() {
+            DType::F64 => Self::gradient::<f64>(x, &grad)?,
+            _ => Self::gradient::<f32>(x, &grad)?,
+        }))
+    }
+}
+
+struct Gated<A>(PhantomData<A>);
+
+impl<A: Activation> Gated<A> {
+    fn forward<T: Real>(gates: &[T], up: &[T]) -> Vec<T> {
+        let mut y = vec![T::ZERO; gates.len()];
+        let blocks = y.par_chunks_mut(TASK).zip(gates.par_chunks(TASK).zip(up.par_chunks(TASK)));
+        blocks.for_each(|(y, (gates, up))| gate::<A, T>(y, gates, up));
+        y
+    }
+}
+
+impl<A: Activation> CustomOp2 for Gated<A> {
+    fn name(&self) -> &'static str {
+        "gated-activation"
+    }
+
+    fn cpu_fwd(
+        &self,
+        gate: &CpuStorage,
+        gate_layout: &Layout,
+        up: &CpuStorage,
+        up_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let y = match (gate, up) {
+            (CpuStorage::F32(gate), CpuStorage::F32(up)) => {
+                let up = contiguous_slice(up, up_layout)?;
+                CpuStorage::F32(Self::forward(contiguous_slice(gate, gate_layout)?, up))
+            }
+            (CpuStorage::F64(gate), CpuStorage::F64(up)) => {
+                let up = contiguous_slice(up, up_layout)?;
+                CpuStorage::F64(Self::forward(contiguous_slice(gate, gate_layout)?, up))
+            }
+            (gate, _) => bail!("a gated activation takes floats, not {:?}", gate.dtype()),
+        };
+        Ok((y, gate_layout.shape().clone()))
+    }
+
+    fn bwd(
+        &self,
+        gate: &Tensor,
+        up: &Tensor,
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        Self::gradients(gate, up, grad)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,156 @@
+//! Products with a quantized matrix, which is made dense a tile at a time and never as a whole.
+//!
+//! A thread makes a tile dense in memory of its own and multiplies it there. Each tile makes its own part of the result, so
+//! threads have nothing to add up. The values are those of the dense matrix to the bit: unlike in
+//! candle's `QMatMul`, the other factor is not rounded.
+
+use std::cell::Cell;
+use std::ops::Range;
+
+use candle_core::Result;
+use rayon::current_num_threads;
+use rayon::prelude::*;
+
+use crate::ops::cpu::dequantize::QuantizedMatrix;
+use crate::ops::cpu::matrix::{Matrix, Write};
+use crate::ops::cpu::real::Real;
+use crate::ops::cpu::tile::{Tile, UNIT, steps, tiles};
+
+/// How many elements a tile has at most: as f32 they leave room in a core's own cache.
+const TILE: usize = 128 * 1024;
+
+/// The same where the other factor has at most [`FEW_ROWS`], so that a tile is read as soon as it is written.
+const SMALL_TILE: usize = 16 * 1024;
+const FEW_ROWS: usize = 8;
+
+/// How many rows of the matrix are multiplied at a time in the backward pass, whatever the number of threads: the order of
+/// the sum depends on it.
+const DEPTH: usize = 512;
+
+/// `y (+)= x·Wᵀ` for `x` of shape `[rows, in]`, `W` `[out, in]` and `y` `[rows, out]`.
+pub(super) fn multiply_transposed<T: Real>(
+    y: &mut [T],
+    write: Write,
+    x: &[T],
+    rows: usize,
+    weight: &QuantizedMatrix<'_>,
+) -> Result<()> {
+    let (out_features, in_features) = (weight.rows(), weight.columns());
+    let x = Matrix::contiguous(x, rows, in_features)?;
+    let elements = if rows <= FEW_ROWS { SMALL_TILE } else { TILE };
+    let steps = steps(rows, out_features, UNIT, elements / in_features.max(1));
+    for_each(tiles(y, (rows, out_features), steps)?, |tile, scratch| {
+        let dense = scratch.dense(weight, tile.columns(), 0..in_features)?;
+        let x = x.block(tile.rows(), 0..in_features)?;
+        tile.matmul(write, 1.0, x, dense.transposed())
+    })
+}
+
+/// `x·W` for `x` of shape `[rows, out]` and `W` `[out, in]`: `[rows, in]`.
+pub(super) fn product<T: Real>(x: &[T], rows: usize, weight: &QuantizedMatrix<'_>) -> Result<Vec<T>> {
+    let (out_features, in_features) = (weight.rows(), weight.columns());
+    let x = Matrix::contiguous(x, rows, out_features)?;
+    let mut y = vec![T::from_f64(0.0); rows * in_features];
+    let steps = steps(rows, in_features, UNIT.max(weight.block_size()), TILE / DEPTH);
+    for_each(tiles(&mut y, (rows, in_features), steps)?, |tile, scratch| {
+        for start in (0..out_features).step_by(DEPTH) {
+            let depth = start..out_features.min(start + DEPTH);
+            let dense = scratch.dense(weight, depth.clone(), tile.columns())?;
+            let write = if start == 0 { Write::Replace } else { Write::Add };
+            tile.matmul(write, 1.0, x.block(tile.rows(), depth)?, dense)?;
+        }
+        Ok(())
+    })?;
+    Ok(y)
+}
+
+thread_local! {
+    /// Where the thread makes tiles dense. It is kept, because fresh memory costs more than making it dense.
+    static SCRATCH: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+}
+
+/// A thread's memory for one dense tile.
+struct Scratch<T> {
+    values: Vec<f32>,
+    wide: Vec<T>,
+}
+
+impl<T: Real> Scratch<T> {
+    /// Some rows and columns of the matrix.
+    fn dense(
+        &mut self,
+        matrix: &QuantizedMatrix<'_>,
+        rows: Range<usize>,
+        columns: Range<usize>,
+    ) -> Result<Matrix<'_, T>> {
+        let shape = (rows.len(), columns.len());
+        let elements = shape.0 * shape.1;
+        if self.values.len() < elements {
+            self.values.resize(elements, 0.0);
+        }
+        let values = &mut self.values[..elements];
+        matrix.dequantize(rows, columns, values)?;
+        Matrix::contiguous(T::widened(values, &mut self.wide), shape.0, shape.1)
+    }
+}
+
+/// Does the work of every tile, on as many threads as there are.
+fn for_each<'a, T: Real>(
+    tiles: Vec<Tile<'a, T>>,
+    work: impl Fn(&mut Tile<'a, T>, &mut Scratch<T>) -> Result<()> + Sync,
+) -> Result<()> {
+    let run = |mut tile: Tile<'a, T>| {
+        let mut scratch = Scratch { values: SCRATCH.take(), wide: Vec::new() };
+        let done = work(&mut tile, &mut scratch);
+        SCRATCH.set(scratch.values);
+        done
+    };
+    if tiles.len() <= 1 || current_num_threads() == 1 {
+        return tiles.into_iter().try_for_each(run);
+    }
+    tiles.into_par_iter().try_for_each(run)
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::quantized::{GgmlDType, QTensor};
+    use candle_core::{DType, Device, Tensor};
+
+    use super::{DEPTH, Write, multiply_transposed, product};
+    use crate::ops::cpu::dequantize::QuantizedMatrix;
+    use crate::ops::testing::{assert_close, random, random_as};
+
+    /// Sizes with several tiles and depths, and with edges that are not multiples of anything.
+    #[test]
+    fn products_of_many_tiles_are_those_of_the_dense_matrix() {
+        let (rows, out_features, in_features) = (70, DEPTH * 2 + 75, 1056);
+        let weight = random_as(DType::F32, "weight", &[out_features, in_features]);
+        let weight = QTensor::quantize(&weight, GgmlDType::Q4_0).unwrap();
+        let dense = weight.dequantize(&Device::Cpu).unwrap().to_dtype(DType::F64).unwrap();
+        let matrix = QuantizedMatrix::new(&weight).unwrap();
+        let values = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f64>().unwrap();
+        let check = |product: Vec<f64>, expected: &Tensor| {
+            let product = Tensor::from_vec(product, expected.dims(), &Device::Cpu).unwrap();
+            assert_close(&product, expected, 1e-13, "a product of many tiles");
+        };
+
+        let x = random("x", &[rows, in_features]);
+        let mut y = vec![1f64; rows * out_features];
+        multiply_transposed(&mut y, Write::Add, &values(&x), rows, &matrix).unwrap();
+        check(y, &(x.matmul(&dense.t().unwrap()).unwrap() + 1.0).unwrap());
+
+        let x = random("x", &[rows, out_features]);
+        check(product(&values(&x), rows, &matrix).unwrap(), &x.matmul(&dense).unwrap());
+    }
+
+    #[test]
+    fn no_rows_and_wrong_sizes() {
+        let weight = Tensor::zeros((3, 32), DType::F32, &Device::Cpu).unwrap();
+        let weight = QTensor::quantize(&weight, GgmlDType::Q8_0).unwrap();
+        let matrix = QuantizedMatrix::new(&weight).unwrap();
+        assert!(product::<f32>(&[], 0, &matrix).unwrap().is_empty());
+        multiply_transposed::<f32>(&mut [], Write::Replace, &[], 0, &matrix).unwrap();
+        assert!(multiply_transposed(&mut [0f32; 4], Write::Replace, &[0f32; 32], 1, &matrix).is_err());
+        assert!(multiply_transposed(&mut [0f32; 3], Write::Replace, &[0f32; 31], 1, &matrix).is_err());
+    }
+}

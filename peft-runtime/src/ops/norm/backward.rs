@@ -1,0 +1,80 @@
+//! The backward pass of both norms.
+
+use candle_core::{Device, Result, Tensor};
+use rayon::prelude::*;
+
+use super::Norm;
+use super::kernel::{add_parameter_gradients, input_gradient};
+use crate::ops::cpu::real::Real;
+use crate::ops::cpu::slices::add;
+use crate::ops::elements::Elements;
+
+/// Rows whose shares of a parameter's gradient are added up by one task.
+const ROWS_OF_TASK: usize = 32;
+
+impl Norm {
+    /// The gradients of input, weight and bias, where they are part of a graph.
+    pub(super) fn gradients<T: Real>(
+        self,
+        x: &Tensor,
+        weight: &Tensor,
+        bias: Option<&Tensor>,
+        grad: &Tensor,
+    ) -> Result<[Option<Tensor>; 3]> {
+        let grad = grad.contiguous()?;
+        let (x_elements, weight_elements, grad_elements) =
+            (Elements::of(x), Elements::of(weight), Elements::of(&grad));
+        let (values, dy) = (x_elements.as_slice::<T>()?, grad_elements.as_slice::<T>()?);
+        let dx = match x.track_op() {
+            true => {
+                let dx = self.input_gradient(values, weight_elements.as_slice()?, dy);
+                Some(Tensor::from_vec(dx, x.dims(), &Device::Cpu)?)
+            }
+            false => None,
+        };
+        let (weight_tracks, bias_tracks) = (weight.track_op(), bias.is_some_and(Tensor::track_op));
+        if !weight_tracks && !bias_tracks {
+            return Ok([dx, None, None]);
+        }
+        let width = weight.elem_count();
+        let mut dweight = self.parameter_gradients(values, dy, width);
+        let dbias = dweight.split_off(width);
+        let tensor = |wanted: bool, values: Vec<T>| {
+            wanted.then(|| Tensor::from_vec(values, width, &Device::Cpu)).transpose()
+        };
+        Ok([dx, tensor(weight_tracks, dweight)?, tensor(bias_tracks, dbias)?])
+    }
+
+    fn input_gradient<T: Real>(self, x: &[T], weight: &[T], dy: &[T]) -> Vec<T> {
+        let width = weight.len().max(1);
+        let mut dx = vec![T::ZERO; x.len()];
+        let rows = dx.par_chunks_mut(width).zip(x.par_chunks(width).zip(dy.par_chunks(width)));
+        rows.for_each(|(dx, (x, dy))| {
+            input_gradient(dx, x, dy, weight, T::of(self.eps), self.centred);
+        });
+        dx
+    }
+
+    /// The gradients of weight and bias, one after the other. The order of additions does not depend on the threads.
+    fn parameter_gradients<T: Real>(self, x: &[T], dy: &[T], width: usize) -> Vec<T> {
+        let row = width.max(1);
+        let task = ROWS_OF_TASK * row;
+        let shares: Vec<Vec<T>> = x
+            .par_chunks(task)
+            .zip(dy.par_chunks(task))
+            .map(|(x, dy)| {
+                let mut share = vec![T::ZERO; 2 * width];
+                let (dweight, dbias) = share.split_at_mut(width);
+                for (x, dy) in x.chunks(row).zip(dy.chunks(row)) {
+                    add_parameter_gradients(dweight, dbias, x, dy, T::of(self.eps), self.centred);
+                }
+                share
+            })
+            .collect();
+        let mut sum = vec![T::ZERO; 2 * width];
+        for share in &shares {
+            add(&mut sum, share);
+        }
+        sum
+    }
+}

@@ -1,0 +1,185 @@
+//! Layer norm and RMS norm over the last dimension, each one op in both directions.
+
+mod backward;
+mod kernel;
+
+use candle_core::backend::BackendStorage;
+use candle_core::{CpuStorage, CustomOp2, CustomOp3, D, DType, Layout, Result, Shape, Tensor, bail};
+use rayon::prelude::*;
+
+use self::kernel::normalise;
+use crate::ops::constant::add_constant;
+use crate::ops::cpu::real::Real;
+use crate::ops::elements::contiguous_slice;
+use crate::ops::is_half_on_cpu;
+use crate::ops::scale::scale_features;
+
+/// `(x − mean) / √(variance + eps) · weight + bias`, in the dtype of `x`. <https://arxiv.org/abs/1607.06450>
+pub(crate) fn layer_norm(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, eps: f64) -> Result<Tensor> {
+    check_sizes(x, weight, bias)?;
+    Norm { eps, centred: true }.apply(x, weight, bias)
+}
+
+/// `x / √(mean(x²) + eps) · weight`, in the dtype of `x`. <https://arxiv.org/abs/1910.07467>
+pub(crate) fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
+    check_sizes(x, weight, None)?;
+    Norm { eps, centred: false }.apply(x, weight, None)
+}
+
+fn check_sizes(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<()> {
+    for parameter in [Some(weight), bias].into_iter().flatten() {
+        if x.dims().last() != Some(&parameter.dims1()?) {
+            bail!(
+                "a norm with a parameter of shape {:?} cannot take an input of shape {:?}",
+                parameter.dims(),
+                x.dims()
+            )
+        }
+    }
+    Ok(())
+}
+
+/// The op; an RMS norm is one that is not centred.
+#[derive(Clone, Copy, Debug)]
+struct Norm {
+    eps: f64,
+    centred: bool,
+}
+
+impl Norm {
+    /// Half precision on the CPU is computed in f32 and rounded once.
+    fn apply(self, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+        if !x.device().is_cpu() {
+            return self.composed(x, weight, bias);
+        }
+        if is_half_on_cpu(x) {
+            return self.apply(&x.to_dtype(DType::F32)?, weight, bias)?.to_dtype(x.dtype());
+        }
+        let x = x.contiguous()?;
+        let parameter = |tensor: &Tensor| tensor.to_dtype(x.dtype())?.contiguous();
+        let weight = parameter(weight)?;
+        match bias {
+            Some(bias) => x.apply_op3(&weight, &parameter(bias)?, self),
+            None => x.apply_op2(&weight, self),
+        }
+    }
+
+    /// The same from candle's own differentiable ops.
+    fn composed(self, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+        let internal = match x.dtype() {
+            DType::F16 | DType::BF16 => DType::F32,
+            dtype => dtype,
+        };
+        let wide = x.to_dtype(internal)?;
+        let centred = match self.centred {
+            true => wide.broadcast_sub(&wide.mean_keepdim(D::Minus1)?)?,
+            false => wide,
+        };
+        let mean_square = centred.sqr()?.mean_keepdim(D::Minus1)?;
+        let normalised = centred.broadcast_div(&(mean_square + self.eps)?.sqrt()?)?;
+        let y = scale_features(&normalised, &weight.to_dtype(internal)?, x.rank() - 1)?;
+        let y = match bias {
+            Some(bias) if bias.track_op() => y.broadcast_add(&bias.to_dtype(internal)?)?,
+            Some(bias) => add_constant(&y, &bias.to_dtype(internal)?.broadcast_as(y.shape())?)?,
+            None => y,
+        };
+        y.to_dtype(x.dtype())
+    }
+
+    fn forward<T: Real>(self, x: &[T], weight: &[T], bias: Option<&[T]>) -> Vec<T> {
+        let width = weight.len().max(1);
+        let mut y = vec![T::ZERO; x.len()];
+        y.par_chunks_mut(width).zip(x.par_chunks(width)).for_each(|(y, x)| {
+            normalise(y, x, weight, bias, T::of(self.eps), self.centred);
+        });
+        y
+    }
+}
+
+impl CustomOp2 for Norm {
+    fn name(&self) -> &'static str {
+        "norm"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        xl: &Layout,
+        weight: &CpuStorage,
+        wl: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let y = match (x, weight) {
+            (CpuStorage::F32(x), CpuStorage::F32(weight)) => {
+                CpuStorage::F32(self.forward(contiguous_slice(x, xl)?, contiguous_slice(weight, wl)?, None))
+            }
+            (CpuStorage::F64(x), CpuStorage::F64(weight)) => {
+                CpuStorage::F64(self.forward(contiguous_slice(x, xl)?, contiguous_slice(weight, wl)?, None))
+            }
+            (x, _) => bail!("a norm takes floats, not {:?}", x.dtype()),
+        };
+        Ok((y, xl.shape().clone()))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let [dx, dweight, _] = match x.dtype() {
+            DType::F64 => self.gradients::<f64>(x, weight, None, grad)?,
+            _ => self.gradients::<f32>(x, weight, None, grad)?,
+        };
+        Ok((dx, dweight))
+    }
+}
+
+impl CustomOp3 for Norm {
+    fn name(&self) -> &'static str {
+        "norm-with-bias"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        xl: &Layout,
+        weight: &CpuStorage,
+        wl: &Layout,
+        bias: &CpuStorage,
+        bl: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let y = match (x, weight, bias) {
+            (CpuStorage::F32(x), CpuStorage::F32(weight), CpuStorage::F32(bias)) => {
+                let bias = contiguous_slice(bias, bl)?;
+                let weight = contiguous_slice(weight, wl)?;
+                CpuStorage::F32(self.forward(contiguous_slice(x, xl)?, weight, Some(bias)))
+            }
+            (CpuStorage::F64(x), CpuStorage::F64(weight), CpuStorage::F64(bias)) => {
+                let bias = contiguous_slice(bias, bl)?;
+                let weight = contiguous_slice(weight, wl)?;
+                CpuStorage::F64(self.forward(contiguous_slice(x, xl)?, weight, Some(bias)))
+            }
+            (x, _, _) => bail!("a norm takes floats, not {:?}", x.dtype()),
+        };
+        Ok((y, xl.shape().clone()))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        bias: &Tensor,
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let [dx, dweight, dbias] = match x.dtype() {
+            DType::F64 => self.gradients::<f64>(x, weight, Some(bias), grad)?,
+            _ => self.gradients::<f32>(x, weight, Some(bias), grad)?,
+        };
+        Ok((dx, dweight, dbias))
+    }
+}
+
+#[cfg(test)]
+mod tests;

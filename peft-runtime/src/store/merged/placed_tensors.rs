@@ -1,0 +1,104 @@
+//! Where in a base model's weights an adapter's tensors belong.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+
+use crate::adapter::LayerShapes;
+use crate::inject::Plan;
+use crate::path::ModulePath;
+use crate::store::name_map::{NameMap, Placement};
+use crate::store::standalone::{StoredAdapter, layer_shapes, split_parameter};
+
+/// A layer of an adapter.
+pub(super) struct PlacedLayer {
+    /// The adapter's own path of the layer.
+    pub(super) path: ModulePath,
+    /// The outputs that are the layer's, if it is a part of a fused one.
+    pub(super) rows: Option<Range<usize>>,
+    /// Whether the file has the base model's weight too, as it is under the adapter.
+    pub(super) has_weight: bool,
+    pub(super) keys: Vec<String>,
+    pub(super) shapes: LayerShapes,
+}
+
+/// A value of an adapter that takes the place of the base model's.
+#[derive(Debug)]
+pub(super) struct Replacement {
+    pub(super) key: String,
+    pub(super) rows: Option<Range<usize>>,
+}
+
+/// All tensors of an adapter, by where they belong.
+#[derive(Default)]
+pub(super) struct PlacedTensors {
+    /// The layers that it changes, by the module's path in the base model.
+    pub(super) layers: BTreeMap<String, Vec<PlacedLayer>>,
+    /// The values that it has in the place of the base model's, by the tensor's name in the base model.
+    pub(super) replaced: BTreeMap<String, Vec<Replacement>>,
+    /// Keys that belong nowhere.
+    pub(super) unexpected: Vec<String>,
+    /// Keys that say nothing.
+    pub(super) ignored: BTreeSet<String>,
+}
+
+/// What the search for places looks at.
+pub(super) struct Search<'a> {
+    pub(super) adapter: &'a StoredAdapter,
+    pub(super) plan: &'a Plan,
+    pub(super) names: &'a NameMap,
+    /// Whether the base model has a tensor of this name.
+    pub(super) base_has: &'a dyn Fn(&str) -> bool,
+}
+
+impl PlacedTensors {
+    pub(super) fn find(search: &Search<'_>) -> Self {
+        let mut placed = Self::default();
+        placed.add_layers(search);
+        placed.add_parameters(search);
+        placed
+    }
+
+    fn add_layers(&mut self, search: &Search<'_>) {
+        let adapter = search.adapter;
+        for (own, ends) in adapter.layer_keys() {
+            let path = ModulePath::from(own);
+            let keys: Vec<String> = ends.iter().map(|end| path.parameter(end)).collect();
+            let Placement { module, rows } = search.names.place(own);
+            if !search.plan.adapts(&path) || !(search.base_has)(&format!("{module}.weight")) {
+                self.unexpected.extend(keys);
+                continue;
+            }
+            let has = |end: &str| adapter.shape(&path.parameter(end)).is_some();
+            let has_weight = has("base_layer.weight") || has("weight");
+            let shapes = layer_shapes(adapter, own, &ends);
+            self.layers.entry(module).or_default().push(PlacedLayer { path, rows, has_weight, keys, shapes });
+        }
+    }
+
+    fn add_parameters(&mut self, search: &Search<'_>) {
+        let adapter = search.adapter;
+        for key in adapter.parameter_keys() {
+            let known: Option<(&str, &str)> = split_parameter(key);
+            let Some((path, parameter)) = known.or_else(|| key.rsplit_once('.')) else {
+                self.unexpected.push(key.to_owned());
+                continue;
+            };
+            let own = ModulePath::from(path);
+            let is_second_bias =
+                [".original_module.bias", ".modules_to_save.bias"].iter().any(|end| key.ends_with(end));
+            let is_superseded = is_second_bias && adapter.shape(&own.parameter(parameter)).is_some();
+            // The bias of the copy is the one that acts.
+            if is_superseded {
+                self.ignored.insert(key.to_owned());
+                continue;
+            }
+            let Placement { module, rows } = search.names.place(path);
+            let name = ModulePath::from(module).parameter(parameter);
+            if (search.base_has)(&name) || (search.plan.copies(&own) && rows.is_none()) {
+                self.replaced.entry(name).or_default().push(Replacement { key: key.to_owned(), rows });
+            } else {
+                self.unexpected.push(key.to_owned());
+            }
+        }
+    }
+}

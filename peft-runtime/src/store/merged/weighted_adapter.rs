@@ -1,0 +1,260 @@
+//! One adapter of several that are merged: which tensors of the base model it changes, and which of its own it has used.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use candle_core::{Device, Tensor};
+
+use super::placed_tensors::{PlacedLayer, PlacedTensors, Replacement, Search};
+use crate::adapter::{Adapter, Built, Geometry, Site, StoredTensor, StoredTensors};
+use crate::error::{Error, Result, TensorReport};
+use crate::inject::{Origin, Plan, plan, selector};
+use crate::path::ModulePath;
+use crate::select::{Decision, Selector, TargetModules};
+use crate::store::name_map::NameMap;
+use crate::store::standalone::{Skeleton, StoredAdapter};
+
+/// An adapter with its weight and its places in a base model.
+pub(super) struct WeightedAdapter {
+    adapter: StoredAdapter,
+    weight: f64,
+    plan: Plan,
+    /// Tells which modules the config means, unless it means all linear ones.
+    selector: Option<Selector>,
+    /// The layers that it changes, by the module's path in the base model.
+    layers: BTreeMap<String, Vec<PlacedLayer>>,
+    /// The values that it has in the place of the base model's, by the tensor's name in the base model.
+    replaced: BTreeMap<String, Vec<Replacement>>,
+    /// The keys that were asked for.
+    used: Mutex<BTreeSet<String>>,
+}
+
+impl WeightedAdapter {
+    /// Finds the adapter's places in a base model of which `base_has` knows the names.
+    pub(super) fn new(
+        adapter: StoredAdapter,
+        weight: f64,
+        names: &NameMap,
+        base_has: &dyn Fn(&str) -> bool,
+    ) -> Result<Self> {
+        let skeleton = Skeleton::of(&[&adapter], None)?;
+        let method = adapter.explicit_method();
+        let plan = plan(&skeleton, method.as_ref(), adapter.name(), Origin::File)
+            .map_err(|error| adapter.of_config(error))?;
+        check_weight(&adapter, &plan, weight)?;
+        let targets = plan.method.selection().targets;
+        let selector = match targets.filter(|targets| **targets != TargetModules::AllLinear) {
+            // Under other names, the config's would mean other modules.
+            Some(targets) if names.is_empty() => {
+                let fault = |fault| Error::Plan { adapter: adapter.name().to_owned(), faults: vec![fault] };
+                Some(selector(&plan.method.selection(), targets).map_err(fault)?)
+            }
+            _ => None,
+        };
+        let placed = PlacedTensors::find(&Search { adapter: &adapter, plan: &plan, names, base_has });
+        let PlacedTensors { layers, replaced, unexpected, ignored } = placed;
+        let this = Self { adapter, weight, plan, selector, layers, replaced, used: Mutex::new(ignored) };
+        this.check(TensorReport { unexpected, ..TensorReport::default() })?;
+        Ok(this)
+    }
+
+    pub(super) fn name(&self) -> &str {
+        self.adapter.name()
+    }
+
+    /// An error if `report` says that anything does not fit.
+    pub(super) fn check(&self, report: TensorReport) -> Result<()> {
+        if report.is_empty() {
+            return Ok(());
+        }
+        Err(self.adapter.of_weights(Error::Tensors { adapter: self.name().to_owned(), report }))
+    }
+
+    /// Refuses what cannot be merged together with `others`.
+    pub(super) fn check_beside(&self, others: &[Arc<Self>]) -> Result<()> {
+        for (module, layers) in &self.layers {
+            for (number, layer) in layers.iter().enumerate() {
+                if layers[..number].iter().any(|other| !are_apart(&layer.rows, &other.rows)) {
+                    let reason = format!("several of its layers are `{module}` in the base model");
+                    return Err(unsupported(self.name(), reason));
+                }
+                for other in others {
+                    self.check_layer(module, layer, other)?;
+                }
+            }
+        }
+        for (name, replacements) in &self.replaced {
+            let module = name.rsplit_once('.').map_or(name.as_str(), |(module, _)| module);
+            let clash = |other: &&Arc<Self>| {
+                let theirs = || other.replacements_of(name).iter();
+                replacements.iter().any(|own| theirs().any(|their| !are_apart(&own.rows, &their.rows)))
+            };
+            if let Some(other) = others.iter().find(clash) {
+                return Err(self.collision(module, other));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_layer(&self, module: &str, layer: &PlacedLayer, other: &Self) -> Result<()> {
+        for their in other.layers_of(module) {
+            if their.rows != layer.rows && !are_apart(&their.rows, &layer.rows) {
+                let reason = format!(
+                    "it changes other outputs of `{module}` than `{}`, and some of its",
+                    other.name()
+                );
+                return Err(unsupported(self.name(), reason));
+            }
+            if layer.has_weight && self.changes_base() && other.changes_base() {
+                let reason = format!(
+                    "its file has what its init left of `{module}`, of which `{}` would take another part",
+                    other.name()
+                );
+                return Err(unsupported(self.name(), reason));
+            }
+            let has_rows = |part: &Self, layer: &PlacedLayer| part.plan.has_tokens(&layer.path);
+            if has_rows(self, layer) && has_rows(other, their) {
+                return Err(self.collision(module, other));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether making the adapter changes the weights that it is on.
+    fn changes_base(&self) -> bool {
+        self.plan.method.changes_base()
+    }
+
+    fn collision(&self, module: &str, other: &Self) -> Error {
+        let adapters = vec![other.name().to_owned(), self.name().to_owned()];
+        Error::CopiesCollide { path: ModulePath::from(module), adapters }
+    }
+
+    /// The layers of the adapter in the base model's `module`.
+    pub(super) fn layers_of(&self, module: &str) -> &[PlacedLayer] {
+        self.layers.get(module).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// What the adapter has in the place of the base model's tensor `name`.
+    pub(super) fn replacements_of(&self, name: &str) -> &[Replacement] {
+        self.replaced.get(name).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// The names of the base model's tensors that the adapter replaces.
+    pub(super) fn replaced_names(&self) -> impl Iterator<Item = &str> {
+        self.replaced.keys().map(String::as_str)
+    }
+
+    /// Whether the adapter has the whole tensor `name`.
+    pub(super) fn brings(&self, name: &str) -> bool {
+        self.replacements_of(name).iter().any(|replacement| replacement.rows.is_none())
+    }
+
+    /// Whether merging the layer may change its bias.
+    pub(super) fn changes_bias(&self, layer: &PlacedLayer) -> bool {
+        self.plan.changes_bias(&layer.path)
+    }
+
+    /// Whether the config means `module`, and the file has nothing for it.
+    pub(super) fn left_out(&self, module: &str) -> Result<bool> {
+        let Some(selector) = self.selector.as_ref().filter(|_| !self.layers.contains_key(module)) else {
+            return Ok(false);
+        };
+        let wrong = |fault| Error::Plan { adapter: self.name().to_owned(), faults: vec![fault] };
+        Ok(selector.decide(module, None).map_err(wrong)? == Decision::Target)
+    }
+
+    /// The keys that were not asked for.
+    pub(super) fn unused(&self) -> Vec<String> {
+        let used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        let keys = self.adapter.keys().into_iter().filter(|key| !used.contains(*key));
+        keys.map(str::to_owned).collect()
+    }
+
+    /// The tensor at a key of its own.
+    pub(super) fn read(&self, key: &str, device: &Device) -> Result<Tensor> {
+        let stored = self.adapter.stored_at(key);
+        let read =
+            stored.map(|stored| (stored.read)(device).map_err(|error| self.adapter.of_weights(error.into())));
+        let missing =
+            || self.adapter.of_weights(candle_core::Error::CannotFindTensor { path: key.to_owned() }.into());
+        let tensor = read.ok_or_else(missing)??;
+        self.note([key]);
+        Ok(tensor)
+    }
+
+    /// The shape and dtype of the tensor at a key of its own.
+    pub(super) fn stored_as(&self, key: &str) -> Option<(&[usize], safetensors::Dtype)> {
+        Some((self.adapter.shape(key)?, self.adapter.dtype(key)?))
+    }
+
+    /// The geometry of a layer with a weight of this shape.
+    pub(super) fn geometry(
+        &self,
+        layer: &PlacedLayer,
+        weight: &[usize],
+        transposed: Option<bool>,
+    ) -> Result<Geometry> {
+        let transposed = transposed.unwrap_or_else(|| self.adapter.method().is_transposed());
+        let geometry = self.adapter.method().geometry(&layer.shapes, Some(weight), transposed);
+        geometry.ok_or_else(|| self.cannot_merge(layer, "its tensors make no adapter".to_owned()))
+    }
+
+    /// The adapter of a layer, with its weight in its scaling, and the weight that the layer has under it.
+    pub(super) fn build(&self, layer: &PlacedLayer, site: &Site<'_>) -> Result<Built> {
+        let stored = |key: &String| Some((key.clone(), self.adapter.stored_at(key)?));
+        let tensors: BTreeMap<String, StoredTensor<'_>> = layer.keys.iter().filter_map(stored).collect();
+        let mut source = StoredTensors::new(&tensors);
+        let built = {
+            let mut of_layer = source.of_layer(site.path, site.adapter_dtype(), site.device);
+            self.plan.build(site, &mut of_layer).map_err(|error| self.adapter.of_weights(error))?
+        };
+        self.check(source.report())?;
+        self.note(layer.keys.iter().map(String::as_str));
+        let Some(Built { adapter, weight }) = built else {
+            return Err(self.cannot_merge(layer, "it has no adapter there".to_owned()));
+        };
+        // What a file has of a weight is what an init left of it already.
+        let weight = weight.filter(|_| !layer.has_weight);
+        Ok(Built { adapter: self.weighted(adapter), weight })
+    }
+
+    fn weighted(&self, adapter: Arc<dyn Adapter>) -> Arc<dyn Adapter> {
+        let scaling = adapter.scaling().filter(|_| self.weight != 1.0);
+        scaling.and_then(|scaling| adapter.with_scaling(scaling * self.weight)).unwrap_or(adapter)
+    }
+
+    pub(super) fn cannot_merge(&self, layer: &PlacedLayer, reason: String) -> Error {
+        Error::CannotMerge { adapter: self.name().to_owned(), path: layer.path.clone(), reason }
+    }
+
+    fn note<'k>(&self, keys: impl IntoIterator<Item = &'k str>) {
+        let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        used.extend(keys.into_iter().map(str::to_owned));
+    }
+}
+
+/// Whether two parts of a module's outputs have nothing in common.
+fn are_apart(a: &Option<Range<usize>>, b: &Option<Range<usize>>) -> bool {
+    match (a, b) {
+        (Some(a), Some(b)) => a.end <= b.start || b.end <= a.start,
+        _ => false,
+    }
+}
+
+fn check_weight(adapter: &StoredAdapter, plan: &Plan, weight: f64) -> Result<()> {
+    if !weight.is_finite() {
+        return Err(unsupported(adapter.name(), format!("its weight {weight} is not a finite number")));
+    }
+    if weight != 1.0 && !plan.method.has_scaling() {
+        let reason = format!("{} has no scaling that could take the weight {weight}", plan.method.name());
+        return Err(unsupported(adapter.name(), reason));
+    }
+    Ok(())
+}
+
+/// Why an adapter cannot be merged without a model.
+fn unsupported(adapter: &str, reason: String) -> Error {
+    Error::Unsupported { operation: "merge", adapter: adapter.to_owned(), reason }
+}

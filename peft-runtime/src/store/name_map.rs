@@ -1,0 +1,133 @@
+//! Where a base model has the modules that adapters name.
+
+use std::ops::Range;
+
+/// How a base model calls the modules that an adapter names, and which of them it keeps in one fused weight.
+///
+/// Rules act in the order in which they were given, each on what the ones before it made of the path.
+///
+/// ```
+/// use peft_runtime::NameMap;
+///
+/// let names = NameMap::new()
+///     // `bert.encoder…` of the adapter is `encoder…` in the base model.
+///     .prefix("bert", "")
+///     .module("self_attn.o_proj", "attn.out")
+///     // Rows 0 to 64 of the fused weight are the query projection.
+///     .rows("self_attn.q_proj", "attn.qkv", 0..64)
+///     .rows("self_attn.k_proj", "attn.qkv", 64..96)
+///     .rows("self_attn.v_proj", "attn.qkv", 96..128);
+/// # let _ = names;
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NameMap {
+    rules: Vec<Rule>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Rule {
+    Prefix { from: String, to: String },
+    Module { from: String, to: String, rows: Option<Range<usize>> },
+}
+
+/// Where a module of an adapter is in a base model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Placement {
+    /// The module's path in the base model.
+    pub(crate) module: String,
+    /// The outputs that are the adapter's module, if the base model's has those of others too.
+    pub(crate) rows: Option<Range<usize>>,
+}
+
+impl NameMap {
+    /// The checkpoint has the adapter's names.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Puts `to` in the place of the segments `from` at the beginning of a path; either may be empty.
+    #[must_use]
+    pub fn prefix(mut self, from: impl Into<String>, to: impl Into<String>) -> Self {
+        self.rules.push(Rule::Prefix { from: from.into(), to: to.into() });
+        self
+    }
+
+    /// Puts `to` in the place of the segments `from` at the end of a path.
+    #[must_use]
+    pub fn module(mut self, from: impl Into<String>, to: impl Into<String>) -> Self {
+        self.rules.push(Rule::Module { from: from.into(), to: to.into(), rows: None });
+        self
+    }
+
+    /// The same for a module whose outputs are a part of those of a fused one.
+    #[must_use]
+    pub fn rows(mut self, from: impl Into<String>, to: impl Into<String>, rows: Range<usize>) -> Self {
+        self.rules.push(Rule::Module { from: from.into(), to: to.into(), rows: Some(rows) });
+        self
+    }
+
+    /// Whether the base model has the adapter's names.
+    pub fn is_empty(&self) -> bool {
+        self.rules.is_empty()
+    }
+
+    /// Where the adapter's module at `path` is in the base model.
+    pub(crate) fn place(&self, path: &str) -> Placement {
+        let mut place = Placement { module: path.to_owned(), rows: None };
+        for rule in &self.rules {
+            match rule {
+                Rule::Prefix { from, to } => {
+                    if let Some(rest) = without_front(&place.module, from) {
+                        place.module = joined(to, rest);
+                    }
+                }
+                Rule::Module { from, to, rows } => {
+                    if let Some(rest) = without_back(&place.module, from) {
+                        place.module = joined(rest, to);
+                        place.rows = rows.clone().or(place.rows);
+                    }
+                }
+            }
+        }
+        place
+    }
+}
+
+fn without_front<'p>(path: &'p str, front: &str) -> Option<&'p str> {
+    match path.strip_prefix(front)? {
+        rest if front.is_empty() || rest.is_empty() => Some(rest),
+        rest => rest.strip_prefix('.'),
+    }
+}
+
+fn without_back<'p>(path: &'p str, back: &str) -> Option<&'p str> {
+    match path.strip_suffix(back)? {
+        rest if back.is_empty() || rest.is_empty() => Some(rest),
+        rest => rest.strip_suffix('.'),
+    }
+}
+
+fn joined(front: &str, back: &str) -> String {
+    if front.is_empty() || back.is_empty() { format!("{front}{back}") } else { format!("{front}.{back}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{NameMap, Placement};
+
+    #[test]
+    fn rules_replace_whole_segments_in_order() {
+        let names = NameMap::new()
+            .prefix("model", "")
+            .module("attn.q", "attn.query")
+            .rows("attn.query", "attn.qkv", 2..4)
+            .prefix("", "base");
+        let place = |path: &str| names.place(path).module;
+        assert_eq!(place("model.h.0.mlp"), "base.h.0.mlp");
+        assert_eq!(place("models.h"), "base.models.h");
+        assert_eq!(place("model.h.xattn.q"), "base.h.xattn.q");
+        let fused = Placement { module: "base.h.attn.qkv".to_owned(), rows: Some(2..4) };
+        assert_eq!(names.place("model.h.attn.q"), fused);
+        assert_eq!(NameMap::new().place("a.b"), Placement { module: "a.b".to_owned(), rows: None });
+    }
+}

@@ -1,0 +1,8 @@
+//! The own layer kind under every method, and the own method everywhere that a built-in one is known.
+
+mod commands;
+mod files;
+mod model;
+mod own_layer;
+mod own_method;
+mod without_model;

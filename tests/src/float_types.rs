@@ -1,0 +1,44 @@
+//! The float types that layers may have, with how far two ways to one result may be apart in each.
+
+use candle_core::{DType, Tensor};
+
+use crate::close::Tolerance;
+
+/// A float type.
+#[derive(Clone, Copy, Debug)]
+pub struct FloatType {
+    /// Which it is.
+    pub dtype: DType,
+    /// How far two ways to an output of a [`Specimen`](crate::specimen::Specimen) may be apart, whose values are around 10.
+    pub specimen: Tolerance,
+    /// How far a result may be from that in double precision, as a share of its largest element.
+    pub rounding: f64,
+}
+
+/// All of them.
+pub const FLOAT_TYPES: [FloatType; 4] = [
+    FloatType { dtype: DType::F32, specimen: Tolerance::absolute(1e-4), rounding: 2e-5 },
+    // The factors of specimens are drawn in f32.
+    FloatType { dtype: DType::F64, specimen: Tolerance::absolute(1e-6), rounding: 1e-10 },
+    // Weights, outputs and sums are rounded to 8 bits each, a few times over.
+    FloatType { dtype: DType::BF16, specimen: Tolerance::absolute(0.3), rounding: 0.05 },
+    // To 11 bits.
+    FloatType { dtype: DType::F16, specimen: Tolerance::absolute(0.04), rounding: 0.05 / 8.0 },
+];
+
+impl FloatType {
+    /// The row of a type.
+    ///
+    /// # Panics
+    /// If it is not a type of the table.
+    pub fn of(dtype: DType) -> Self {
+        let row = FLOAT_TYPES.into_iter().find(|row| row.dtype == dtype);
+        row.unwrap_or_else(|| panic!("{dtype:?} has no row"))
+    }
+
+    /// How far a result may be from this one in double precision; below 1, errors are not measured by its size.
+    pub fn rounding_of(self, expected: &Tensor) -> Tolerance {
+        let Tolerance { atol, .. } = Tolerance::of_largest(self.rounding, expected);
+        Tolerance::absolute(atol.max(self.rounding))
+    }
+}
