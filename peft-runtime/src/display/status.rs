@@ -120,7 +120,7 @@ fn devices(slot: &Slot) -> BTreeSet<&'static str> {
 /// [`Error::NoAdapters`](crate::Error::NoAdapters).
 pub(crate) fn model_status<M: Injectable + ?Sized>(model: &M) -> Result<ModelStatus> {
     let layers = layer_status(model);
-    let none = || Error::NoAdapters { operation: "tell the status" };
+    let none = || Error::NoAdapters { operation: "report the status" };
     let enabled = Uniform::of(layers.iter().map(|layer| layer.enabled)).ok_or_else(none)?;
     let active = layers.iter().map(|layer| layer.active_adapters.clone());
     let active_adapters = Uniform::of(active).ok_or_else(none)?;

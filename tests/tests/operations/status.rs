@@ -115,5 +115,5 @@ fn a_model_without_adapters_has_no_status() {
     assert!(model.layer_status().is_empty());
     let error = model.model_status().unwrap_err();
     assert!(matches!(error, Error::NoAdapters { .. }), "{error}");
-    assert_eq!(error.to_string(), "the status is unknown: the model has no adapters");
+    assert_eq!(error.to_string(), "cannot report the status: the model has no adapters");
 }
