@@ -127,5 +127,8 @@ fn several_adapters_of_it_become_one_on_the_layers_of_all() {
     model.inject_adapter(&LoraConfig::new(2, 4.0).with_targets(targets!(Model; "own")), "lora").unwrap();
     let mixed = [("more", 1.0), ("lora", 1.0)];
     let error = model.add_weighted_adapter(&mixed, "mixed", &CombineOptions::default()).unwrap_err();
-    assert!(error.to_string().contains("`lora` is one of LORA, and the first one is one of SCALE"), "{error}");
+    assert!(
+        error.to_string().contains("`lora` is one of LORA, and the first one is one of SCALE"),
+        "{error}"
+    );
 }
