@@ -262,6 +262,7 @@ pub const METHODS: &[Method] = &[
         config: |on| Box::new(lora(on).with_init(LoraInit::Orthogonal)),
         draws: Draws::BySeed,
         weight: WeightChange::Kept,
+        quantized: true,
         ..PISSA
     },
     Method {

@@ -143,11 +143,11 @@ pub trait AdapterMethod: Any + Debug + Send + Sync {
     /// Why it has none.
     fn check_plain_lora(&self, has_base: bool) -> Result<(), String>;
 
-    /// The settings of plain LoRA with these ranks, by path.
+    /// The settings of plain LoRA with these ranks, by path; `None` if the method has no such form.
     ///
     /// # Errors
-    /// If the settings have no such form.
-    fn plain_lora(&self, ranks: &BTreeMap<&str, usize>) -> Result<PlainLora>;
+    /// If the settings cannot be written.
+    fn plain_lora(&self, ranks: &BTreeMap<&str, usize>) -> Result<Option<PlainLora>>;
 }
 
 impl dyn AdapterMethod {

@@ -156,7 +156,7 @@ impl<M: Method> AdapterMethod for AdapterConfig<M> {
         M::check_plain_lora(self, has_base)
     }
 
-    fn plain_lora(&self, ranks: &BTreeMap<&str, usize>) -> Result<PlainLora> {
+    fn plain_lora(&self, ranks: &BTreeMap<&str, usize>) -> Result<Option<PlainLora>> {
         M::plain_lora(self, ranks)
     }
 }

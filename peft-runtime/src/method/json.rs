@@ -45,6 +45,10 @@ fn from_json<M: Method>(text: &str) -> Result<AdapterConfig<M>> {
     // What is written anyway need not be remembered as unknown.
     let unknown = &mut config.common.unknown;
     unknown.remove("peft_type");
+    // Groups of fields inside of the settings leave theirs there.
+    if let Value::Object(own) = serde_json::to_value(&config.settings)? {
+        unknown.retain(|field, _| !own.contains_key(field));
+    }
     for (field, inert) in M::unimplemented_fields().into_iter().chain(M::ignored_fields()) {
         if unknown.get(field) == Some(&inert) {
             unknown.remove(field);

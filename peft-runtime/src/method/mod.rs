@@ -19,6 +19,8 @@ mod json;
 mod peft_config;
 mod registry;
 mod settings;
+#[cfg(test)]
+mod testing;
 mod weight_delta;
 
 pub(crate) mod adalora;
@@ -36,7 +38,8 @@ pub use settings::{FiltersBlocks, Method};
 
 pub use adalora::{AdaLora, AdaLoraConfig, AdaLoraSettings};
 pub use ia3::{Ia3, Ia3Config, Ia3Settings};
-pub use loha::{Loha, LohaConfig, LohaSettings};
-pub use lokr::{Lokr, LokrConfig, LokrInit, LokrSettings};
+pub use loha::{Loha, LohaConfig, LohaSettings, LohaStart};
+pub use lokr::{Lokr, LokrConfig, LokrInit, LokrSettings, LokrShape};
 pub use lora::{EvaConfig, LoftqConfig, Lora, LoraConfig, LoraInit, LoraSettings};
 pub use tokens::TrainableTokens;
+pub use weight_delta::DeltaSettings;

@@ -343,15 +343,13 @@ pub trait Method: Any + Clone + Debug + PartialEq + Send + Serialize + Deseriali
         Err(format!("{} is not a low-rank update", Self::NAME))
     }
 
-    /// The settings of plain LoRA with these ranks, by path.
+    /// The settings of plain LoRA with these ranks, by path; `None` if the method has no such form.
     ///
     /// # Errors
-    /// If the config has no such form.
-    fn plain_lora(config: &AdapterConfig<Self>, ranks: &BTreeMap<&str, usize>) -> Result<PlainLora> {
-        let _ = ranks;
-        let reason = format!("{} is not a low-rank update", Self::NAME);
-        let adapter = config.common.base_model_name_or_path.clone().unwrap_or_default();
-        Err(Error::Unsupported { operation: "make plain LoRA of", adapter, reason })
+    /// If the config cannot be written.
+    fn plain_lora(config: &AdapterConfig<Self>, ranks: &BTreeMap<&str, usize>) -> Result<Option<PlainLora>> {
+        let _ = (config, ranks);
+        Ok(None)
     }
 }
 

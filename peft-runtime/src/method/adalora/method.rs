@@ -175,7 +175,7 @@ impl Method for AdaLoraSettings {
         Ok(())
     }
 
-    fn plain_lora(config: &AdaLoraConfig, ranks: &BTreeMap<&str, usize>) -> Result<PlainLora> {
+    fn plain_lora(config: &AdaLoraConfig, ranks: &BTreeMap<&str, usize>) -> Result<Option<PlainLora>> {
         LoraSettings::plain_lora(&as_lora(config)?, ranks)
     }
 }

@@ -175,16 +175,8 @@ fn scaled(vector: &[usize], weight: Option<&[usize]>, transposed: bool) -> Optio
 
 #[cfg(test)]
 mod tests {
-    use crate::adapter::{Geometry, LayerShapes};
+    use crate::method::testing::{linear, shapes};
     use crate::method::{Ia3Config, Ia3Settings, Method};
-
-    fn shapes(all: &[(&str, &[usize])]) -> LayerShapes {
-        all.iter().map(|(key, shape)| ((*key).to_owned(), shape.to_vec())).collect()
-    }
-
-    fn linear(in_features: usize, out_features: usize, transposed: bool) -> Option<Geometry> {
-        Some(Geometry::Linear { in_features, out_features, transposed })
-    }
 
     #[test]
     fn vectors_are_over_one_side() {

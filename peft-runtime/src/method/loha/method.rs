@@ -40,16 +40,7 @@ impl Method for LohaSettings {
         kind: LayerKind,
         geometry: &Geometry,
     ) -> Result<LayerSettings, Fault> {
-        let (rank, scaling) = config.size_at(path)?;
-        match geometry {
-            Geometry::Linear { transposed: false, .. } | Geometry::Conv { .. } => {
-                Ok(LayerSettings::new().with_size(rank, scaling))
-            }
-            _ => {
-                let reason = "it adapts linear layers with a weight `[out, in]` and convolutions";
-                Err(Fault::unsupported_layer(path, kind, Self::NAME, reason))
-            }
-        }
+        config.settings.plan_layer(Self::NAME, path, kind, geometry)
     }
 
     fn build(
@@ -58,10 +49,10 @@ impl Method for LohaSettings {
         settings: &LayerSettings,
         source: &mut dyn TensorSource,
     ) -> Result<Built> {
-        let own = &config.settings;
+        let common = &config.settings;
         let (geometry, rank) = (site.geometry.clone(), settings.rank.unwrap_or_default());
         let (outputs, inputs, elements) = weight_sides(&geometry);
-        let core = (own.use_effective_conv2d && has_window(&geometry)).then(|| match &geometry {
+        let core = (common.use_effective_conv2d && has_window(&geometry)).then(|| match &geometry {
             Geometry::Conv { kernel, .. } => core_shape(rank, kernel),
             _ => core_shape(rank, &[]),
         });
@@ -71,7 +62,7 @@ impl Method for LohaSettings {
         };
         let [a1, b1, a2, b2] = FACTORS;
         let random = Init::kaiming_of;
-        let last = if own.init_weights { Init::Constant(0.0) } else { random(&right) };
+        let last = if common.own.init_weights { Init::Constant(0.0) } else { random(&right) };
         let factors = [
             source.tensor(a1, &left, random(&left))?,
             source.tensor(b1, &right, random(&right))?,
@@ -85,7 +76,8 @@ impl Method for LohaSettings {
             }
             None => None,
         };
-        let dropout = DeltaDropout { rows: own.rank_dropout, rescales: true, module: own.module_dropout };
+        let dropout =
+            DeltaDropout { rows: common.rank_dropout, rescales: true, module: common.module_dropout };
         let scaling = settings.scaling.unwrap_or_default();
         Ok(Built::new(Arc::new(Loha { factors, cores, scaling, dropout, geometry })))
     }
@@ -116,13 +108,11 @@ impl Method for LohaSettings {
 
 #[cfg(test)]
 mod tests {
-    use crate::adapter::{Geometry, LayerShapes};
-    use crate::method::{LohaConfig, LohaSettings, Method};
+    use crate::adapter::Geometry;
+    use crate::method::{LohaConfig, LohaSettings, Method, testing};
 
     fn geometry(shapes: &[(&str, &[usize])], weight: Option<&[usize]>) -> Option<Geometry> {
-        let shapes: LayerShapes =
-            shapes.iter().map(|(key, shape)| ((*key).to_owned(), shape.to_vec())).collect();
-        LohaSettings::geometry(&LohaConfig::default(), &shapes, weight, false)
+        LohaSettings::geometry(&LohaConfig::default(), &testing::shapes(shapes), weight, false)
     }
 
     #[test]

@@ -12,7 +12,7 @@ use crate::adapter::{
     Adapter, AdapterTensor, Call, Component, Geometry, LinearParameters, LowRank, MergeError, Site,
 };
 
-pub use config::{LohaConfig, LohaSettings};
+pub use config::{LohaConfig, LohaSettings, LohaStart};
 
 /// The keys of A₁, B₁, A₂, B₂.
 const FACTORS: [&str; 4] = ["hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"];

@@ -27,7 +27,8 @@ impl Method for LokrSettings {
     const HAS_SCALING: bool = true;
 
     fn faults(config: &LokrConfig) -> Vec<ConfigFault> {
-        config.settings.faults()
+        let settings = &config.settings;
+        settings.faults().into_iter().chain(settings.own.fault()).collect()
     }
 
     /// PEFT has LoRA's.
@@ -41,16 +42,7 @@ impl Method for LokrSettings {
         kind: LayerKind,
         geometry: &Geometry,
     ) -> Result<LayerSettings, Fault> {
-        let (rank, scaling) = config.size_at(path)?;
-        match geometry {
-            Geometry::Linear { transposed: false, .. } | Geometry::Conv { .. } => {
-                Ok(LayerSettings::new().with_size(rank, scaling))
-            }
-            _ => {
-                let reason = "it adapts linear layers with a weight `[out, in]` and convolutions";
-                Err(Fault::unsupported_layer(path, kind, Self::NAME, reason))
-            }
-        }
+        config.settings.plan_layer(Self::NAME, path, kind, geometry)
     }
 
     fn build(
@@ -59,16 +51,17 @@ impl Method for LokrSettings {
         settings: &LayerSettings,
         source: &mut dyn TensorSource,
     ) -> Result<Built> {
-        let own = &config.settings;
+        let common = &config.settings;
+        let own = &common.own;
         let (geometry, rank) = (site.geometry.clone(), settings.rank.unwrap_or_default());
         let (outputs, inputs, _) = weight_sides(&geometry);
         let ((a, b), (c, d)) = (factorization(outputs, own.factor()), factorization(inputs, own.factor()));
-        let first = own.first_matrix([a, c], rank, source)?;
-        let second = own.second_matrix([b, d], &geometry, rank, source)?;
+        let first = common.first_matrix([a, c], rank, source)?;
+        let second = common.second_matrix([b, d], &geometry, rank, source)?;
         let dropout = DeltaDropout {
-            rows: own.rank_dropout,
+            rows: common.rank_dropout,
             rescales: own.rank_dropout_scale,
-            module: own.module_dropout,
+            module: common.module_dropout,
         };
         let scaling = settings.scaling.unwrap_or_default();
         Ok(Built::new(Arc::new(Lokr { first, second, rank, scaling, dropout, geometry })))
@@ -117,9 +110,9 @@ impl Method for LokrSettings {
 impl LokrSettings {
     /// W₁ of these sides.
     fn first_matrix(&self, [a, c]: [usize; 2], rank: usize, source: &mut dyn TensorSource) -> Result<Matrix> {
-        let zero = self.init_weights == LokrInit::Default;
+        let zero = self.own.init_weights == LokrInit::Default;
         let start = |fan_in: usize| if zero { Init::Constant(0.0) } else { Init::kaiming(fan_in) };
-        if self.decompose_both && rank < a.max(c).div_ceil(2) {
+        if self.own.decompose_both && rank < a.max(c).div_ceil(2) {
             let left = source.tensor(W1_A, &[a, rank], start(rank))?;
             return Ok(Matrix::Product(left, source.tensor(W1_B, &[rank, c], Init::kaiming(c))?));
         }
@@ -139,7 +132,7 @@ impl LokrSettings {
             _ => &[],
         };
         let columns = d * kernel.iter().product::<usize>();
-        let zero = self.init_weights == LokrInit::Lycoris;
+        let zero = self.own.init_weights == LokrInit::Lycoris;
         let start = |fan_in: usize| if zero { Init::Constant(0.0) } else { Init::kaiming(fan_in) };
         if rank >= b.max(d).div_ceil(2) {
             let shape = [&[b, d], kernel].concat();
@@ -159,7 +152,7 @@ impl LokrSettings {
     /// convolution with a square window.
     fn window_in(&self, c: usize, columns: usize) -> (usize, Vec<usize>) {
         let fits =
-            |d: usize| c.checked_mul(d).is_some_and(|side| factorization(side, self.factor()) == (c, d));
+            |d: usize| c.checked_mul(d).is_some_and(|side| factorization(side, self.own.factor()) == (c, d));
         if fits(columns) {
             return (columns, Vec::new());
         }
@@ -174,13 +167,10 @@ impl LokrSettings {
 
 #[cfg(test)]
 mod tests {
-    use crate::adapter::LayerShapes;
-    use crate::method::{LokrConfig, LokrSettings, Method};
+    use crate::method::{LokrConfig, LokrSettings, Method, testing};
 
     fn weight_shape(shapes: &[(&str, &[usize])]) -> Option<Vec<usize>> {
-        let shapes: LayerShapes =
-            shapes.iter().map(|(key, shape)| ((*key).to_owned(), shape.to_vec())).collect();
-        let geometry = LokrSettings::geometry(&LokrConfig::default(), &shapes, None, false)?;
+        let geometry = LokrSettings::geometry(&LokrConfig::default(), &testing::shapes(shapes), None, false)?;
         Some(geometry.weight_shape())
     }
 

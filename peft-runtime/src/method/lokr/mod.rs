@@ -11,7 +11,7 @@ use candle_core::{Result as CandleResult, Tensor, Var};
 use super::weight_delta::{DeltaDropout, add_to_weight, apply, core_product, times_transposed};
 use crate::adapter::{Adapter, AdapterTensor, Call, Component, Geometry, LinearParameters, MergeError, Site};
 
-pub use config::{LokrConfig, LokrInit, LokrSettings};
+pub use config::{LokrConfig, LokrInit, LokrSettings, LokrShape};
 
 const W1: &str = "lokr_w1";
 const W1_A: &str = "lokr_w1_a";

@@ -63,7 +63,7 @@ impl LoraConfig {
             }
         };
         let b_bias = self.b_bias(&geometry, rank, source)?;
-        let weight = worked_out.as_ref().map(|worked_out| worked_out.weight.clone());
+        let weight = worked_out.as_ref().and_then(|worked_out| worked_out.weight.clone());
         let magnitude = self.magnitude(site, weight.as_ref(), (&a, &b, scaling), source)?;
         let start = match worked_out {
             Some(worked_out) if takes_from_base(self.init()) => Start::TookOut(worked_out.factors),

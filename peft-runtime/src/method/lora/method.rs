@@ -225,24 +225,17 @@ impl Method for LoraSettings {
         Ok(())
     }
 
-    fn plain_lora(config: &LoraConfig, ranks: &BTreeMap<&str, usize>) -> Result<PlainLora> {
+    fn plain_lora(config: &LoraConfig, ranks: &BTreeMap<&str, usize>) -> Result<Option<PlainLora>> {
         let plain = config.plain(ranks);
-        Ok(PlainLora { alpha: plain.alpha(), method: Arc::new(plain) })
+        Ok(Some(PlainLora { alpha: plain.alpha(), method: Arc::new(plain) }))
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use crate::adapter::{Geometry, LayerShapes};
+    use crate::adapter::Geometry;
+    use crate::method::testing::{linear, shapes};
     use crate::method::{LoraConfig, LoraSettings, Method};
-
-    fn shapes(all: &[(&str, &[usize])]) -> LayerShapes {
-        all.iter().map(|(key, shape)| ((*key).to_owned(), shape.to_vec())).collect()
-    }
-
-    fn linear(in_features: usize, out_features: usize, transposed: bool) -> Option<Geometry> {
-        Some(Geometry::Linear { in_features, out_features, transposed })
-    }
 
     #[test]
     fn keys_are_taken_apart_where_the_method_begins() {

@@ -86,7 +86,7 @@ impl Lora {
     }
 
     /// The factors with those of the start next to them, negated: `[A; A₀]` and `[B, −B₀]`; zeros where the base weight
-    /// was left alone.
+    /// was not changed.
     fn relative_to_original(&self) -> candle_core::Result<[(&'static str, Tensor); 2]> {
         let LowRank { a, b, .. } = self.constant_terms();
         let (first_a, first_b) = match self.start() {

@@ -14,8 +14,8 @@ use crate::schema::Family;
 /// Factors that were worked out from the base weight, and the weight that goes with them.
 pub(super) struct Decomposed {
     pub(super) factors: LowRank,
-    /// What stays of the base weight, in its dtype and shape.
-    pub(super) weight: Tensor,
+    /// What stays of the base weight, in its dtype and shape, if the factors are taken out of it.
+    pub(super) weight: Option<Tensor>,
 }
 
 /// The initial values of the factors where they are drawn.
@@ -79,16 +79,16 @@ pub(super) fn worked_out(
         LoraInit::Loftq => {
             let settings = config.loftq();
             let (factors, weight) = loftq(&matrix()?, rank, scaling, settings)?;
-            return Ok(Some(Decomposed { factors, weight: stored(site, &weight)? }));
+            return Ok(Some(Decomposed { factors, weight: Some(stored(site, &weight)?) }));
         }
         LoraInit::Orthogonal => {
             let factors = orthogonal(config, site, rank, scaling)?;
-            return Ok(Some(Decomposed { factors, weight: site.weight()? }));
+            return Ok(Some(Decomposed { factors, weight: None }));
         }
         _ => return Ok(None),
     };
     let residual = (matrix()? - product(&factors.b, &factors.a, factors.scaling)?)?;
-    Ok(Some(Decomposed { weight: stored(site, &residual)?, factors }))
+    Ok(Some(Decomposed { weight: Some(stored(site, &residual)?), factors }))
 }
 
 /// Whether an init takes its factors out of the base weight.

@@ -217,12 +217,17 @@ impl WeightedAdapter {
         };
         // What a file has of a weight is what an init left of it already.
         let weight = weight.filter(|_| !layer.has_weight);
-        Ok(Built { adapter: self.weighted(adapter), weight })
+        Ok(Built { adapter: self.weighted(adapter, layer)?, weight })
     }
 
-    fn weighted(&self, adapter: Arc<dyn Adapter>) -> Arc<dyn Adapter> {
-        let scaling = adapter.scaling().filter(|_| self.weight != 1.0);
-        scaling.and_then(|scaling| adapter.with_scaling(scaling * self.weight)).unwrap_or(adapter)
+    /// The adapter with the weight in its scaling; rows of tokens, which have none, stay as they are.
+    fn weighted(&self, adapter: Arc<dyn Adapter>, layer: &PlacedLayer) -> Result<Arc<dyn Adapter>> {
+        let Some(scaling) = adapter.scaling().filter(|_| self.weight != 1.0) else { return Ok(adapter) };
+        let refused = || {
+            let reason = format!("its scaling cannot take the weight {}", self.weight);
+            self.cannot_merge(layer, reason)
+        };
+        adapter.with_scaling(scaling * self.weight).ok_or_else(refused)
     }
 
     pub(super) fn cannot_merge(&self, layer: &PlacedLayer, reason: String) -> Error {

@@ -32,16 +32,18 @@ impl StoredAdapter {
     /// # Errors
     /// [`Error::Unsupported`] for adapters that are not low-rank updates, and where the base model is needed and not given.
     pub fn to_plain_lora(&self, base: Option<&BaseWeights>) -> Result<Self> {
-        self.method().check_plain_lora(base.is_some()).map_err(|reason| {
+        let refused = |reason| {
             let adapter = self.name().to_owned();
             Error::Unsupported { operation: "make plain LoRA of", adapter, reason }
-        })?;
+        };
+        self.method().check_plain_lora(base.is_some()).map_err(refused)?;
         let layers = self.plain_layers(base)?;
         let ranks = layers
             .iter()
             .filter_map(|layer| Some((layer.path.as_str(), layer.factors.a.1.dims().first().copied()?)));
         let ranks: BTreeMap<&str, usize> = ranks.collect();
-        let plain = self.method().plain_lora(&ranks)?;
+        let no_form = || refused(format!("{} is not a low-rank update", self.method().name()));
+        let plain = self.method().plain_lora(&ranks)?.ok_or_else(no_form)?;
         let mut tensors = self.tensors(&Device::Cpu)?;
         for layer in &layers {
             let rank = ranks.get(layer.path.as_str()).copied().unwrap_or_default().max(1);

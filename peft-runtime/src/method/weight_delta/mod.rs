@@ -1,5 +1,7 @@
 //! What methods share that add a matrix ΔW to the weight, and drop rows of it or all of it while training.
 
+mod settings;
+
 use candle_core::{DType, Device, Result, Tensor};
 
 use crate::adapter::{Call, Geometry};
@@ -7,6 +9,8 @@ use crate::ops::conv::conv;
 use crate::ops::graph::attach::with_gradient;
 use crate::ops::scale::scale_features;
 use crate::ops::{add_promoted, is_half_on_cpu, promoted};
+
+pub use settings::DeltaSettings;
 
 /// How often rows of ΔW, or the adapter of a layer, are dropped while training.
 #[derive(Clone, Copy, Debug)]
