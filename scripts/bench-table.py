@@ -1,4 +1,4 @@
-"""Writes what `bench-vs-pytorch.sh` measured as Markdown tables, between two marks of a file."""
+"""Writes the measurements of `bench-vs-pytorch.sh` as Markdown tables, between two marks in a file."""
 
 import argparse
 import datetime
@@ -15,7 +15,7 @@ BEGIN, END = "<!-- bench-vs-pytorch: begin -->", "<!-- bench-vs-pytorch: end -->
 
 PROGRAMS = {"pytorch": "PyTorch + PEFT", "candle": "plain candle", "ours": "this library"}
 
-# What the ratios of a configuration without a PyTorch run are to.
+# What a configuration without a PyTorch run is compared with.
 REFERENCES = {"QLoRA Q4_1, 1 × 256": ("LoRA, 1 × 256", "ours", "our f32 step")}
 
 
@@ -38,7 +38,7 @@ def medians(path: pathlib.Path) -> dict:
 
 
 def imports(result: dict) -> float:
-    """What of the peak was there once the modules were imported, where the program tells."""
+    """The part of the peak that was in use once the modules were imported, where the program reports it."""
     return result.get("imports_rss_mb", 0)
 
 

@@ -1,14 +1,14 @@
 #!/bin/sh
-# Measures training steps of PyTorch + PEFT, of plain candle, and of this library in turn, and writes a table of medians and
+# Measures training steps of PyTorch + PEFT, plain candle and this library in turn, and writes a table of medians and
 # ratios into a Markdown file, between two marks.
 #
 #   scripts/bench-vs-pytorch.sh [--venv DIR] [--rounds 3] [--steps 8] [--threads 2] [--out docs/performance.md]
 #                               [--sentiment MODEL DATA] [--adapters]
 #
 # --venv DIR     builds a virtual environment with PyTorch and PEFT there, or uses the one that is there
-# --sentiment    measures an epoch of the `sentiment` example as well (scripts/fetch-assets.sh brings model and data)
+# --sentiment    measures an epoch of the `sentiment` example as well (scripts/fetch-assets.sh downloads model and data)
 # --adapters     measures injection, loading, mixed batches and inference as well
-# Without --venv the Python in $PYTHON, or python3, has to have what tests/python/requirements.txt names.
+# Without --venv, the Python in $PYTHON, or python3, must have the packages in tests/python/requirements.txt.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -72,7 +72,7 @@ while [ "$round" -le "$rounds" ]; do
     for batch in 1 4; do
         shape="--batch $batch --seq 256 --steps $steps --threads $threads --json"
         measure "LoRA, $batch × 256" pytorch "$python" tests/python/train_bench.py $shape
-        # With candle's own default, which the examples change for themselves.
+        # With candle's own default, which the examples otherwise change.
         measure "LoRA, $batch × 256" candle env CANDLE_BARRIER_POOL_SPIN_LIMIT=25000 "$target/stock_candle" $shape
         measure "LoRA, $batch × 256" ours "$target/train_bench" $shape
     done

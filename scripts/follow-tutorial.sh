@@ -1,12 +1,12 @@
 #!/bin/sh
-# Follows the tutorials in an empty folder, as a reader would: writes the files that the pages show, builds and runs them, and checks
-# what comes out.
+# Follows the tutorials in an empty folder, as a reader would: writes the files that the pages show, builds and runs
+# them, and checks the output.
 #
 #   scripts/follow-tutorial.sh DIR [--model FOLDER] [finetune|curves]...
 #
 # finetune         docs/tutorial.md; downloads SmolLM2-135M-Instruct from the HuggingFace hub
 # curves           docs/your-own-model.md; downloads nothing
-# --model FOLDER   takes the model from FOLDER instead (tests/python/gguf_folder.py makes one of a GGUF file)
+# --model FOLDER   takes the model from FOLDER instead (tests/python/gguf_folder.py makes one from a GGUF file)
 # Without names it follows both.
 set -eu
 repository=$(cd "$(dirname "$0")/.." && pwd)
@@ -36,14 +36,14 @@ while [ $# -gt 0 ]; do
     shift
 done
 command -v cargo >/dev/null 2>&1 || fail "\`cargo\` is missing: install Rust"
-command -v curl >/dev/null 2>&1 || fail "\`curl\` is missing: it asks the servers"
+command -v curl >/dev/null 2>&1 || fail "\`curl\` is missing: it sends the requests to the servers"
 mkdir -p "$folder"
 cd "$folder"
 [ -z "$(ls -A)" ] || fail "\`$folder\` is not empty"
 folder=$(pwd)
 start=$(date +%s)
 
-# new PROJECT PAGE DEPENDENCY...: a project with the files that the page shows; works in it from then on.
+# new PROJECT PAGE DEPENDENCY...: creates a project with the files that the page shows, and changes into it.
 new() {
     project=$1 page=$repository/docs/$2
     shift 2
@@ -74,7 +74,7 @@ trap stop EXIT
 # serve PROGRAM: builds it and leaves it running until `stop`.
 serve() {
     cargo build --release --bin "$1"
-    # Cargo becomes the program, so that `stop` ends it.
+    # Cargo replaces itself with the program, so `stop` ends the program.
     cargo run --release --bin "$1" &
     server=$!
 }
@@ -114,7 +114,7 @@ follow_finetune() {
     for adapter in alice __base__; do
         text=$(ask --fail -d "$prompt" "http://127.0.0.1:7878/$adapter")
         echo "$adapter: $text"
-        [ -n "$text" ] || fail "the server wrote nothing with \`$adapter\`"
+        [ -n "$text" ] || fail "the server returned nothing with \`$adapter\`"
     done
     ask -d "$prompt" http://127.0.0.1:7878/alicia | grep alice || fail "the server does not say which adapters there are"
     stop
@@ -127,11 +127,11 @@ follow_curves() {
         cargo run --release --bin adapt -- "$adapter"
     done
     serve serve_curves
-    # What the page says that the server returns at 0.5.
+    # What the server returns at 0.5, according to the page.
     for expected in cosine=0.8776 double=0.9589 ramp=0.1563 __base__=0.4794; do
         adapter=${expected%=*} value=${expected#*=}
         found=$(ask "http://127.0.0.1:7878/$adapter/0.5")
-        echo "$adapter at 0.5: $found, and it should be about $value"
+        echo "$adapter at 0.5: $found (should be about $value)"
         echo "$found $value" | awk '{ off = $1 - $2; exit !(off < 0.05 && off > -0.05) }'
     done
     ask http://127.0.0.1:7878/cosin/0.5 | grep cosine || fail "the server does not say which adapters there are"

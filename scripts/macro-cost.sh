@@ -1,8 +1,8 @@
 #!/bin/sh
 # What `#[derive(Injectable)]` costs the compiler, compared with `#[derive(Clone, Debug)]` on the same structs:
 #   scripts/macro-cost.sh [STRUCTS] [ROUNDS]
-# Generates STRUCTS (200) structs of 10 fields and checks them ROUNDS (9) times without a derive, with Clone and Debug, and with
-# Injectable; the shortest time of each counts. Then it times the macro by itself, without a compiler around it.
+# Generates STRUCTS (200) structs of 10 fields and checks them ROUNDS (9) times without a derive, with Clone and Debug,
+# and with Injectable; the shortest time of each counts. Then it times the macro by itself, outside the compiler.
 set -eu
 
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -11,7 +11,7 @@ rounds=${2:-9}
 work=${CARGO_TARGET_DIR:-$root/target}/macro-cost
 
 command -v python3 >/dev/null 2>&1 || {
-    echo "macro-cost: python3 is needed to generate the structs and to take the time" >&2
+    echo "macro-cost: python3 is needed to generate the structs and to measure the time" >&2
     exit 1
 }
 mkdir -p "$work/src"
@@ -71,7 +71,7 @@ def source(derive: str) -> str:
 
 
 def check() -> float:
-    """The seconds of one `cargo check` of this crate only."""
+    """The seconds that one `cargo check` of this crate takes, without its dependencies."""
     command = ["cargo", "check", "--offline", "--quiet", "--manifest-path", str(work / "Cargo.toml")]
     environment = dict(os.environ, CARGO_TARGET_DIR=str(work / "target"), CARGO_INCREMENTAL="0")
     start = time.monotonic()
@@ -84,7 +84,7 @@ for turn in range(rounds + 1):
     for name, derive in DERIVES.items():
         (work / "src/lib.rs").write_text(source(derive))
         seconds = check()
-        if turn > 0:  # The first turn compiles what the crate depends on.
+        if turn > 0:  # The first turn compiles the dependencies.
             best[name] = min(best[name], seconds)
 
 print(f"cargo check of {structs} structs of 10 fields, shortest of {rounds}:")

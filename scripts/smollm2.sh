@@ -1,14 +1,14 @@
 #!/bin/sh
-# Real weights from one end to the other: brings SmolLM2-135M-Instruct as a GGUF file, compares greedy continuations with
-# candle-transformers, trains an adapter on a text, and loads it in Python PEFT on the same file made dense.
+# Real weights from end to end: downloads SmolLM2-135M-Instruct as a GGUF file, compares greedy continuations with
+# candle-transformers, trains an adapter on a text, and loads it in Python PEFT on the same weights made dense.
 #
 #   scripts/smollm2.sh DIR [--venv DIR] [--method lora] [--steps 100] [--seq 256] [--data FILE.txt] [--threads N]
 #
-# DIR            gets the GGUF file, the adapter, its logits on held-out text and what the programs printed
+# DIR            gets the GGUF file, the adapter, its logits on held-out text and the output of the programs
 # --venv DIR     builds a virtual environment with PyTorch and PEFT there, or uses the one that is there
-# --data FILE    the text; without it the first three chapters of Alice in Wonderland, which are part of the repository
-# Without --venv the Python in $PYTHON, or python3, is taken if it has what tests/python/requirements.txt names; if it has not,
-# the part in Python is skipped, and the last line says so.
+# --data FILE    the text; without it, the first three chapters of Alice in Wonderland, which are part of the repository
+# Without --venv, the Python in $PYTHON, or python3, is used if it has the packages in tests/python/requirements.txt;
+# otherwise the Python part is skipped, and the last line says so.
 set -eu
 repository=$(cd "$(dirname "$0")/.." && pwd)
 
@@ -80,13 +80,13 @@ field() {
     tail -n 1 "$output" | sed -n "s/.*\"$1\":\([-0-9.eE+]*\).*/\1/p"
 }
 before=$(field held_out_before) after=$(field held_out_after)
-# A run of no use would end where it began: a fall of 0.1 is that of 10% in perplexity.
+# A useless run would end where it began: a loss that is lower by 0.1 is a perplexity that is lower by 10%.
 if ! awk "BEGIN { exit !($before - $after >= 0.1) }"; then
-    echo "smollm2: the loss on the held-out text went from $before to $after only" >&2
+    echo "smollm2: the loss on the held-out text only went from $before to $after" >&2
     exit 1
 fi
 
-compared="SKIPPED: \`$python\` has not what tests/python/requirements.txt names; try --venv DIR"
+compared="SKIPPED: \`$python\` lacks packages in tests/python/requirements.txt; try --venv DIR"
 if has_peft; then
     set -- --gguf "$gguf" --adapter "$adapter" --logits "$logits" --loss "$after" --seq "$seq"
     [ -z "$data" ] || set -- "$@" --data "$data"

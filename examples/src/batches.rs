@@ -1,10 +1,10 @@
-//! Random orders and batches, reproducible by a seed.
+//! Random orders and batches, reproducible with a seed.
 
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
-/// The numbers from 0 to `count`, in a random order.
+/// The numbers from 0 up to but not including `count`, in a random order.
 pub fn shuffled(count: usize, seed: u64) -> Vec<usize> {
     let mut order: Vec<usize> = (0..count).collect();
     order.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));

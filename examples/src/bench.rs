@@ -1,4 +1,4 @@
-//! What the programs that measure a training step share: options, and what they print.
+//! What the programs that measure a training step share: their options and their output.
 
 use anyhow::{Result, ensure};
 use clap::Args;
@@ -8,7 +8,7 @@ use crate::memory::peak_resident_mib;
 use crate::progress::result;
 use crate::shapes::ModelShape;
 
-/// The steps at the beginning that are left out: memory is fresh and caches are cold.
+/// The first steps, which are left out: memory is fresh and caches are cold.
 const LEFT_OUT: usize = 2;
 
 /// What is measured.
@@ -32,7 +32,7 @@ pub struct StepOptions {
     /// The learning rate.
     #[arg(long, default_value_t = 1e-4)]
     pub lr: f64,
-    /// Threads to compute on; as many as the machine has cores if it is not given.
+    /// Threads to compute on; all cores by default.
     #[arg(long)]
     pub threads: Option<usize>,
     /// The seed of weights and tokens.
@@ -49,30 +49,30 @@ impl StepOptions {
         self.batch * self.seq
     }
 
-    /// An error unless there is something to measure.
+    /// Checks that there is something to measure.
     ///
     /// # Errors
-    /// If there are too few steps, or no tokens to foretell.
+    /// If there are too few steps, or no tokens to predict.
     pub fn check(&self) -> Result<()> {
         ensure!(
             self.steps > LEFT_OUT,
-            "`--steps` has to be above {LEFT_OUT}: the first steps are not measured"
+            "`--steps` must be above {LEFT_OUT}: the first steps are not measured"
         );
-        ensure!(self.batch > 0 && self.seq > 1, "a batch has at least one sequence of two tokens");
+        ensure!(self.batch > 0 && self.seq > 1, "a batch must have at least one sequence of two tokens");
         Ok(())
     }
 }
 
-/// What one step took.
+/// The time one step took.
 #[derive(Clone, Copy, Debug)]
 pub struct StepTime {
     /// All of it.
     pub seconds: f64,
-    /// The part of it in matrix products, where that is known.
+    /// The part of it spent in matrix products, where that is known.
     pub products: Option<f64>,
 }
 
-/// Prints what the steps took: lines for people and, with `--json`, one object.
+/// Prints the time the steps took: lines for people and, with `--json`, one object.
 pub fn report(options: &StepOptions, steps: &[StepTime]) {
     let measured = steps.get(LEFT_OUT..).unwrap_or_default();
     let seconds = median(measured.iter().map(|step| step.seconds).collect());

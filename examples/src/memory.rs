@@ -1,6 +1,6 @@
-//! How much memory the process took.
+//! How much memory the process used.
 
-/// The largest resident size of this process so far, in MiB; `None` where the system does not tell.
+/// The largest resident size of this process so far, in MiB; `None` where the system does not report it.
 pub fn peak_resident_mib() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;

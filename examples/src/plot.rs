@@ -14,7 +14,7 @@ pub struct Curve {
     pub points: Vec<(f64, f64)>,
 }
 
-/// One picture of a figure: a title, the name of the x axis, and curves.
+/// One panel of a figure: a title, the name of the x axis, and curves.
 pub struct Panel {
     /// The title.
     pub title: String,

@@ -1,4 +1,4 @@
-//! Models by their sizes, with random weights and tokens that mean nothing.
+//! Models with the sizes of known ones, random weights and random tokens.
 
 use anyhow::Result;
 use candle_core::{DType, Device, Shape, Tensor, bail};
@@ -36,7 +36,7 @@ impl ModelShape {
     /// The model's settings.
     ///
     /// # Errors
-    /// If the sizes do not go together.
+    /// If the sizes do not fit together.
     pub fn config(self) -> Result<LlamaConfig> {
         match self {
             Self::Tiny => config_of("llama", [256, 64, 160, 2, 4, 2]),
@@ -51,7 +51,7 @@ impl ModelShape {
 /// The settings of a model with these sizes: vocabulary, hidden, feed-forward, blocks, heads, key and value heads.
 ///
 /// # Errors
-/// If the sizes do not go together.
+/// If the sizes do not fit together.
 pub fn config_of(model_type: &str, sizes: [usize; 6]) -> Result<LlamaConfig> {
     let [vocabulary, hidden, wide, blocks, heads, key_value_heads] = sizes;
     let config = json!({
@@ -71,13 +71,13 @@ pub fn config_of(model_type: &str, sizes: [usize; 6]) -> Result<LlamaConfig> {
 
 /// Weights that are drawn when they are asked for: the same name and seed give the same values.
 ///
-/// Weights of norms are ones and biases zeros; all else is uniform with a standard deviation of 0.02.
+/// The weights of norms are ones and biases are zeros; everything else is uniform with a standard deviation of 0.02.
 pub struct RandomWeights {
     seed: u64,
 }
 
 impl RandomWeights {
-    /// A builder over such weights in f32.
+    /// A `VarBuilder` over such weights in f32.
     pub fn builder(seed: u64, device: &Device) -> VarBuilder<'static> {
         VarBuilder::from_backend(Box::new(Self { seed }), DType::F32, device.clone())
     }
@@ -99,7 +99,7 @@ impl SimpleBackend for RandomWeights {
             vec![0.0; count]
         } else {
             let name = name.bytes().fold(self.seed, |hash, byte| mixed(hash ^ u64::from(byte)));
-            // A uniform of this width has the standard deviation.
+            // A uniform distribution of this width has that standard deviation.
             let width = 0.02 * 12f32.sqrt();
             uniform(name).take(count).map(|value| (value - 0.5) * width).collect()
         };
@@ -118,7 +118,7 @@ impl SimpleBackend for RandomWeights {
 /// Token ids `[batch, length]`, uniform over the vocabulary.
 ///
 /// # Errors
-/// If the device refuses.
+/// If the device reports an error.
 pub fn random_tokens(
     vocabulary: usize,
     (batch, length): (usize, usize),
@@ -129,7 +129,7 @@ pub fn random_tokens(
     Tensor::from_vec(tokens.collect::<Vec<u32>>(), (batch, length), device)
 }
 
-/// Numbers from 0 up to and without 1: SplitMix64, which is faster than a cipher for a hundred million of them.
+/// Numbers from 0 up to but not including 1: SplitMix64, which is faster than a cipher for a hundred million of them.
 fn uniform(seed: u64) -> impl Iterator<Item = f32> {
     let mut state = seed;
     std::iter::repeat_with(move || {

@@ -8,7 +8,7 @@ use crate::attr::{FieldAttrs, TypeAttrs};
 use crate::diag::Diagnostics;
 use crate::field_type::FieldType;
 
-/// The type under the derive.
+/// The type that the derive is on.
 pub(crate) struct Input<'a> {
     pub(crate) original: &'a DeriveInput,
     pub(crate) attrs: TypeAttrs,
@@ -88,7 +88,7 @@ fn fields<'a>(fields: &'a Fields, diagnostics: &mut Diagnostics) -> Vec<Field> {
 }
 
 impl Variant<'_> {
-    /// Whether the variant's one field is the module, so that paths have no segment for it.
+    /// Whether the variant's only field is the module, so that paths have no segment for it.
     pub(crate) fn stands_for_its_field(&self) -> bool {
         self.newtype && self.fields.iter().all(|field| field.is_visited() && field.attrs.rename.is_none())
     }

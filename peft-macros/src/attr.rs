@@ -11,7 +11,7 @@ use crate::diag::{Diagnostics, suggestion};
 use crate::symbol::{LORA_KEYS, Place, Symbol, foreign};
 use crate::value::{self, Spanned};
 
-/// What stands on a struct or enum.
+/// The attributes of a struct or enum.
 #[derive(Default)]
 pub(crate) struct TypeAttrs {
     pub(crate) targets: Vec<LitStr>,
@@ -35,7 +35,7 @@ pub(crate) struct LoraAttr {
     pub(crate) bias: Option<LitStr>,
 }
 
-/// What stands on a field.
+/// The attributes of a field.
 #[derive(Default)]
 pub(crate) struct FieldAttrs {
     pub(crate) rename: Option<LitStr>,
@@ -128,13 +128,13 @@ fn each_item(
     }
 }
 
-/// The word at the beginning of an item, if it belongs here and was not there before.
+/// The word at the beginning of an item, if it belongs here and has not occurred before.
 fn item_symbol(
     input: ParseStream<'_>,
     place: Place,
     seen: &mut Vec<(Symbol, Span)>,
 ) -> syn::Result<(Symbol, Span)> {
-    // `crate` is a keyword and an item all the same.
+    // `crate` is a keyword, but also an item.
     let ident = input.call(Ident::parse_any)?;
     let (word, span) = (ident.to_string(), ident.span());
     let Some(symbol) = Symbol::find(&word) else {
@@ -174,7 +174,7 @@ fn lora(input: ParseStream<'_>) -> syn::Result<LoraAttr> {
     let content;
     parenthesized!(content in input);
     lora_values(&content).inspect_err(|_| {
-        // What is left unread would be a second error.
+        // Tokens left unread would cause a second error.
         let _ = content.parse::<TokenStream>();
     })
 }
@@ -221,7 +221,7 @@ fn bound(text: &LitStr) -> syn::Result<Vec<WherePredicate>> {
     }
 }
 
-/// A plain module path; names of other crates get their leading `::`.
+/// A plain module path; names of other crates get a leading `::`.
 fn crate_path(text: &LitStr) -> syn::Result<Path> {
     let wrong =
         || syn::Error::new(text.span(), "`crate` is a path to `peft_runtime`, such as \"crate::peft\"");

@@ -1,4 +1,4 @@
-//! Rules over more than one attribute or field.
+//! Rules that involve more than one attribute or field.
 
 use proc_macro2::Span;
 
@@ -21,7 +21,7 @@ pub(crate) fn check(input: &Input<'_>, diagnostics: &mut Diagnostics) {
                 check_fields(&variant.fields, diagnostics);
             }
             if let Some(span) = input.attrs.transparent {
-                let message = "`transparent` belongs on a struct; a variant with one unnamed field is transparent as it is";
+                let message = "`transparent` belongs on a struct; a variant with one unnamed field is already transparent";
                 diagnostics.error(span, message);
             }
         }
@@ -36,13 +36,14 @@ pub(crate) fn check(input: &Input<'_>, diagnostics: &mut Diagnostics) {
     }
 }
 
-/// A schema is data without end if the type contains itself. Only an unqualified own name or `Self` can be told here.
+/// The schema of a type that contains itself would be infinite. Only the type's unqualified name or `Self` is found
+/// here.
 fn check_recursion(input: &Input<'_>, diagnostics: &mut Diagnostics) {
     let own = &input.original.ident;
     for field in input.all_fields().into_iter().filter(|field| field.is_visited()) {
         if let Some(span) = field.ty.named(own) {
             let message = format!(
-                "`{own}` contains itself, and its schema would have no end; mark the field `#[peft(skip)]`"
+                "`{own}` contains itself, so its schema would be infinite; mark the field `#[peft(skip)]`"
             );
             diagnostics.error(span, message);
         }
@@ -67,7 +68,7 @@ fn check_fields(fields: &[Field], diagnostics: &mut Diagnostics) {
                 field.segment_span(),
                 format!("two fields are called `{segment}`; rename one of them"),
             );
-            diagnostics.error(first.segment_span(), format!("`{segment}` is called so here first"));
+            diagnostics.error(first.segment_span(), format!("the name `{segment}` is first used here"));
         }
         named.push((field, segment));
     }
@@ -113,7 +114,7 @@ fn check_transparent(input: &Input<'_>, fields: &[Field], diagnostics: &mut Diag
     } else {
         let count = visited.len();
         let message =
-            format!("`transparent` needs exactly one field that is not skipped, and there are {count}");
+            format!("`transparent` needs exactly one field that is not skipped, but there are {count}");
         diagnostics.error(span, message);
     }
 }
@@ -130,7 +131,7 @@ fn check_targets(input: &Input<'_>, diagnostics: &mut Diagnostics) {
         if attrs.targets[..i].iter().any(|known| known.value() == target.value()) {
             diagnostics.error(
                 target.span(),
-                format!("`{}` is a target already; remove one of them", target.value()),
+                format!("`{}` is already a target; remove one of them", target.value()),
             );
         }
     }

@@ -25,7 +25,7 @@ pub(crate) fn declared(input: &Input<'_>) -> TokenStream {
         }
         None => quote!(__peft::Option::None),
     };
-    // A generic type has no one schema to check at its definition: the names are checked where the constant is used.
+    // A generic type has no single schema to check at its definition: the names are checked where the constant is used.
     let checks = if is_concrete(input) { TokenStream::new() } else { check_each(input, &quote!(Self)) };
     quote! {
         const DECLARED: __peft::Declared = {
@@ -48,7 +48,7 @@ fn optional(name: &Option<LitStr>) -> TokenStream {
     }
 }
 
-/// The method that says which of transformers' model types this is, where the type knows.
+/// The method that says which of transformers' model types this is, if the type declares it.
 pub(crate) fn model_type(input: &Input<'_>) -> TokenStream {
     let value = match (&input.attrs.model_type, &input.body, input.attrs.transparent) {
         (Some(expression @ Expr::Lit(_)), ..) => quote!(__peft::Option::Some(#expression)),
@@ -68,7 +68,7 @@ pub(crate) fn model_type(input: &Input<'_>) -> TokenStream {
     }
 }
 
-/// What stands for its one field declares what the field declares.
+/// A transparent struct declares what its only field declares.
 fn inherited(input: &Input<'_>) -> TokenStream {
     match (&input.body, input.attrs.transparent) {
         (Body::Struct(fields), Some(_)) => {
@@ -103,13 +103,13 @@ fn lora_values(lora: &LoraAttr) -> TokenStream {
     }
 }
 
-/// The checks of a concrete type: items, which `cargo check` evaluates, each under the span of its name.
+/// The checks of a concrete type: items, which `cargo check` evaluates, each with the span of its name.
 pub(crate) fn checks(input: &Input<'_>) -> TokenStream {
     if !is_concrete(input) {
         return TokenStream::new();
     }
     let name = &input.original.ident;
-    // The types of constants have no lifetimes to name but this one.
+    // In the type of a constant, this is the only lifetime that can be named.
     let lifetimes = input.original.generics.lifetimes().map(|_| quote!('static));
     let ty = quote!(#name<#(#lifetimes),*>);
     let checks = checked_names(input).map(|target| {
@@ -124,7 +124,7 @@ fn check_each(input: &Input<'_>, ty: &TokenStream) -> TokenStream {
     quote!(#(#checks;)*)
 }
 
-/// The names that have to be those of layers.
+/// The names that must be those of layers.
 fn checked_names<'i>(input: &'i Input<'_>) -> impl Iterator<Item = &'i LitStr> {
     let attrs = &input.attrs;
     attrs.targets.iter().chain(&attrs.input_embedding).chain(&attrs.output_embedding)
@@ -136,7 +136,7 @@ fn check_target(target: &LitStr, ty: &TokenStream) -> TokenStream {
     }
 }
 
-/// Whether the type has no parameters but lifetimes.
+/// Whether the type has no generic parameters other than lifetimes.
 fn is_concrete(input: &Input<'_>) -> bool {
     input.original.generics.params.iter().all(|parameter| matches!(parameter, GenericParam::Lifetime(_)))
 }

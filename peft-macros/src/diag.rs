@@ -36,15 +36,15 @@ impl Diagnostics {
 
 impl Drop for Diagnostics {
     fn drop(&mut self) {
-        // Errors that nobody asked for would be lost: a mistake in this crate, not in its input.
+        // Errors that are never taken out would be lost: a bug in this crate, not a mistake in its input.
         debug_assert!(self.finished || std::thread::panicking(), "diagnostics were dropped without `finish`");
     }
 }
 
-/// How alike two words have to be for one to be offered instead of the other.
+/// How similar two words must be for one to be suggested instead of the other.
 const ALIKE: f64 = 0.8;
 
-/// `; did you mean …?` with the known word nearest to `word`, or the list of all known ones.
+/// `; did you mean …?` with the known word closest to `word`, or the list of all known words.
 pub(crate) fn suggestion(word: &str, known: &[&str]) -> String {
     let score = |candidate: &&&str| strsim::jaro_winkler(word, candidate);
     let nearest = known.iter().max_by(|a, b| score(a).total_cmp(&score(b)));

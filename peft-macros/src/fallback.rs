@@ -1,4 +1,4 @@
-//! The stub that is printed together with errors, so that one slip does not give an error for each use of the type.
+//! The stub that is printed together with errors, so that one mistake does not cause an error for each use of the type.
 
 use proc_macro2::TokenStream;
 use quote::quote;

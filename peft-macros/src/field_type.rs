@@ -1,7 +1,7 @@
 //! The type of a field, read once.
 //!
-//! What is a [`TokenStream`] here is a handle to the compiler inside it: to copy, join or walk one is a call there. Tokens in a
-//! vector are the macro's own.
+//! Inside the compiler, a [`TokenStream`] is a handle: copying, joining or walking one is a call to the compiler.
+//! Tokens in a vector are the macro's own.
 
 use std::fmt::Write as _;
 
@@ -14,7 +14,7 @@ use crate::value::at;
 /// The type of a field, as the parts of the derive need it.
 pub(crate) struct FieldType {
     tokens: Vec<TokenTree>,
-    /// The place of the type, for generated code.
+    /// The span of the type, for generated code.
     pub(crate) span: Span,
     /// The type as text, the same for the same tokens.
     pub(crate) text: String,
@@ -29,7 +29,8 @@ impl FieldType {
         Self { tokens, span: at(span), text }
     }
 
-    /// The first token that names the type `own` itself: not one that follows a `::`, which names another module's.
+    /// The first token that names the type `own` itself: not one that follows `::`, which names a type of another
+    /// module.
     pub(crate) fn named(&self, own: &Ident) -> Option<Span> {
         own_name(&self.tokens, own)
     }

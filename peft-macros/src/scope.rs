@@ -5,7 +5,7 @@ use quote::quote;
 
 use crate::ast::Input;
 
-/// Wraps items so that they can name what they need of the runtime by short paths that are not visible outside.
+/// Wraps items so that they can name what they need from the runtime by short paths that are not visible outside.
 pub(crate) fn in_scope(input: &Input<'_>, items: &TokenStream) -> TokenStream {
     let runtime = input.attrs.runtime_path();
     quote! {

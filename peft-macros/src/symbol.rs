@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// Where an attribute stands.
+/// Where an attribute belongs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Place {
     /// On the struct or enum.
@@ -96,7 +96,7 @@ impl fmt::Display for Place {
     }
 }
 
-/// Words that people bring from elsewhere, and what they are here.
+/// Words that people know from elsewhere, and what to write here instead.
 pub(crate) fn foreign(word: &str) -> Option<&'static str> {
     Some(match word {
         "target_modules" | "targets" => "it is `target` here, or `with_targets` on a config at run time",

@@ -16,7 +16,7 @@ struct Targets {
     names: Punctuated<Name, Token![,]>,
 }
 
-/// What stands in the place of a name.
+/// What is given as a name.
 struct Name(Lit);
 
 impl Parse for Name {
@@ -73,7 +73,7 @@ fn print(targets: &Targets) -> TokenStream {
     quote!({ #(#checks)* #runtime::__private::targets(&[#(#names),*]) })
 }
 
-/// The same tokens with another place in the source, so that an error in the whole is shown there.
+/// The same tokens with another span, so that an error in all of them is shown there.
 fn relocated(tokens: TokenStream, place: Span) -> TokenStream {
     let relocate = |mut token: TokenTree| {
         if let TokenTree::Group(group) = &token {

@@ -1,4 +1,4 @@
-//! What the macros print, held against `snapshots/`; `BLESS=1 cargo test -p peft-macros` writes them anew.
+//! What the macros print, compared with `snapshots/`; `BLESS=1 cargo test -p peft-macros` rewrites the snapshots.
 
 use std::path::PathBuf;
 
@@ -153,7 +153,7 @@ fn two_faults_give_two_errors() {
     assert_eq!(text.matches("compile_error").count(), 2, "{text}");
 }
 
-/// What `scripts/macro-cost.sh` asks for: the time of expanding many structs of 10 fields.
+/// For `scripts/macro-cost.sh`: the time it takes to expand many structs of 10 fields.
 #[test]
 #[ignore = "a measurement, which scripts/macro-cost.sh takes"]
 #[expect(clippy::print_stdout, reason = "it is there to print what it measures")]

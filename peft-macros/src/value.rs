@@ -1,11 +1,11 @@
-//! Values of attributes, with their places.
+//! Values of attributes, with their spans.
 
 use proc_macro2::Span;
 use syn::parse::{Parse, ParseStream};
 use syn::punctuated::Punctuated;
 use syn::{Expr, Lit, LitBool, LitStr, Token, bracketed, token};
 
-/// A value and the place of the token it came from.
+/// A value and the span of the token it came from.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Spanned<T> {
     pub(crate) value: T,
@@ -18,7 +18,7 @@ impl<T> Spanned<T> {
     }
 }
 
-/// The place of a token of the user's, for generated code: errors point there, lints know that nobody wrote it.
+/// The span of a user's token, for generated code: errors point there, and lints know that nobody wrote the code.
 pub(crate) fn at(span: Span) -> Span {
     Span::mixed_site().located_at(span)
 }
@@ -65,7 +65,7 @@ pub(crate) fn whole_number(input: ParseStream<'_>) -> syn::Result<Spanned<usize>
     }
 }
 
-/// `= 16` or `= 0.1`, with a sign or not.
+/// `= 16` or `= 0.1`, with or without a sign.
 pub(crate) fn number(input: ParseStream<'_>) -> syn::Result<Spanned<f64>> {
     input.parse::<Token![=]>()?;
     let negative = input.parse::<Option<Token![-]>>()?.is_some();
@@ -77,7 +77,7 @@ pub(crate) fn number(input: ParseStream<'_>) -> syn::Result<Spanned<f64>> {
     Ok(Spanned::new(if negative { -value } else { value }, span))
 }
 
-/// Nothing, which means true, or `= true`, `= false`.
+/// Nothing, which means true, or `= true` or `= false`.
 pub(crate) fn switch(input: ParseStream<'_>) -> syn::Result<bool> {
     if input.parse::<Option<Token![=]>>()?.is_none() {
         return Ok(true);
@@ -88,7 +88,7 @@ pub(crate) fn switch(input: ParseStream<'_>) -> syn::Result<bool> {
 /// What is wrong with a dotted name, if anything.
 pub(crate) fn name_fault(name: &str, allow_wildcard: bool) -> Option<String> {
     if name.is_empty() {
-        return Some("an empty name names nothing".to_owned());
+        return Some("the name is empty".to_owned());
     }
     for segment in name.split('.') {
         if segment.is_empty() {

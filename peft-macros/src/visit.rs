@@ -7,13 +7,13 @@ use syn::{Member, Token};
 use crate::ast::{Body, Field, Input, Variant};
 use crate::value::at;
 
-/// What a visitor shows to the cursor.
+/// What a visitor passes to the cursor.
 enum Place<'a> {
     /// `&self.member`
     Shared(&'a Member),
     /// `&mut self.member`
     Exclusive(&'a Member),
-    /// What a pattern has bound.
+    /// What a pattern binds.
     Bound(&'a Ident),
 }
 
@@ -93,7 +93,7 @@ fn arm(variant: &Variant<'_>) -> TokenStream {
     }
 }
 
-/// The calls as one statement: a chain of calls is less work for the compiler than as many statements.
+/// The calls as one statement: a chain of calls is less work for the compiler than a statement for each.
 fn calls(calls: TokenStream) -> TokenStream {
     if calls.is_empty() {
         return calls;
@@ -102,7 +102,7 @@ fn calls(calls: TokenStream) -> TokenStream {
     quote!(#cursor #calls;)
 }
 
-/// One call of the cursor, under the span of the field's type: that is where an unknown type is reported.
+/// One call on the cursor, with the span of the field's type: that is where an unknown type is reported.
 fn call(field: &Field, place: &Place<'_>, transparent: bool) -> TokenStream {
     let span = field.ty.span;
     if transparent || field.attrs.flatten.is_some() {

@@ -7,7 +7,7 @@ use hf_hub::{Repo, RepoType};
 
 use crate::error::{Error, Result};
 
-/// A client of the hub; what it downloads stays in the cache that Python's clients use.
+/// A client for the hub; what it downloads stays in the cache that the Python clients use.
 pub struct Hub {
     api: Api,
 }
@@ -21,7 +21,7 @@ const MODEL_INDEX: &str = "model.safetensors.index.json";
 const ADAPTER_FILES: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
 
 impl Hub {
-    /// A client with the settings of the environment: `HF_ENDPOINT`, `HF_HOME`, the stored token.
+    /// A client with the settings from the environment: `HF_ENDPOINT`, `HF_HOME`, the stored token.
     ///
     /// # Errors
     /// [`Error::Hub`] if the client cannot be built.
@@ -29,7 +29,7 @@ impl Hub {
         Self::build(ApiBuilder::from_env())
     }
 
-    /// A client of another endpoint, with a cache folder of its own.
+    /// A client for another endpoint, with a cache folder of its own.
     ///
     /// # Errors
     /// [`Error::Hub`] if the client cannot be built.
@@ -42,15 +42,15 @@ impl Hub {
         Ok(Self { api: api.map_err(|error| hub_error("", "", error))? })
     }
 
-    /// Downloads a model's config, weights and tokenizer, as far as it has them; returns their folder.
+    /// Downloads a model's config and weights, and its tokenizer if it has one; returns their folder.
     ///
     /// # Errors
-    /// [`Error::Hub`] if the config or the weights cannot be had.
+    /// [`Error::Hub`] if the config or the weights cannot be obtained.
     pub fn model(&self, id: &str, revision: Option<&str>) -> Result<PathBuf> {
         let repo = self.repo(id, revision);
         let config = get(&repo, id, MODEL_CONFIG)?;
         for file in MODEL_OPTIONAL {
-            // A model without a tokenizer is a model all the same.
+            // A model without a tokenizer is still a model.
             let _ = repo.get(file);
         }
         if let Err(error) = repo.get(MODEL_WEIGHTS) {
@@ -65,7 +65,7 @@ impl Hub {
     /// Downloads an adapter's config and weights; returns their folder, for `load_adapter`.
     ///
     /// # Errors
-    /// [`Error::Hub`] if one of the files cannot be had.
+    /// [`Error::Hub`] if one of the files cannot be obtained.
     pub fn adapter(&self, id: &str, revision: Option<&str>) -> Result<PathBuf> {
         let repo = self.repo(id, revision);
         let mut folder = PathBuf::new();

@@ -1,5 +1,6 @@
-//! Parameter-efficient fine-tuning of [candle](https://github.com/huggingface/candle) models: LoRA, LoHa, LoKr, AdaLoRA and IA3
-//! adapters, put into the layers of any model in place, trained, merged, and kept in the files of Python PEFT 0.21.2.
+//! Parameter-efficient fine-tuning of [candle](https://github.com/huggingface/candle) models: LoRA, LoHa, LoKr, AdaLoRA
+//! and IA3 adapters, injected into the layers of any model in place, trained, merged, and stored in the file format of
+//! Python PEFT 0.21.2.
 //!
 //! ```
 //! use candle_core::{DType, Device, Tensor};
@@ -25,18 +26,18 @@
 //! # Ok::<(), peft_runtime::Error>(())
 //! ```
 //!
-//! # Where is what?
+//! # Where to look
 //!
 //! | I want to | look at |
 //! | --- | --- |
-//! | give a model of mine room for adapters | [`Injectable`](macro@Injectable), [`Adapted`], the constructors in [`nn`] |
+//! | make room for adapters in my own model | [`Injectable`](macro@Injectable), [`Adapted`], the constructors in [`nn`] |
 //! | choose a method and its targets | [`LoraConfig`], [`LohaConfig`], [`LokrConfig`], [`AdaLoraConfig`], [`Ia3Config`], [`targets!`] |
 //! | inject, activate, merge, save and load adapters | [`PeftModel`], which every model implements |
 //! | train | [`train`] |
-//! | load a model of another crate with adapters merged in | [`MergedWeights`] |
+//! | load another crate's model with adapters merged in | [`MergedWeights`] |
 //! | read, compare and combine adapters without a model | [`StoredAdapter`] |
-//! | write a method of my own | [`method::Method`] |
-//! | write a layer kind of my own | [`layer::BaseLayer`] |
+//! | write my own adapter method | [`method::Method`] |
+//! | write my own kind of layer | [`layer::BaseLayer`] |
 //!
 //! # Features
 //!
@@ -49,7 +50,7 @@
 //! | `accelerate`, `cuda`, `cudnn`, `metal`, `mkl`, `nccl` | candle's features of the same names |
 #![deny(unsafe_code)]
 
-// The derive's default path, also inside this crate.
+// The derive refers to `::peft_runtime` by default; this makes it work inside this crate too.
 extern crate self as peft_runtime;
 
 pub mod adapter;
@@ -100,10 +101,10 @@ pub use store::{
     StoredAdapter, StoredKind, StoredLayer, StoredShape, Unadapted, WriteProgress, WriteReport,
 };
 
-/// Training: optimiser, schedule, gradient checks and checkpoints, for a loop of your own.
+/// Training: optimiser, schedule, gradient checks and checkpoints, for your own training loop.
 ///
-/// [`Trainer`](train::Trainer) has all of it behind one call a batch. Its parts also work by themselves, with candle's optimisers:
-/// [`audit`](fn@train::audit) in one line of a loop, [`clip_by_global_norm`](train::clip_by_global_norm),
+/// [`Trainer`](train::Trainer) does all of it in one call per batch. The parts also work on their own, with candle's
+/// optimisers: [`audit`](fn@train::audit) in one line of a loop, [`clip_by_global_norm`](train::clip_by_global_norm),
 /// [`Schedule::factor`](train::Schedule::factor), [`Checkpoints`](train::Checkpoints).
 pub mod train {
     pub use crate::method::adalora::training::{Allocation, RankAllocator};
@@ -113,7 +114,7 @@ pub mod train {
 
 /// Target modules whose names are checked against the model at compile time.
 ///
-/// A name is the end of a module path by whole segments; `*` stands for any one segment.
+/// A name matches the end of a module path, by whole segments; `*` stands for any one segment.
 ///
 /// ```
 /// use candle_nn::Linear;
@@ -149,7 +150,7 @@ macro_rules! targets {
     };
 }
 
-/// What generated code names; not for use by hand.
+/// What generated code refers to; not for direct use.
 #[doc(hidden)]
 pub mod __private {
     pub use crate::config::Bias;
@@ -172,7 +173,7 @@ pub mod __private {
 /// `tests/tutorials`.
 #[cfg(doctest)]
 mod documents {
-    // Its second example needs a ready model.
+    // The README's second example needs a model from `models`.
     #[cfg(feature = "models")]
     #[doc = include_str!("../README.md")]
     struct FrontPage;

@@ -32,7 +32,7 @@ impl ModulePath {
         self.0.is_empty()
     }
 
-    /// The path of a child; `name` may hold dots itself, and an empty name is this path again.
+    /// The path of a child; `name` may itself contain dots; an empty name gives the same path.
     #[must_use]
     pub fn join(&self, name: impl fmt::Display) -> Self {
         let mut path = self.clone();
@@ -40,7 +40,7 @@ impl ModulePath {
         path
     }
 
-    /// Appends `name` in place; returns the length to give to [`ModulePath::truncate`] to take it back.
+    /// Appends `name` in place; returns the length that undoes this when passed to [`ModulePath::truncate`].
     pub(crate) fn push(&mut self, name: impl fmt::Display) -> usize {
         let length = self.0.len();
         let name = name.to_string();

@@ -1,4 +1,4 @@
-"""Write the parity cases from real PEFT, or check the written ones against the format page.
+"""Write the parity cases with real PEFT, or check the written ones against the format page.
 
     python tests/parity/generate.py [--out DIR] [--only GLOB] [--list] [--check]
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 
 #: PEFT writes sets in hash order, numeric libraries split sums by thread, and no model may come from a hub. Bytecode
-#: has no place in the source tree.
+#: does not belong in the source tree.
 ENVIRONMENT = {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
                "PYTHONDONTWRITEBYTECODE": "1"}
 
@@ -44,7 +44,7 @@ def main() -> int:
 
 
 def settle_environment() -> None:
-    """Start again with the environment that makes two runs write the same bytes."""
+    """Restart with the environment that makes two runs write the same bytes."""
     if any(os.environ.get(name) != value for name, value in ENVIRONMENT.items()):
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **ENVIRONMENT})
 

@@ -31,7 +31,7 @@ def milliseconds(action) -> float:
 
 
 def compared(what: str, rounds: int, plain, other) -> dict:
-    """The medians of two computations that take turns, and the second's in relation to the first's."""
+    """The medians of two computations that take turns, and the ratio of the second to the first."""
     plain()
     other()
     pairs = [(milliseconds(plain), milliseconds(other)) for _ in range(rounds)]
@@ -108,7 +108,7 @@ def main() -> None:
 
 
 def mixed(model, decoder, tokens, names):
-    """The hidden states with one adapter a row. PEFT routes in the forward pass of the whole model; this is what it does."""
+    """The hidden states with one adapter per row. PEFT routes in the whole model's forward pass; this does the same."""
     with model.base_model._enable_peft_forward_hooks(adapter_names=names):
         return decoder(input_ids=tokens)
 

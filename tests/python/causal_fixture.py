@@ -3,7 +3,7 @@
     python tests/python/causal_fixture.py
 
 `tests/fixtures/causal.safetensors` holds, for each model NAME: its `config.json` as bytes (`NAME.config`), its weights
-in half precision (`NAME.weights.…`), token ids with a mask of padding on the right, the logits, the loss of labels of
+in half precision (`NAME.weights.…`), token ids with a mask of padding on the right, the logits, the loss for labels of
 which some are ignored, and a greedy continuation of the first row. `tests/fixtures/NAME.gguf` are models in the layout
 of llama.cpp, whose ids and logits are in the same file under their names. The metadata name the versions.
 """
@@ -26,7 +26,7 @@ from transformers import (GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCaus
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 SMALL = {"vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
          "num_key_value_heads": 2, "intermediate_size": 32, "max_position_embeddings": 128}
-#: Reaches all three ranges of wave lengths at the sizes of these heads.
+#: Covers all three ranges of wavelengths at the sizes of these heads.
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 64, "rope_theta": 10000.0}
 PROMPT, NEW = 6, 12
@@ -59,7 +59,7 @@ GGUF_NAMES = {
 
 @torch.no_grad()
 def build(model_class: type, config: transformers.PreTrainedConfig) -> torch.nn.Module:
-    """A model with random weights that half precision holds exactly, large enough that an error shows."""
+    """A model with random weights that half precision holds exactly, large enough for errors to show."""
     config._attn_implementation = "eager"
     model = model_class(config).eval()
     for name, parameter in model.named_parameters():
@@ -98,14 +98,14 @@ def outputs(model: torch.nn.Module) -> dict[str, Tensor]:
         logits = model(greedy).logits[0, -1]
         first, second = logits.topk(2).values
         if first - second < 1e-2:
-            raise ValueError("a greedy choice is too close; take another seed")
+            raise ValueError("a greedy choice is too close; use another seed")
         greedy = torch.cat([greedy, logits.argmax().reshape(1, 1)], dim=1)
     return {
         "input_ids": ids,
         "attention_mask": mask,
         "logits": model(ids, attention_mask=mask).logits,
         "labels": labels,
-        # Tokens see no padding on their right, so that the mask does not matter to the loss.
+        # Tokens do not see the padding on their right, so the mask does not affect the loss.
         "loss": model(ids, labels=labels).loss.reshape(1),
         "greedy": greedy[0, PROMPT:],
     }
@@ -134,7 +134,7 @@ def gguf_name(name: str) -> str:
 
 @torch.no_grad()
 def write_gguf(path: Path, arch: str, kind: gguf.GGMLQuantizationType, model: torch.nn.Module) -> None:
-    """Writes a model, and gives it the weights that the file holds after rounding."""
+    """Writes a model, and sets its weights to those that the file holds after rounding."""
     config = model.config
     writer = gguf.GGUFWriter(path, arch)
     writer.add_context_length(config.max_position_embeddings)
@@ -163,7 +163,7 @@ def write_gguf(path: Path, arch: str, kind: gguf.GGMLQuantizationType, model: to
         writer.add_tensor(gguf_name(name), packed, raw_dtype=kind)
         rounded = torch.from_numpy(gguf.quants.dequantize(packed, kind).reshape(value.shape).astype(np.float32))
         if arch == "llama" and heads is not None:
-            # The way back: `permuted` with the two middle dimensions exchanged.
+            # The inverse: `permuted` with the two middle dimensions swapped.
             half = rounded.shape[0] // heads // 2
             rounded = rounded.reshape(heads, half, 2, -1).swapaxes(1, 2).reshape(rounded.shape)
         parameter.copy_(rounded)

@@ -1,10 +1,10 @@
-"""Reads a GGUF adapter with the published `gguf` package and holds it against the PEFT adapter it was made from.
+"""Reads a GGUF adapter with the published `gguf` package and compares it with the PEFT adapter it was made from.
 
     python tests/python/gguf_check.py FILE.gguf ADAPTER_DIR CONFIG.json
 
 For every weight, llama.cpp's update (alpha / rank of the tensor, times B·A) has to be PEFT's (the layer's own scaling, times
 B·A) within 1e-5, under the name that gguf's own table gives, with the rows of queries and keys as llama.cpp orders them.
-For plain, rank-stabilised and pattern LoRA on the Llama family.
+For plain LoRA, rsLoRA and LoRA with patterns, on the Llama family.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ARCHITECTURES = {
     "qwen2": gguf.MODEL_ARCH.QWEN2,
     "qwen3": gguf.MODEL_ARCH.QWEN3,
 }
-#: Whose rotary embedding turns neighbouring values.
+#: Architectures whose rotary embedding rotates neighbouring values.
 PAIRED = {"llama", "mistral"}
 TOLERANCE = 1e-5
 
@@ -136,7 +136,7 @@ def scaling(config: dict, path: str, rank: int) -> float:
 
 
 def pattern(patterns: dict, path: str, default: float) -> float:
-    """PEFT's choice: the first pattern that matches the end of the path from a dot on."""
+    """PEFT's choice: the first pattern that matches the whole path, or its end after a dot."""
     for key, value in patterns.items():
         if re.match(rf"(.*\.)?({key})$", path):
             return value

@@ -1,4 +1,4 @@
-"""Makes a HuggingFace folder of a GGUF file: `config.json`, `model.safetensors` in bfloat16, `tokenizer.json`.
+"""Makes a HuggingFace folder from a GGUF file: `config.json`, `model.safetensors` in bfloat16, `tokenizer.json`.
 
     python tests/python/gguf_folder.py FILE.gguf FOLDER
 """

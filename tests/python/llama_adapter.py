@@ -1,10 +1,10 @@
-"""Loads an adapter that the `llama` example saved into PyTorch and PEFT, on the same GGUF file made dense, and compares.
+"""Loads an adapter saved by the `llama` example into PyTorch and PEFT, on the same GGUF file made dense, and compares.
 
     python tests/python/llama_adapter.py --gguf FILE.gguf [--adapter DIR] [--logits FILE.safetensors] [--loss LOSS]
                                          [--data FILE.txt] [--seq 256]
 
-transformers reads the file, the tokenizer too. Prints the loss on the held-out text, as the example computes it, and how far the
-logits of `--logits`, which the example wrote, are from PEFT's. Fails if `--loss`, the `held_out_after` that the example printed
+transformers reads the file, including the tokenizer. Prints the loss on the held-out text, as the example computes it, and how
+far the logits of `--logits`, which the example wrote, are from PEFT's. Fails if `--loss`, the `held_out_after` that the example printed
 (without `--adapter` its `held_out_before`), or the logits are off by more than the tolerance.
 """
 
@@ -21,7 +21,7 @@ import transformers
 ALICE = pathlib.Path(__file__).parents[2] / "examples/data/alice.txt"
 HELD_OUT, MOST_WINDOWS = 10, 16
 
-#: In relation to the largest logit. Both sides compute in f32; between f32 and f64, PEFT's own logits differ by 2e-6.
+#: Relative to the largest logit. Both sides compute in f32; between f32 and f64, PEFT's own logits differ by 2e-6.
 LOGITS_TOLERANCE = 1e-4
 LOSS_TOLERANCE = 1e-3
 

@@ -2,7 +2,7 @@
 
     python tests/python/module_trees.py > tests/fixtures/module_trees.txt
 
-One model with every layer kind; after each heading comes `print(model)` once the adapters are in.
+One model with every layer kind; after each heading comes `print(model)` with the adapters injected.
 """
 
 import warnings

@@ -1,4 +1,4 @@
-"""Writes `tests/fixtures/peft_values.safetensors`: what PEFT computes where no parity case has a model for it.
+"""Writes `tests/fixtures/peft_values.safetensors`: what PEFT computes in cases for which the parity cases have no model.
 
     python tests/python/peft_values.py [FILE]
 
@@ -103,7 +103,7 @@ class Experts(nn.Module):
         if transposed:
             self.is_transposed = True
             up, down = (3, 4, 5), (3, 5, 6)
-        # The order of the names is not that of the alphabet, so that it shows which one PEFT goes by.
+        # The names are not in alphabetical order, so that it shows which order PEFT uses.
         self.up = nn.Parameter(torch.randn(up) * 0.5)
         self.down = nn.Parameter(torch.randn(down) * 0.5)
         self.transposed = transposed
@@ -117,7 +117,7 @@ class Experts(nn.Module):
 
 
 class Mixture(nn.Module):
-    """Experts with a linear layer before them, whose name one of the experts' weights has as well."""
+    """Experts after a linear layer whose name is also that of one of the experts' weights."""
 
     def __init__(self, transposed):
         super().__init__()
@@ -172,7 +172,7 @@ class Stack(nn.Module):
 
 
 class Towers(nn.Module):
-    """Three layers: two read the same input, the third another one."""
+    """Three layers: two read the same input, and the third a different one."""
 
     def __init__(self):
         super().__init__()
@@ -242,7 +242,7 @@ def put(case, **values):
 
 @torch.no_grad()
 def record(case, model, config, x, merges=True, embeddings=False):
-    """Base, adapter, and the outputs: fresh, acting, merged, disabled. Returns the model in its last state."""
+    """Records base, adapter, and the outputs: fresh, acting, merged, disabled. Returns the model in its last state."""
     put_base(case, model)
     put(case, x=x, expected__base=model(x))
     model = peft.get_peft_model(model, config).eval()
@@ -323,7 +323,7 @@ def heads():
         model = record(case, seeded(10, Language), config, ids, embeddings="auto").base_model.model
         for name in ("lin", "lm_head"):
             put(case, **{f"expected__{name}": getattr(model, name).base_layer.weight})
-        # What the file has of the head acts, whatever head the model had.
+        # The head's part in the file is used, whatever head the model had.
         other = seeded(10, Language)
         other.lm_head.weight *= 0.5
         put(case, expected__other_head=loaded(case, other)(ids))
@@ -334,7 +334,7 @@ def convolutions():
     for seed, (case, method, options) in enumerate((
         ("loha_conv1d", peft.LoHaConfig, {"r": 3}),
         ("loha_conv1d_core", peft.LoHaConfig, {"r": 3, "use_effective_conv2d": True}),
-        # The order in which PEFT lays out the product of a whole three-dimensional factor is its own.
+        # PEFT lays out the product of a whole three-dimensional factor in an order of its own.
         ("lokr_conv1d_whole", peft.LoKrConfig, {"r": 2}),
         ("lokr_conv1d_whole_both", peft.LoKrConfig, {"r": 1, "decompose_both": True, "decompose_factor": 3}),
         ("lokr_conv1d_product", peft.LoKrConfig, {"r": 1}),
@@ -356,7 +356,7 @@ def main() -> None:
     convolutions()
     texts.update(peft=peft.__version__, torch=torch.__version__)
     path = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parents[1] / "fixtures" / "peft_values.safetensors"
-    # Several entries would be written in an order that changes from run to run.
+    # With several entries, the order would change from run to run.
     save_file(tensors, path, metadata={"json": json.dumps(texts, sort_keys=True)})
 
 

@@ -5,7 +5,7 @@
 1. PEFT writes base models, inputs, adapters and outputs to DIR/from-python.
 2. The Rust program loads those adapters, compares the outputs and saves each adapter again; then it makes an adapter of
    its own for each base model, trains it for some steps and saves it to DIR/from-rust, with its output.
-3. PEFT loads those in two ways and compares the outputs; keys, shapes and configs are held against its own files; what
+3. PEFT loads those in two ways and compares the outputs; keys, shapes and configs are compared with its own files; what
    it saves again has the same bytes.
 
 The last line is `N passed, N failed`; the exit status is 1 if anything failed. Needs `requirements.txt`.
@@ -50,7 +50,7 @@ from torch import Tensor, nn  # noqa: E402
 
 RUST = "cargo run --release -q -p peft-tests --bin roundtrip --"
 
-#: How far an adapter must move the output, so that one without effect is seen.
+#: How far an adapter must change the output, so that one without effect is detected.
 VISIBLE = 1e-3
 
 
@@ -73,7 +73,7 @@ def main() -> int:
 
 
 def report(trips: list[Trip], roundtrip: Roundtrip) -> int:
-    """Run all steps and print a table, one line a case."""
+    """Run all steps and print a table, one line per case."""
     results = roundtrip.run(trips)
     width = max(len(trip.name) for trip in trips)
     print(f"{'case':<{width}}  {'PEFT to Rust':<16}  {'Rust to PEFT':<16}")
@@ -101,7 +101,7 @@ Result = str | None | Exception
 
 
 class Roundtrip:
-    """The folders of one run, and the program that stands on the other side."""
+    """The folders of one run, and the Rust program on the other side."""
 
     def __init__(self, folder: Path, rust: str) -> None:
         self.rust = shlex.split(rust)
@@ -114,7 +114,7 @@ class Roundtrip:
             stale.mkdir(parents=True)
 
     def folder(self, trip: Trip) -> Path:
-        """Where the case of PEFT's side is."""
+        """Where the case from PEFT's side is."""
         return (self.bases_alone if trip.unavailable else self.from_python) / trip.name
 
     def run(self, trips: list[Trip]) -> dict[tuple[str, str], Result]:
@@ -160,7 +160,7 @@ class Roundtrip:
         return lines
 
     def check_read(self, trip: Trip, line: str) -> str:
-        """Of the reading side: what it saved again is what PEFT saved."""
+        """Check the reading side: what it saved again is what PEFT saved."""
         theirs = self.folder(trip) / "adapters" / trip.adapter_name
         ours = adapter_folder(self.folder(trip) / "resaved", trip)
         same_bytes(ours / WEIGHTS, theirs / WEIGHTS)
@@ -203,7 +203,7 @@ class Roundtrip:
                            f"{sorted(ours.keys() - theirs.keys())}")
         excluded = ["auto_mapping"]  # names the Python class of the model
         if trip.pruned:
-            excluded.append("rank_pattern")  # comes out of training
+            excluded.append("rank_pattern")  # results from training
             check_pruned(ours, our_config["rank_pattern"], their_config["rank_pattern"])
         else:
             forms = [{key: (tensor.dtype, tensor.shape) for key, tensor in side.items()} for side in (ours, theirs)]
@@ -213,7 +213,7 @@ class Roundtrip:
         same_config(our_config, their_config, *excluded)
 
     def injected(self, trip: Trip, base: nn.Module, tensors: dict[str, Tensor], folder: Path) -> nn.Module:
-        """The low-level way: inject by the config, then set the tensors."""
+        """The low-level way: inject with the config, then set the tensors."""
         config = PeftConfig.from_pretrained(str(folder))
         if trip.pruned:  # a bare model cannot take a rank pattern
             model = get_peft_model(base, config, adapter_name=trip.adapter_name)
@@ -229,7 +229,7 @@ class Roundtrip:
 
 
 def write_base(trip: Trip, stand_in: Adapter, folder: Path) -> None:
-    """A case without an adapter that could be loaded, and an adapter of the same form next to it."""
+    """A case without a loadable adapter, and next to it an adapter of the same form."""
     seed(trip.case())
     base = build(trip.model)
     inputs = draw_inputs(trip.model, base)
@@ -249,7 +249,7 @@ def attempt(work: Callable[[], str | None]) -> Result:
 
 def said_ok(lines: dict[str, str], trip: Trip) -> str:
     """The Rust program's line for the case, if it is a good one."""
-    line = lines.get(trip.name, "the Rust program said nothing of it")
+    line = lines.get(trip.name, "the Rust program did not mention it")
     if not line.startswith("ok "):
         raise Mismatch(line)
     return line
@@ -266,7 +266,7 @@ def output(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
 
 
 def without_missing_keys(load: Callable[[], PeftModel]) -> PeftModel:
-    """PEFT only warns of keys that a file lacks."""
+    """PEFT only warns about keys that a file lacks."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         model = load()

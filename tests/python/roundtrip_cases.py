@@ -14,13 +14,13 @@ from oracle.spec import Adapter, Case, Model, adalora, dora, forward, ia3, load,
 from tables.common import CONV1D, EMB_CONV1D, MLP, bert, blocks, conv2d
 from torch import Tensor
 
-#: "Agrees within 1e-5" is meant as it is said: the absolute difference of any entry.
+#: "Agrees within 1e-5" is meant literally: the absolute difference of every entry.
 TOLERANCE = {"atol": 1e-5, "rtol": 0.0}
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A model, and the names of its layers by what they are."""
+    """A model, and the names of its layers by kind."""
 
     model: Model
     linear: tuple[str, ...]
@@ -32,7 +32,7 @@ class Kind:
     saved: str = "lin0"
     #: `trainable_token_indices`, of rows that the model's input has.
     tokens: dict[str, list[int]] | list[int] | None = None
-    #: The rank of factors that come out of a weight: no more than the smallest weight allows.
+    #: The rank of factors computed from a weight: no more than the smallest weight allows.
     rank: int = 2
     #: A linear layer and the smaller of its sizes, at which a converted LoftQ adapter is exact.
     full_rank: tuple[str, int] = ("lin0", 2)
@@ -54,8 +54,8 @@ KINDS = {
                  saved="intermediate.dense", tokens=[2, 3, 5, 7, 11, 13], full_rank=("value", 16)),
 }
 
-#: Draws of base models in which no two singular values at a cut are nearly equal, or whose outputs are not large: there
-#: the rounding of either side would use up the tolerance.
+#: Seeds of base models in which no two singular values at a cut are nearly equal, or whose outputs are not large:
+#: otherwise the rounding of either side would use up the tolerance.
 SALTS = {"bias_all_blocks": 34, "olora_bert": 1, "pissa_bert": 14, "pissa_blocks": 6, "pissa_mlp": 6}
 
 #: What plain LoRA adapts.
@@ -78,7 +78,7 @@ class Trip:
     noise: float = 0.2
     learning_rate: float = 0.02
     steps: int = 3
-    #: Draws other random numbers.
+    #: Draws different random numbers.
     salt: int = 0
     #: Why PEFT cannot write such an adapter here, and the config whose files have the same form.
     unavailable: str | None = None
@@ -86,7 +86,7 @@ class Trip:
 
     @property
     def pruned(self) -> bool:
-        """Whether the saved ranks follow from training, so that PEFT's and ours differ."""
+        """Whether the saved ranks result from training, so that PEFT's and ours differ."""
         return self.adapter.method == "ADALORA" and self.adapter.recipe is not None
 
     def case(self) -> Case:
@@ -115,7 +115,7 @@ def on_kind(name: str, kind: Kind) -> Iterator[Trip]:
         case = f"{method}_{name}"
         return Trip(case, kind.model, adapter, salt=SALTS.get(case, 0), **options)
 
-    # `Conv1d(1, 1, 2)` has two weights, and a rank over that is refused in Rust.
+    # `Conv1d(1, 1, 2)` has two weights, and a higher rank is refused in Rust.
     small = {"r": 2} if kind.conv1d else {}
     everything = kind.targets(*ALL)
     first, last = everything[0], everything[-1]
@@ -157,19 +157,19 @@ def on_kind(name: str, kind: Kind) -> Iterator[Trip]:
 
 
 def nudged(peft: PeftModel, name: str, inputs: dict[str, Tensor]) -> None:
-    """A little away from the initial state, as a short training would leave it."""
+    """A little away from the initial state, as after a short training run."""
     with torch.no_grad():
         for tensor in adapter_tensors(peft, name).values():
             tensor.add_(0.03 * torch.randn(tensor.shape))
 
 
 def factorised(init: str, targets: tuple[str, ...] | list[str], rank: int, **config) -> Adapter:
-    """A small scaling keeps what two factorisations of one weight differ by within the tolerance."""
+    """A small scaling keeps the difference between two factorisations of one weight within the tolerance."""
     return lora(*targets, **{"r": rank, "lora_alpha": 2 * rank, "init_lora_weights": init, "recipe": nudged} | config)
 
 
 def kept(name: str, kind: Kind) -> dict[str, str]:
-    """Of four ranks in each adapted layer, which AdaLoRA has kept: none, some or all."""
+    """Which of the four ranks in each adapted layer AdaLoRA has kept: none, some or all."""
     layers = {
         "blocks": [*(f"layers.0.{layer}" for layer in (
             "attn.q_proj", "attn.v_proj", "mlp.up_proj", "mlp.down_proj")), "lm_head"],
@@ -182,12 +182,12 @@ def kept(name: str, kind: Kind) -> dict[str, str]:
 
 
 def loftq(name: str, kind: Kind) -> Trip:
-    """LoftQ at full rank, where the factors make up for the whole loss, saved as plain LoRA for the original base."""
+    """LoftQ at full rank, where the factors make up for the entire loss, saved as plain LoRA for the original base."""
     target, rank = kind.full_rank
     adapter = lora(target, r=rank, lora_alpha=rank, init_lora_weights="loftq",
                    loftq_config={"loftq_bits": 4, "loftq_iter": 1}, recipe=nudged, converted=True)
     stand_in = lora(target, r=2 * rank, lora_alpha=2 * rank)
-    # PEFT quantises only on the GPU, and does not convert LoftQ adapters correctly: it would take the loss of quantising for
+    # PEFT quantises only on the GPU, and does not convert LoftQ adapters correctly: it would treat the quantisation loss as
     # a part of the base. So only the Rust program's files are read.
     missing = "no bitsandbytes" if importlib.util.find_spec("bitsandbytes") is None else "PEFT does not convert LoftQ"
     if not torch.cuda.is_available():
@@ -195,7 +195,7 @@ def loftq(name: str, kind: Kind) -> Trip:
     return Trip(name, kind.model, adapter, noise=0.05, unavailable=missing, stand_in=stand_in)
 
 
-#: Config fields that change which files there are or what is in them, once each.
+#: Config fields that change which files there are or what they contain, once each.
 EXTRAS = [
     Trip("named_mlp", MLP, lora("lin0", "lin1"), adapter_name="other"),
     Trip("all_linear_mlp", MLP, lora(target_modules="all-linear")),

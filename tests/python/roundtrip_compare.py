@@ -44,7 +44,7 @@ def same_bytes(ours: Path, theirs: Path) -> None:
 
 
 def same_config(ours: dict, theirs: dict, *excluded: str) -> None:
-    """Exactly the same fields; equal values and types, but for the order of sets and the fields named."""
+    """Exactly the same fields; equal values and types, except for the order of sets and the excluded fields."""
     if ours.keys() != theirs.keys():
         raise Mismatch(f"{CONFIG}: PEFT's only {sorted(theirs.keys() - ours.keys())}, ours only "
                        f"{sorted(ours.keys() - theirs.keys())}")

@@ -47,7 +47,7 @@ def read(path: str):
 
 
 def orthogonality(model):
-    """AdaLoRA's term of the loss, which PEFT adds itself only where a model's output has a loss."""
+    """AdaLoRA's term of the loss, which PEFT itself adds only if a model's output has a loss."""
     distances = []
     for name, parameter in model.named_parameters():
         if "lora_A" in name or "lora_B" in name:

@@ -44,7 +44,7 @@ def llama(shape: str) -> transformers.LlamaForCausalLM:
 
 
 def rss_mb() -> int | None:
-    """What the process has now: after the imports, what the imports take."""
+    """The memory of the process now; after the imports, what the imports take."""
     try:
         with open("/proc/self/status", encoding="utf-8") as status:
             return next(int(line.split()[1]) // 1024 for line in status if line.startswith("VmRSS:"))

@@ -21,8 +21,7 @@ impl Tolerance {
         Self { atol, rtol: 0.0 }
     }
 
-    /// A share of the largest expected element, the same for every element: that is what rounding leaves of sums whose terms
-    /// cancel.
+    /// A share of the largest expected element, the same for every element: what rounding leaves in sums whose terms cancel.
     pub fn of_largest(share: f64, expected: &Tensor) -> Self {
         let largest =
             elements(expected).map_or(0.0, |elements| elements.into_iter().map(f64::abs).fold(0.0, f64::max));
@@ -39,18 +38,18 @@ pub struct LargestErrors {
     pub max_rel: f64,
 }
 
-/// Below this, a value's relative error says nothing.
+/// Below this, a value's relative error is not meaningful.
 const TINY: f64 = 1e-3;
 
 impl LargestErrors {
-    /// The larger ones of two comparisons.
+    /// The larger errors of two comparisons.
     #[must_use]
     pub fn max(self, other: Self) -> Self {
         Self { max_abs: self.max_abs.max(other.max_abs), max_rel: self.max_rel.max(other.max_rel) }
     }
 }
 
-/// An element out of tolerance.
+/// An element that is out of tolerance.
 struct Outlier {
     index: usize,
     found: f64,
@@ -63,14 +62,14 @@ impl Outlier {
         (self.found - self.expected).abs()
     }
 
-    /// By how much the error is over what is allowed; NaN is over everything.
+    /// By how much the error exceeds what is allowed; NaN exceeds everything.
     fn excess(&self) -> f64 {
         let excess = self.error() - self.allowed;
         if excess.is_nan() { f64::INFINITY } else { excess }
     }
 }
 
-/// Compares the elements of two tensors, of whatever types.
+/// Compares the elements of two tensors of any types.
 ///
 /// # Errors
 /// If the shapes differ or an element is out of tolerance: says which one is furthest out, and how many are.

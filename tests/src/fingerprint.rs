@@ -1,4 +1,4 @@
-//! Everything that a call which fails must leave as it was.
+//! Everything that a failed call must leave as it was.
 
 use std::collections::BTreeMap;
 
@@ -8,14 +8,14 @@ use peft_runtime::prelude::*;
 
 use crate::tensors::bits;
 
-/// What a model is, to the bit.
+/// The state of a model, bit for bit.
 #[derive(Debug, PartialEq)]
 pub struct Fingerprint {
     adapters: Vec<String>,
     active: Vec<String>,
     /// By layer: enabled, active, merged, trainable.
     layers: Vec<LayerStatus>,
-    /// The names of the variables that train.
+    /// The names of the trainable variables.
     trainable: Vec<String>,
     tree: String,
     summary: String,

@@ -1,4 +1,4 @@
-//! The float types that layers may have, with how far two ways to one result may be apart in each.
+//! The float types that layers may have, each with the tolerance between two ways of computing one result.
 
 use candle_core::{DType, Tensor};
 
@@ -9,9 +9,10 @@ use crate::close::Tolerance;
 pub struct FloatType {
     /// Which it is.
     pub dtype: DType,
-    /// How far two ways to an output of a [`Specimen`](crate::specimen::Specimen) may be apart, whose values are around 10.
+    /// How far apart two ways of computing an output of a [`Specimen`](crate::specimen::Specimen) may be; outputs are around
+    /// 10.
     pub specimen: Tolerance,
-    /// How far a result may be from that in double precision, as a share of its largest element.
+    /// How far a result may be from the one in double precision, as a share of its largest element.
     pub rounding: f64,
 }
 
@@ -30,13 +31,13 @@ impl FloatType {
     /// The row of a type.
     ///
     /// # Panics
-    /// If it is not a type of the table.
+    /// If the type is not in the table.
     pub fn of(dtype: DType) -> Self {
         let row = FLOAT_TYPES.into_iter().find(|row| row.dtype == dtype);
         row.unwrap_or_else(|| panic!("{dtype:?} has no row"))
     }
 
-    /// How far a result may be from this one in double precision; below 1, errors are not measured by its size.
+    /// How far a result may be from this one in double precision; if this is below 1, errors are not relative to its size.
     pub fn rounding_of(self, expected: &Tensor) -> Tolerance {
         let Tolerance { atol, .. } = Tolerance::of_largest(self.rounding, expected);
         Tolerance::absolute(atol.max(self.rounding))

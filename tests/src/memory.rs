@@ -1,4 +1,4 @@
-//! An allocator that counts: what is in use, the most that was, and the largest single piece, of all threads and of each.
+//! An allocator that counts: the memory in use, its peak, and the largest single allocation, for all threads and for each.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -18,10 +18,10 @@ thread_local! {
     static INPUT: Cell<u64> = const { Cell::new(0) };
 }
 
-/// No test needs a piece of this size. It is refused, which ends the process, after the input is named.
+/// No test needs an allocation of this size. It is refused, which ends the process, after the input is named.
 const REFUSED: usize = 1 << 33;
 
-/// Starts an account of the memory that is used beyond what is in use now, and returns how much that is.
+/// Starts counting the memory that is used beyond what is in use now, and returns how much is in use now.
 pub fn start() -> usize {
     let in_use = IN_USE.load(Relaxed);
     MOST.store(in_use, Relaxed);
@@ -29,34 +29,34 @@ pub fn start() -> usize {
     in_use
 }
 
-/// The most that was in use since [`start`], beyond what was in use then.
+/// The most memory that was in use since [`start`], beyond what was in use then.
 pub fn most_since(start: usize) -> usize {
     MOST.load(Relaxed).saturating_sub(start)
 }
 
-/// The largest piece that any thread asked for since [`start`].
+/// The largest allocation that any thread asked for since [`start`].
 pub fn largest_of_all_threads() -> usize {
     LARGEST_OF_ALL.load(Relaxed)
 }
 
-/// Says which input this thread works on, and starts an account of its largest piece.
+/// Sets the input that this thread works on, and starts counting its largest allocation.
 pub fn start_input(input: u64) {
     INPUT.set(input);
     LARGEST.set(0);
 }
 
-/// The largest piece that this thread asked for since [`start_input`].
+/// The largest allocation that this thread asked for since [`start_input`].
 pub fn largest_piece() -> usize {
     LARGEST.get()
 }
 
-/// Names the input of the thread that asks for too much. Nothing here may allocate.
+/// Prints the input of the thread that asks for too much. Nothing here may allocate.
 fn say_refused(size: usize) {
     let input = INPUT.try_with(Cell::get).unwrap_or_default();
     let _ = writeln!(std::io::stderr(), "input {input} asks for {size} bytes in one piece");
 }
 
-// SAFETY: every call is passed on to the system's allocator as it is, or returns null as one that has no memory left.
+// SAFETY: every call is passed on to the system's allocator unchanged, or returns null as if no memory were left.
 unsafe impl GlobalAlloc for CountingAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         let size = layout.size();
@@ -67,7 +67,7 @@ unsafe impl GlobalAlloc for CountingAllocator {
         let in_use = IN_USE.fetch_add(size, Relaxed) + size;
         MOST.fetch_max(in_use, Relaxed);
         LARGEST_OF_ALL.fetch_max(size, Relaxed);
-        // A thread that ends has no account any more.
+        // A thread that is ending no longer has a count.
         let _ = LARGEST.try_with(|largest| largest.set(largest.get().max(size)));
         // SAFETY: the caller keeps the contract, which is the same.
         unsafe { System.alloc(layout) }

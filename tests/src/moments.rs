@@ -1,4 +1,4 @@
-//! Random moments at which processes are killed: other ones in each run, so that over time every moment comes up.
+//! Random moments at which processes are killed: different ones in each run, so that over time every moment comes up.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -7,7 +7,7 @@ use rand_chacha::rand_core::{RngCore, SeedableRng};
 
 /// A source of random moments.
 pub struct Moments {
-    /// The seed, which a test names when it fails.
+    /// The seed, which a test prints when it fails.
     pub seed: u64,
     generator: ChaCha8Rng,
 }

@@ -1,8 +1,8 @@
-//! Changes to bytes and texts that a seed decides, for tests that read damaged input.
+//! Changes to bytes and texts, determined by a seed, for tests that read damaged input.
 
 use std::ops::Range;
 
-/// Decides what is changed: the same seed decides the same.
+/// Decides what is changed: the same seed makes the same changes.
 pub trait Chance {
     /// A number below `limit`, which is at least 1.
     fn below(&mut self, limit: usize) -> usize;
@@ -20,7 +20,7 @@ pub trait Chance {
     }
 }
 
-/// Numbers at which programs go wrong.
+/// Numbers that programs often get wrong.
 const NUMBERS: [u64; 14] = [
     0,
     1,
@@ -38,7 +38,7 @@ const NUMBERS: [u64; 14] = [
     u64::MAX,
 ];
 
-/// Words at which readers of texts go wrong.
+/// Words that parsers often get wrong.
 const WORDS: [&str; 42] = [
     "0",
     "-1",
@@ -84,11 +84,11 @@ const WORDS: [&str; 42] = [
     "base_model.model.",
 ];
 
-/// How many changes one input gets at most.
+/// The maximum number of changes to one input.
 const CHANGES: usize = 6;
 /// The longest part that is moved about.
 const LONGEST: usize = 64;
-/// No input grows beyond this.
+/// The maximum length of an input.
 const LIMIT: usize = 1 << 20;
 
 /// `bytes` with a few changes, some of them parts of `other`.
@@ -101,7 +101,7 @@ pub fn mutate(bytes: &[u8], other: &[u8], chance: &mut impl Chance) -> Vec<u8> {
     bytes
 }
 
-/// `text` with a few changes; bytes that are not UTF-8 any more are replaced.
+/// `text` with a few changes; bytes that are no longer UTF-8 are replaced.
 pub fn mutate_text(text: &str, other: &str, chance: &mut impl Chance) -> String {
     String::from_utf8_lossy(&mutate(text.as_bytes(), other.as_bytes(), chance)).into_owned()
 }
@@ -152,7 +152,7 @@ fn insert(bytes: &mut Vec<u8>, at: usize, part: &[u8]) {
     drop(bytes.splice(at..at, part.iter().copied()));
 }
 
-/// Gives one of the numbers of a text another value.
+/// Changes the value of one of the numbers in a text.
 fn replace_number(bytes: &mut Vec<u8>, chance: &mut impl Chance) {
     let mut numbers: Vec<Range<usize>> = Vec::new();
     for at in (0..bytes.len()).filter(|at| bytes[*at].is_ascii_digit()) {

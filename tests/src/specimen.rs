@@ -25,7 +25,7 @@ enum AnyLayer {
     Conv2d(Adapted<Conv2d>),
 }
 
-/// The layer kinds, each with settings of its own.
+/// The layer kinds, each with its own settings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// `Linear` with a bias.
@@ -62,7 +62,7 @@ impl Kind {
     /// Those whose weight is one matrix that multiplies the input.
     pub const LINEAR: [Self; 3] = [Self::Linear, Self::LinearNoBias, Self::Transposed];
 
-    /// Those whose weight begins with its outputs and is not a table.
+    /// Those whose weight has its outputs as the first dimension and is not a table.
     pub const OUTPUTS_FIRST: [Self; 5] =
         [Self::Linear, Self::LinearNoBias, Self::Conv1d, Self::Conv2d, Self::GroupedConv2d];
 
@@ -81,13 +81,13 @@ impl Kind {
 /// The sizes of a layer.
 #[derive(Clone, Copy, Debug)]
 pub struct Sizes {
-    /// The features or channels of its input; even for a convolution in groups.
+    /// The number of features or channels of its input; has to be even for a convolution in groups.
     pub inputs: usize,
-    /// The features or channels of its output; even for a convolution in groups.
+    /// The number of features or channels of its output; has to be even for a convolution in groups.
     pub outputs: usize,
 }
 
-/// Two sizes that differ, so that exchanged dimensions show.
+/// Two sizes that differ, so that swapped dimensions are noticed.
 const SIZES: Sizes = Sizes { inputs: 6, outputs: 8 };
 
 /// The rows of an embedding.
@@ -101,7 +101,7 @@ impl Specimen {
     /// A model whose `layer` is of this kind, with random weights.
     ///
     /// # Errors
-    /// If the device refuses.
+    /// If a tensor cannot be created.
     pub fn new(kind: Kind, dtype: DType) -> Result<Self> {
         Self::with_sizes(kind, dtype, SIZES)
     }
@@ -109,7 +109,7 @@ impl Specimen {
     /// The same with other sizes.
     ///
     /// # Errors
-    /// If the device refuses.
+    /// If a tensor cannot be created.
     pub fn with_sizes(kind: Kind, dtype: DType, sizes: Sizes) -> Result<Self> {
         let Sizes { inputs, outputs } = sizes;
         let bias = weight(&[outputs], dtype)?;
@@ -149,7 +149,7 @@ impl Specimen {
     /// An input for the model: three rows.
     ///
     /// # Errors
-    /// If the device refuses.
+    /// If a tensor cannot be created.
     pub fn input(kind: Kind, dtype: DType) -> Result<Tensor> {
         Self::input_of(kind, dtype, SIZES)
     }
@@ -157,7 +157,7 @@ impl Specimen {
     /// The same for a model with other sizes.
     ///
     /// # Errors
-    /// If the device refuses.
+    /// If a tensor cannot be created.
     pub fn input_of(kind: Kind, dtype: DType, Sizes { inputs, .. }: Sizes) -> Result<Tensor> {
         match kind {
             Kind::Linear | Kind::LinearNoBias | Kind::Transposed => weight(&[3, 5, inputs], dtype),

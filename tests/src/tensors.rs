@@ -9,7 +9,7 @@ use peft_runtime::prelude::*;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
-/// A source of random tensors that a seed decides.
+/// A source of random tensors, determined by a seed.
 pub struct Generator(ChaCha8Rng);
 
 impl Generator {
@@ -37,15 +37,15 @@ thread_local! {
 
 /// Values in f32 with the mean 0 and the standard deviation 1.
 ///
-/// A test runs on a thread of its own, and every thread draws the same sequence: what passes once passes always. (With one
-/// test thread all tests share a sequence, which depends on the tests that run, and on nothing else.)
+/// A test runs on a thread of its own, and every thread draws the same sequence: what passes once always passes. (With one
+/// test thread all tests share a sequence, which depends only on the tests that run.)
 pub fn random(shape: impl Into<Shape>) -> Tensor {
     random_with(shape, 1.0)
 }
 
-/// The same with another standard deviation.
+/// The same with a different standard deviation.
 pub fn random_with(shape: impl Into<Shape>, deviation: f64) -> Tensor {
-    // A uniform distribution in ±1 has the deviation 1 / √3.
+    // A uniform distribution in ±1 has the standard deviation 1 / √3.
     let bound = deviation * 3f64.sqrt();
     let drawn = GENERATOR.with_borrow_mut(|generator| generator.uniform(shape, bound, DType::F32));
     drawn.expect("the processor has room for a small tensor")
@@ -63,11 +63,11 @@ pub fn randomise<M: Injectable>(model: &mut M, name: &str, deviation: f64) -> pe
     model.load_adapter_state_dict(&state, name)
 }
 
-/// A base model's weights that are drawn when the model asks for them, whatever their names.
+/// A base model's weights, drawn when the model asks for them, whatever their names.
 pub struct RandomWeights;
 
 impl RandomWeights {
-    /// A builder of models that draws their weights here, with the standard deviation 0.3.
+    /// A builder that draws the weights of models from here, with the standard deviation 0.3.
     pub fn var_builder(dtype: DType) -> VarBuilder<'static> {
         VarBuilder::from_backend(Box::new(Self), dtype, Device::Cpu)
     }

@@ -1,4 +1,4 @@
-//! A run of training that is the same every time: the model, the data and the trainer of the tests of checkpoints.
+//! A training run that is the same every time: the model, the data and the trainer for the tests of checkpoints.
 
 use std::path::Path;
 
@@ -65,7 +65,7 @@ impl Mlp {
     /// The model without adapters.
     ///
     /// # Errors
-    /// If the device refuses.
+    /// If a tensor cannot be created.
     pub fn new() -> candle_core::Result<Self> {
         Ok(Self { blocks: vec![Block::new(0.0)?, Block::new(1.0)?], head: linear(FEATURES, OUTPUTS, 2.0)? })
     }
@@ -73,7 +73,7 @@ impl Mlp {
     /// The model with an adapter called `default`, in training mode.
     ///
     /// # Errors
-    /// If the device refuses.
+    /// If a tensor cannot be created.
     pub fn adapted(method: Method) -> Result<Self> {
         let mut model = Self::new()?;
         let targets = targets!(Mlp; "up", "down", "head");
@@ -100,7 +100,7 @@ impl Mlp {
         self.head.forward(&x)
     }
 
-    /// The same output, of blocks that are checkpoints of the graph.
+    /// The same output, with gradient checkpointing of the blocks.
     ///
     /// # Errors
     /// If the input does not fit.
@@ -113,7 +113,7 @@ impl Mlp {
     /// The loss of batch `number`.
     ///
     /// # Errors
-    /// If the device refuses.
+    /// If a tensor cannot be created.
     pub fn loss(&self, number: u64) -> candle_core::Result<Tensor> {
         let x = input(number)?;
         let target = (x.narrow(1, 0, OUTPUTS)?.sqr()? - 0.3)?;
@@ -124,12 +124,12 @@ impl Mlp {
 /// The inputs of batch `number`.
 ///
 /// # Errors
-/// If the device refuses.
+/// If a tensor cannot be created.
 pub fn input(number: u64) -> candle_core::Result<Tensor> {
     wave(5, FEATURES, 10.0 + number as f32)
 }
 
-/// A trainer as every run has it: two losses a step, a checkpoint after every `every` steps.
+/// The trainer of every run: two losses per step, a checkpoint after every `every` steps.
 ///
 /// # Errors
 /// If the model has no adapter.
@@ -145,7 +145,7 @@ pub fn trainer(model: &Mlp, method: Method, folder: &Path, every: u64) -> Result
     })
 }
 
-/// Goes on with the run in `folder`, or starts it, until it has come to `steps` steps; `pause` is called after each.
+/// Resumes the run in `folder`, or starts it, until it has taken `steps` steps; `pause` is called after each.
 ///
 /// # Errors
 /// If a step or a checkpoint fails.

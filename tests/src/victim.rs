@@ -1,4 +1,4 @@
-//! The small model that hostile files are aimed at, and the adapters that a process is killed over.
+//! The small model that hostile files are aimed at, and the adapters that killed processes save.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -44,7 +44,7 @@ impl Victim {
     /// The model without adapters.
     ///
     /// # Errors
-    /// If the device refuses.
+    /// If a tensor cannot be created.
     pub fn new() -> candle_core::Result<Self> {
         Ok(Self {
             embed: Adapted::new(Embedding::new(wave(&[7, 5], 1.0)?, 5)),
@@ -70,13 +70,13 @@ impl Victim {
     /// Ids for the model: two rows.
     ///
     /// # Errors
-    /// If the device refuses.
+    /// If a tensor cannot be created.
     pub fn ids() -> candle_core::Result<Tensor> {
         Tensor::new(&[[0u32, 3, 6], [1, 2, 5]], &Device::Cpu)
     }
 }
 
-/// The adapters that are saved over each other: any two differ in config and weights, some in shapes as well.
+/// The adapters that are saved over each other: any two differ in config and weights, and some in shapes as well.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Variant(pub usize);
 
@@ -89,7 +89,7 @@ impl Variant {
         (0..Self::COUNT).map(Self)
     }
 
-    /// The variant after this one, and after the last the first.
+    /// The variant after this one; the first comes after the last.
     #[must_use]
     pub fn following(self) -> Self {
         Self((self.0 + 1) % Self::COUNT)
@@ -104,7 +104,7 @@ impl Variant {
     /// A model with this adapter as `name`.
     ///
     /// # Errors
-    /// If the device refuses.
+    /// If a tensor cannot be created.
     pub fn model(self, name: &str) -> Result<Victim> {
         let mut model = Victim::new()?;
         model.inject_adapter(&self.config(), name)?;
@@ -117,7 +117,7 @@ impl Variant {
     }
 }
 
-/// Config and tensors of an adapter, to the bit.
+/// Config and tensors of an adapter, bit for bit.
 type Contents = (String, BTreeMap<String, Vec<u32>>);
 
 fn contents(model: &Victim, name: &str) -> Result<Contents> {
@@ -130,7 +130,7 @@ fn contents(model: &Victim, name: &str) -> Result<Contents> {
     Ok((config, tensors))
 }
 
-/// The variants as they are when they come out of a folder.
+/// The variants as they are when loaded from a folder.
 pub struct KnownVariants {
     name: String,
     all: Vec<Contents>,
@@ -140,14 +140,14 @@ impl KnownVariants {
     /// The variants, for an adapter called `name`.
     ///
     /// # Errors
-    /// If the device refuses.
+    /// If a tensor cannot be created.
     pub fn new(name: &str) -> Result<Self> {
         let all =
             Variant::all().map(|variant| contents(&variant.model(name)?, name)).collect::<Result<_>>()?;
         Ok(Self { name: name.to_owned(), all })
     }
 
-    /// The variant that `folder` holds; `None` if it is not the whole of any of them.
+    /// The variant that `folder` holds; `None` if it does not hold a complete one.
     ///
     /// # Errors
     /// If it cannot be loaded.

@@ -18,7 +18,7 @@ use peft_tests::victim::Victim;
 #[global_allocator]
 static ALLOCATOR: CountingAllocator = CountingAllocator;
 
-/// How much memory reading may take apart from the size of the files: small models, tables, caches of threads.
+/// How much memory reading may take besides the size of the files: small models, tables, caches of threads.
 const ALLOWED: usize = 64 << 20;
 /// How many copies of a file may be in memory, in the forms it has while it is parsed.
 const COPIES: usize = 24;
@@ -49,7 +49,7 @@ fn outcome(attack: &Attack) -> Result<(), String> {
                 let start: String = text.chars().take(2000).collect();
                 return Err(format!("the error lacks `{says}` or `{}`: {start}", attack.file));
             }
-            // Where `RUST_BACKTRACE` is set, candle's errors come with one.
+            // If `RUST_BACKTRACE` is set, candle's errors include a backtrace.
             text.lines().take_while(|line| !line.starts_with("   0: ")).collect()
         }
     };
@@ -78,7 +78,7 @@ fn every_attack_has_the_outcome_that_the_list_names() {
 }
 
 #[test]
-fn the_sound_files_that_attacks_are_made_of_are_taken() {
+fn the_valid_files_that_attacks_are_made_from_are_accepted() {
     let _lock = lock_memory_count();
     let folder = tempfile::tempdir().unwrap();
     let (config, weights) = sound_adapter().unwrap();
@@ -103,7 +103,7 @@ fn write_adapter(folder: &Path, config: &[u8], weights: &[u8]) {
     std::fs::write(folder.join(WEIGHTS), weights).unwrap();
 }
 
-/// Goes on with a run from these files.
+/// Resumes a run from these files.
 fn resume(method: Method, run: RunFiles) -> Result<(), Error> {
     let folder = tempfile::tempdir().unwrap();
     for (name, bytes) in run.into_files() {
@@ -159,7 +159,7 @@ fn a_checkpoint_cut_short_anywhere_is_refused() {
         let sound = RunFiles::of_run(method).unwrap();
         for name in sound.names() {
             let whole = sound.bytes(&name);
-            // A prime, so that the cuts come anywhere. The last byte of the state ends its line.
+            // A prime, so that the cuts fall anywhere. The last byte of the state ends its line.
             for end in (0..whole.len() - 1).step_by(97) {
                 let mut run = sound.clone();
                 run.damage(&name, whole[..end].to_vec());
@@ -194,9 +194,9 @@ fn the_list_of_attacks_names_every_one() {
         std::fs::write(&path, &list).unwrap();
     }
     let written = std::fs::read_to_string(&path).unwrap_or_default();
-    assert!(written == list, "attacks/README.md is not the list of attacks; BLESS=1 writes it again");
+    assert!(written == list, "attacks/README.md is not the list of attacks; BLESS=1 rewrites it");
     let mut names: Vec<&str> = all().iter().map(|attack| attack.name).collect();
     names.sort_unstable();
     names.dedup();
-    assert_eq!(names.len(), all().len(), "two attacks have one name");
+    assert_eq!(names.len(), all().len(), "two attacks have the same name");
 }

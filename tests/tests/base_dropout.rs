@@ -1,4 +1,4 @@
-//! Dropout of the model's own: when it acts, which masks it draws, and that a run goes on with them.
+//! The model's own dropout: when it acts, which masks it draws, and that a resumed run continues them.
 
 use std::path::Path;
 
@@ -100,16 +100,16 @@ fn a_probability_of_zero_changes_nothing() {
 }
 
 #[test]
-fn the_masks_are_those_of_the_seed_the_path_and_the_call() {
+fn masks_depend_only_on_the_seed_the_path_and_the_call() {
     let sequence = |seed| {
         let model = Model::training(seed);
         [model.output(), model.output(), model.output()]
     };
     assert_eq!(sequence(1), sequence(1));
-    assert!(sequence(1).iter().zip(sequence(2)).all(|(a, b)| *a != b), "another seed");
+    assert!(sequence(1).iter().zip(sequence(2)).all(|(a, b)| *a != b), "a different seed");
     let model = Model::training(1);
-    assert_ne!(mask(&model.blocks[0].dropout), mask(&model.blocks[1].dropout), "another path");
-    // A clone goes on where the model is, by itself.
+    assert_ne!(mask(&model.blocks[0].dropout), mask(&model.blocks[1].dropout), "a different path");
+    // A clone continues from where the model is, independently.
     let copy = model.clone();
     assert_eq!(copy.output(), model.output());
     let _ = copy.output();
@@ -132,7 +132,7 @@ fn threads_share_the_sequence_of_masks() {
 }
 
 #[test]
-fn the_first_adapter_finds_the_model_in_the_mode_it_is_in() {
+fn the_first_adapter_starts_in_the_mode_of_the_model() {
     // The model's own dropout drops nothing, so that only the adapter's shows.
     for training in [false, true] {
         let mut model = Model::new(0.0);
@@ -157,7 +157,7 @@ fn copies_of_replicated_blocks_draw_masks_of_their_own() {
 }
 
 #[test]
-fn a_block_that_is_computed_again_drops_the_same() {
+fn a_recomputed_block_drops_the_same() {
     let model = Model::training(7);
     let twin = model.clone();
     for number in 0..3 {
@@ -176,7 +176,7 @@ fn a_block_that_is_computed_again_drops_the_same() {
     }
 }
 
-/// Goes on with the run in `folder`, or starts it, until it has come to `steps` steps.
+/// Resumes the run in `folder`, or starts it, until it has taken `steps` steps.
 fn run(folder: &Path, steps: u64) -> Result<()> {
     let model = Model::training(7);
     let trainer = Trainer::new(&model, AdamW::for_model(&model, 0.05)?, Schedule::constant())?;
@@ -190,7 +190,7 @@ fn run(folder: &Path, steps: u64) -> Result<()> {
 }
 
 #[test]
-fn a_run_that_goes_on_drops_what_it_would_have_dropped() {
+fn a_resumed_run_drops_what_it_would_have_dropped() {
     let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     run(whole.path(), 6).unwrap();
     for steps in [1, 3, 6] {

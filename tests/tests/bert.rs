@@ -1,4 +1,4 @@
-//! BERT with made-up weights: half precision, padding that nothing sees, and dropout.
+//! BERT with made-up weights: half precision, padding without effect, and dropout.
 
 use std::path::Path;
 
@@ -57,7 +57,7 @@ fn half_precision_computes_what_full_precision_does_also_with_a_mask() {
             let expected = models[0].forward(&ids(), None, mask.as_ref()).unwrap();
             let hidden = model.forward(&ids(), None, mask.as_ref()).unwrap();
             assert_eq!(hidden.dtype(), dtype);
-            // Normed values around 1, rounded to 8 or 11 bits in each of two layers. A NaN is within no tolerance.
+            // Normalised values around 1, rounded to 8 or 11 bits in each of two layers. A NaN is never within tolerance.
             assert_close(&hidden, &expected, Tolerance::absolute(0.1), format_args!("{dtype:?}"));
         }
     }
@@ -187,14 +187,14 @@ fn dropout_in_half_precision_is_near_that_in_full_precision() {
     let mut models = models();
     models.iter_mut().for_each(PeftModel::train);
     let run = |model: &BertModel| model.forward(&ids(), None, Some(&mask())).unwrap();
-    // The masks are those of the places, whatever the precision.
+    // The masks depend on positions, not on the precision.
     let [full, others @ ..] = models.each_ref().map(run);
     for hidden in others {
         assert_close(&hidden, &full, Tolerance::absolute(0.3), format_args!("{:?}", hidden.dtype()));
     }
 }
 
-/// Goes on with the run in `folder`, or starts it, until it has come to `steps` steps.
+/// Resumes the run in `folder`, or starts it, until it has taken `steps` steps.
 fn run(base: &BertModel, folder: &Path, steps: u64) -> peft_runtime::Result<()> {
     let mut model = base.clone();
     model.inject_adapter(&LoraConfig::new(2, 4.0).with_seed(7), "default")?;
@@ -210,7 +210,7 @@ fn run(base: &BertModel, folder: &Path, steps: u64) -> peft_runtime::Result<()> 
 }
 
 #[test]
-fn a_run_that_goes_on_drops_what_it_would_have_dropped() {
+fn a_resumed_run_drops_what_it_would_have_dropped() {
     let base = build(&config(&[])).unwrap();
     let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     run(&base, whole.path(), 4).unwrap();

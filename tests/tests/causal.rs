@@ -1,4 +1,4 @@
-//! Language models against what transformers computes on tiny random ones; `python/causal_fixture.py` wrote the fixtures.
+//! Language models compared with transformers on tiny random ones; `python/causal_fixture.py` wrote the fixtures.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -21,7 +21,7 @@ const LLAMAS: [&str; 5] = ["llama", "biased", "mistral", "qwen2", "qwen3"];
 /// The models that are GGUF files.
 const GGUFS: [&str; 3] = ["llama_gguf", "qwen2_gguf", "qwen3_gguf"];
 const TOLERANCE: Tolerance = Tolerance::absolute(1e-4);
-/// How many tokens of the first row the greedy continuations go on from.
+/// How many tokens of the first row are the prompt of the greedy continuations.
 const PROMPT: usize = 6;
 
 fn path(name: &str) -> PathBuf {
@@ -56,7 +56,7 @@ fn gpt2() -> Gpt2Model {
     Gpt2Model::new(&config("gpt2"), weights("gpt2")).unwrap()
 }
 
-/// What the tests ask of both models.
+/// What the tests need from both models.
 trait Language: CausalModel {
     fn logits(&self, ids: &Tensor, mask: Option<&Tensor>) -> Result<Tensor>;
     fn next_token_loss(&self, ids: &Tensor, labels: &Tensor) -> Result<Tensor>;
@@ -112,7 +112,7 @@ fn check_generation(name: &str, model: &impl Language) {
     let mut seen = Vec::new();
     let options = GenerateOptions::new(expected.len());
     let tokens = generate(model, &prompt(name), &options, |token| seen.push(token)).unwrap();
-    assert_eq!(tokens, expected, "`{name}` goes on in another way");
+    assert_eq!(tokens, expected, "`{name}` continues differently");
     assert_eq!(seen, expected);
 }
 
@@ -129,7 +129,7 @@ fn the_loss_is_that_of_transformers_whichever_way_the_head_is_computed() {
     for name in LLAMAS {
         let mut model = llama(name);
         check_loss(name, &model);
-        // An adapter on the head: the logits are formed. A fresh one changes nothing.
+        // With an adapter on the head, the logits are formed. A fresh one changes nothing.
         model.inject_adapter(&LoraConfig::new(2, 4.0).with_targets(["lm_head"]), "default").unwrap();
         check_loss(name, &model);
     }
@@ -211,7 +211,7 @@ fn the_linear_layers_of_a_folder_are_quantized_and_nothing_else() {
     let folder = tempfile::tempdir().unwrap();
     write_folder("llama", folder.path());
     let quantized = |dtype| LlamaModel::from_folder_quantized(folder.path(), dtype, &Device::Cpu);
-    // Blocks of one float: the values are the dense ones.
+    // With blocks of one float, the values are the dense ones.
     let model = quantized(GgmlDType::F32).unwrap();
     check_logits("llama", &model);
     check_loss("llama", &model);
@@ -244,7 +244,7 @@ fn checkpointing_changes_no_gradient() {
     randomise(&mut model, "default", 0.2).unwrap();
     let (ids, labels) = (tensor("qwen3", "input_ids"), tensor("qwen3", "labels"));
     model.train();
-    // Dropout goes on in its streams, so that each run starts from a model of its own.
+    // Dropout advances its streams, so each run starts from its own model.
     let gradients = |checkpointing: bool| {
         let mut model = model.clone();
         model.set_gradient_checkpointing(checkpointing);

@@ -1,4 +1,4 @@
-//! What the documents promise: the tests they name exist, their links lead somewhere, and their code compiles.
+//! What the documents promise: the tests they name exist, the targets of their links exist, and their code compiles.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -33,19 +33,19 @@ fn documents() -> Vec<String> {
     documents
 }
 
-/// What stands between back-ticks.
+/// The text between back-ticks.
 fn code(text: &str) -> Vec<&str> {
     text.split('`').skip(1).step_by(2).collect()
 }
 
-/// The text of a file of tests: in `tests/tests`, or in the sources of the runtime or the command line.
+/// The text of a file with tests: in `tests/tests`, or in the sources of the runtime or the command line.
 fn test_file(name: &str) -> Option<String> {
     let places =
         [format!("tests/tests/{name}"), format!("peft-runtime/src/{name}"), format!("peft-runtime/{name}")];
     places.iter().find_map(|place| std::fs::read_to_string(root().join(place)).ok())
 }
 
-/// What one part of a row's last column names and is not there: `FILE: TEST, TEST` or `parity CASES`.
+/// What one part of a row's last column names but does not exist: `FILE: TEST, TEST` or `parity CASES`.
 fn absent(part: &str, cases: &[String]) -> Vec<String> {
     let part = part.trim();
     if part.starts_with("round trip") {
@@ -81,7 +81,7 @@ fn every_row_of_the_coverage_page_names_tests_that_exist() {
         let last = row.trim_end_matches([' ', '|']).rsplit(" | ").next().unwrap_or_default();
         wrong.extend(last.split(';').flat_map(|part| absent(part, &cases)));
     }
-    assert!(wrong.is_empty(), "docs/coverage.md names what is not there:\n{}", wrong.join("\n"));
+    assert!(wrong.is_empty(), "docs/coverage.md names what does not exist:\n{}", wrong.join("\n"));
 }
 
 #[test]
@@ -101,7 +101,7 @@ fn prose(text: &str) -> Vec<&str> {
     text.lines().filter(outside).collect()
 }
 
-/// The names that headings have in links, as GitHub makes them.
+/// The names that headings have in links, as GitHub generates them.
 fn anchors(text: &str) -> BTreeSet<String> {
     let mut anchors = BTreeSet::new();
     for heading in prose(text).into_iter().filter(|line| line.starts_with('#')) {
@@ -115,7 +115,7 @@ fn anchors(text: &str) -> BTreeSet<String> {
     anchors
 }
 
-/// Where the links of a document lead, but for those out of the repository.
+/// The targets of a document's links, except those outside the repository.
 fn links(text: &str) -> Vec<&str> {
     let lines = prose(text).into_iter();
     let targets = lines.flat_map(|line| line.split("](").skip(1)).filter_map(|rest| rest.split(')').next());
@@ -155,7 +155,7 @@ fn the_code_of_every_document_is_compiled() {
     }
 }
 
-/// The pages whose blocks of code are the files of a package, and the package.
+/// The pages whose code blocks are the files of a package, each with the package.
 const TUTORIALS: [(&str, &str); 2] =
     [("docs/tutorial.md", "tests/tutorials/finetune"), ("docs/your-own-model.md", "tests/tutorials/curves")];
 
@@ -182,7 +182,7 @@ fn the_files_in_the_tutorials_are_those_of_their_packages() {
             assert_eq!(
                 block,
                 read(format!("{package}/{file}")),
-                "{page} shows another `{file}` than {package}"
+                "{page} shows a different `{file}` from {package}"
             );
             shown.push(file.to_owned());
         }

@@ -1,4 +1,4 @@
-//! What dropout does to LoHa and LoKr in training mode: it drops whole rows of the update, or the update of a whole layer.
+//! What dropout does to LoHa and LoKr in training mode: it drops rows of the update, or the whole update of a layer.
 
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::{Conv1d, Conv1dConfig, Conv2d, Conv2dConfig, Linear, Module};
@@ -39,7 +39,7 @@ impl Model {
         model
     }
 
-    /// What each layer makes of the same input in every call, `[outputs, …]`.
+    /// The output of each layer for the same input in every call, `[outputs, …]`.
     fn outputs(&self) -> [Tensor; 3] {
         let mut generator = Generator::from_seed(1);
         let mut input = |shape: &[usize]| generator.uniform(shape, 1.0, DType::F32).unwrap();
@@ -51,14 +51,14 @@ impl Model {
         outputs.map(|output| output.unwrap().transpose(0, 1).unwrap().contiguous().unwrap())
     }
 
-    /// The same where nothing is dropped.
+    /// The same with nothing dropped.
     fn whole(&self) -> [Tensor; 3] {
         let mut model = self.clone();
         model.eval();
         model.outputs()
     }
 
-    /// What each row of each layer's update is multiplied by in one call.
+    /// The factor of each row of each layer's update in one call.
     fn draw(&self, whole: &[Tensor; 3]) -> Vec<Vec<f32>> {
         self.outputs().iter().zip(whole).map(|(dropped, whole)| factors(dropped, whole)).collect()
     }
@@ -86,7 +86,7 @@ fn lokr() -> LokrConfig {
     LokrConfig::new(1, 4.0).with_targets(LAYERS)
 }
 
-/// Configs that drop rows with the probability, and whether those that are left are divided by their share.
+/// Configs that drop rows with this probability, and whether the remaining rows are divided by their share.
 fn dropping_rows(probability: f64) -> Vec<(&'static str, Box<dyn AdapterMethod>, bool)> {
     let (loha, lokr) = (loha().with_rank_dropout(probability), lokr().with_rank_dropout(probability));
     vec![
@@ -103,7 +103,7 @@ fn dropping_rows(probability: f64) -> Vec<(&'static str, Box<dyn AdapterMethod>,
 }
 
 #[test]
-fn whole_rows_are_dropped_and_those_that_are_left_divided_by_their_share_where_the_method_says_so() {
+fn whole_rows_are_dropped_and_the_rest_divided_by_their_share_where_the_method_says_so() {
     const CALLS: usize = 40;
     for (what, config, rescales) in dropping_rows(0.25) {
         let model = Model::new(&*config, OUT);
@@ -125,7 +125,7 @@ fn whole_rows_are_dropped_and_those_that_are_left_divided_by_their_share_where_t
 }
 
 #[test]
-fn module_dropout_leaves_out_the_adapter_of_a_layer_and_rescales_nothing() {
+fn module_dropout_drops_the_adapter_of_a_layer_and_rescales_nothing() {
     const CALLS: usize = 200;
     let configs: [(&str, Box<dyn AdapterMethod>); 2] = [
         ("loha", Box::new(loha().with_module_dropout(0.25))),
@@ -153,7 +153,7 @@ fn module_dropout_leaves_out_the_adapter_of_a_layer_and_rescales_nothing() {
 }
 
 #[test]
-fn in_evaluation_mode_and_in_a_merge_nothing_is_dropped() {
+fn nothing_is_dropped_in_evaluation_mode_or_in_a_merge() {
     type Config = Box<dyn AdapterMethod>;
     let (dropping_loha, dropping_lokr) = (loha().with_rank_dropout(0.5), lokr().with_rank_dropout(0.5));
     let configs: [(&str, Config, Config); 2] = [
@@ -193,14 +193,14 @@ fn the_same_seed_drops_the_same_and_every_call_draws_anew() {
         };
         let first = calls(&*seven);
         assert_eq!(first, calls(&*seven), "{what}: the same seed");
-        assert_ne!(first, calls(&*eight), "{what}: another seed");
+        assert_ne!(first, calls(&*eight), "{what}: a different seed");
         assert!(first[0] != first[1] && first[1] != first[2], "{what}: each call");
         assert_ne!(first[0][0], first[0][1], "{what}: each layer");
     }
 }
 
 #[test]
-fn where_all_rows_are_dropped_the_update_is_zero_and_gradients_are_numbers() {
+fn where_all_rows_are_dropped_the_update_is_zero_and_gradients_are_finite() {
     // Both rows of a layer are dropped in more than half of the calls.
     for (what, config, _) in dropping_rows(0.75) {
         let model = Model::new(&*config, 2);

@@ -1,5 +1,5 @@
 //! A residual connection by `forward_add` or `forward_swiglu_add` is the sum of the residual and the layer's output, whatever
-//! is on the layer.
+//! adapters the layer has.
 
 use candle_core::quantized::GgmlDType;
 use candle_core::{DType, Result, Tensor, Var};
@@ -90,7 +90,7 @@ fn random(shape: &[usize], dtype: DType) -> Tensor {
     random_with(shape, 0.5).to_dtype(dtype).unwrap()
 }
 
-/// Two inputs and a residual that want gradients.
+/// Two inputs and a residual that require gradients.
 fn variables(dtype: DType) -> [Var; 3] {
     let variable = |features: usize| Var::from_tensor(&random(&[ROWS, 5, features], dtype)).unwrap();
     [variable(IN), variable(IN), variable(OUT)]
@@ -106,7 +106,7 @@ fn assert_same_sum(ours: &Tensor, theirs: &Tensor, what: &str) {
     assert_close(ours, theirs, Tolerance::absolute(1e-5 + share.atol), what);
 }
 
-/// Checks sums in one pass, or what takes its place, against the ops one after the other, in value and gradients.
+/// Checks sums in one pass, or what replaces them, against the separate ops, in value and gradients.
 fn check(model: &Model, dtype: DType, what: &str) {
     let [x, up, residual] = variables(dtype);
     let sum = |x: &Tensor| (residual.as_tensor() + model.forward(x).unwrap()).unwrap();
@@ -153,7 +153,7 @@ fn check_states(
         model.unmerge_adapters().unwrap();
     }
     for rows in [["__base__"; ROWS], [NAME; ROWS], [NAME, "__base__", NAME]] {
-        // Some methods do not mix.
+        // Some methods cannot be combined on one layer.
         let _ = model.with_adapter_rows(&rows, |model| check(model, dtype, &format!("{what}, {rows:?}")));
     }
     if pairs {
@@ -193,10 +193,10 @@ fn what_does_not_fit_is_refused() {
     let model = Model::of_kind(Kind::Linear, DType::F32).unwrap();
     let [x, up, residual] = variables(DType::F32);
     let first = |tensor: &Tensor| tensor.narrow(0, 0, 1).unwrap();
-    assert!(model.forward_add(&x, &first(&residual)).is_err(), "a residual of another shape");
-    assert!(model.forward_add(&residual, &residual).is_err(), "an input of another size");
-    assert!(model.forward_swiglu_add(&x, &first(&up), &residual).is_err(), "two shapes");
-    assert!(model.forward_swiglu_add(&residual, &residual, &residual).is_err(), "factors of another size");
+    assert!(model.forward_add(&x, &first(&residual)).is_err(), "a residual of the wrong shape");
+    assert!(model.forward_add(&residual, &residual).is_err(), "an input of the wrong size");
+    assert!(model.forward_swiglu_add(&x, &first(&up), &residual).is_err(), "different shapes");
+    assert!(model.forward_swiglu_add(&residual, &residual, &residual).is_err(), "factors of the wrong size");
 }
 
 #[test]

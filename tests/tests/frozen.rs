@@ -1,4 +1,4 @@
-//! Frozen weights cost nothing: no gradient of their shape, also where candle's own layers make one.
+//! Frozen weights cost nothing: no gradient has their shape, even where candle's own layers would compute one.
 
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Tensor, Var};
@@ -55,7 +55,7 @@ fn after_backward_no_gradient_has_the_shape_of_a_frozen_weight() {
         Box::new(lora.clone().with_targets(["up"])),
         Box::new(lora.clone().with_targets(["up", "down"])),
         Box::new(lora.with_targets(["up", "middle", "down"])),
-        // Once as an update of low rank, and once as ΔW itself.
+        // Once as a low-rank update, and once as ΔW itself.
         Box::new(loha.clone().with_rank_pattern([("up", 2)]).with_targets(["up"])),
         Box::new(loha.with_rank_pattern([("up", 9)]).with_targets(["up", "down"])),
         Box::new(lokr.clone().with_targets(["up"])),
@@ -68,13 +68,13 @@ fn after_backward_no_gradient_has_the_shape_of_a_frozen_weight() {
         let grads = model.forward(&x).sqr().unwrap().sum_all().unwrap().backward().unwrap();
         assert!(!has_frozen_shape(&shapes(&grads)));
         assert!(grads.get(&x).is_some(), "the input still gets its gradient");
-        // Activations may leave a gradient behind; nothing two-dimensional but factors and activations is there.
+        // Activations may leave a gradient; nothing else two-dimensional but the factors has one.
         assert_eq!(grads.get_ids().count(), model.trainable_parameters().len() + 1);
     }
 }
 
 #[test]
-fn a_layer_without_adapters_makes_no_gradient_of_its_weight_either() {
+fn a_layer_without_adapters_computes_no_gradient_of_its_weight_either() {
     let model = Mlp::new();
     let x = Var::from_tensor(&random(&[5, IN])).unwrap();
     let grads = model.forward(&x).sum_all().unwrap().backward().unwrap();
@@ -82,7 +82,7 @@ fn a_layer_without_adapters_makes_no_gradient_of_its_weight_either() {
 }
 
 #[test]
-fn candles_own_layer_makes_one_so_the_test_can_fail() {
+fn candles_own_layer_computes_one_so_the_test_can_fail() {
     let plain = Linear::new(random(&[WIDE, IN]), None);
     let x = Var::from_tensor(&random(&[5, IN])).unwrap();
     let grads = plain.forward(&x).unwrap().sum_all().unwrap().backward().unwrap();

@@ -13,7 +13,7 @@ use ::peft_runtime::Injectable;
 type Adapted = ::peft_runtime::Adapted<::candle_nn::Linear>;
 
 mod shadows {
-    //! Names of the prelude with another meaning.
+    //! Names of the prelude with a different meaning.
     pub(crate) struct Option;
     pub(crate) struct Result;
     pub(crate) struct Vec;

@@ -1,4 +1,4 @@
-//! What an injection refuses, and that it then changes nothing.
+//! What an injection refuses, and that a refused injection changes nothing.
 
 use candle_core::{DType, Device, Tensor};
 use candle_nn::{BatchNorm, Conv2d, Conv2dConfig, Embedding, LayerNorm, Linear};
@@ -133,7 +133,7 @@ fn a_pattern_that_backtracks_without_end_is_stopped_and_named() {
 fn a_rank_beyond_the_weights_of_a_layer_is_refused() {
     let config = LoraConfig::new(17, 1.0).with_targets(["lm_head"]);
     let text = texts(&config);
-    assert_eq!(text, ["rank 17 is over the dimensions of `lm_head`, which holds 16 weights ([4, 4])"]);
+    assert_eq!(text, ["rank 17 is too large for `lm_head`, which holds 16 weights ([4, 4])"]);
     assert!(model().inject_adapter(&LoraConfig::new(16, 1.0).with_targets(["lm_head"]), "default").is_ok());
 }
 

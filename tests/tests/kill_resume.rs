@@ -1,4 +1,4 @@
-//! A real process that is killed at random moments and resumed ends with the bytes of one that was not.
+//! A process that is killed at random moments and resumed ends with the same bytes as an uninterrupted one.
 
 #![cfg(unix)]
 
@@ -12,7 +12,7 @@ use peft_tests::training::files;
 
 const STEPS: u64 = 30;
 
-/// How often the process is killed; then it may come to its end.
+/// How often the process is killed before it may finish.
 const KILLS: usize = 12;
 
 fn start(folder: &Path) -> Child {
@@ -44,7 +44,7 @@ fn a_run_killed_at_random_moments_ends_with_the_same_bytes() {
         }
         assert!(status.code().is_none(), "seed {seed}: the process failed by itself: {status}");
         kills += 1;
-        // Whatever it was doing, the newest checkpoint is whole, and no step is lost once it was written.
+        // Whatever it was doing, the newest checkpoint is complete, and no step is lost once it was written.
         let latest = Checkpoints::new(&broken).latest().unwrap();
         let step = latest.map_or(0, |checkpoint| checkpoint.state().step);
         assert!(step >= reached, "seed {seed}: step {step} after {reached}");

@@ -1,4 +1,4 @@
-//! A process that is killed, or whose save fails: the folder always holds the whole of the old adapter or of the new one.
+//! A process is killed, or its save fails: the folder always holds either the complete old adapter or the complete new one.
 
 #![cfg(unix)]
 
@@ -15,13 +15,13 @@ use peft_tests::moments::Moments;
 use peft_tests::training::files;
 use peft_tests::victim::{KnownVariants, Variant};
 
-/// How often a process is killed, half of the times over the adapter of the folder itself, half over one with a name.
+/// How often a process is killed: half of the time while saving the folder's own adapter, half while saving a named one.
 const ROUNDS: usize = 200;
 
 /// What a folder with one adapter holds, when nothing is left over.
 const WHOLE: [&str; 3] = ["README.md", "adapter_config.json", "adapter_model.safetensors"];
 
-/// A folder in memory where there is one: every save waits for the disk several times.
+/// A folder in memory if possible: every save waits for the disk several times.
 fn folder() -> tempfile::TempDir {
     let memory = Path::new("/dev/shm");
     let in_memory = if memory.is_dir() { tempfile::tempdir_in(memory).ok() } else { None };
@@ -84,7 +84,7 @@ fn a_process_killed_while_it_saves_leaves_a_whole_adapter() {
                 Err(error) => panic!("{place}: {}: {:?}", error.chain(), names_in(folder)),
             };
         }
-        assert!(seen.len() > 1, "seed {}: no process came to save anything", moments.seed);
+        assert!(seen.len() > 1, "seed {}: no process got to save anything", moments.seed);
         check_clean(folder, name);
     }
 }
@@ -106,7 +106,7 @@ fn readers_see_whole_adapters_while_a_writer_changes_them() {
     for mut writer in writers {
         assert!(writer.wait().unwrap().success());
     }
-    // The last of one or of the other: both go through all of them.
+    // The last variant of one writer or the other: both go through all of them.
     assert!(known.in_folder(folder).unwrap().is_some());
     assert_eq!(names_in(folder), WHOLE);
     assert!(reads > 0);
@@ -131,7 +131,7 @@ fn several_processes_saving_adapters_of_several_names_do_not_disturb_each_other(
     assert_eq!(names_in(folder), expected);
 }
 
-/// A failed save: the status and the words of an error, and every file as it was before.
+/// Checks a failed save: the status and words of an error, and every file unchanged.
 fn check_refused(folder: &Path, before: &[(String, Vec<u8>)], output: &Output, says: &[&str]) {
     let text = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{}: {text}", output.status);
@@ -147,7 +147,7 @@ fn a_limit_on_the_size_of_files_leaves_the_old_adapter() {
     let folder = folder();
     Variant(0).model("default").unwrap().save_pretrained(folder.path(), "default").unwrap();
     let before = files(folder.path()).unwrap();
-    // The shell sets the limit, of half a kilobyte, and has the signal ignored that would end the process.
+    // The shell sets a limit of half a kilobyte, and ignores the signal that would end the process.
     let program = env!("CARGO_BIN_EXE_save_victim");
     let script = format!("trap '' XFSZ; ulimit -f 1; exec '{program}' \"$@\"");
     let mut command = Command::new("sh");
@@ -157,14 +157,14 @@ fn a_limit_on_the_size_of_files_leaves_the_old_adapter() {
     check_clean(folder.path(), "default");
 }
 
-/// Mounts a small file system on `place`, as only the administrator can.
+/// Mounts a small file system on `place`, which only the administrator may do.
 fn mount_small(place: &Path) -> bool {
     let options = "size=64k,mode=0777";
     let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(place).output();
     mounted.is_ok_and(|output| output.status.success())
 }
 
-/// Takes a mounted file system away again, whatever becomes of the test.
+/// Unmounts the file system, whatever the outcome of the test.
 struct Mounted(PathBuf);
 
 impl Drop for Mounted {
@@ -191,7 +191,7 @@ fn a_full_disk_leaves_the_old_adapter() {
     let folder = mounted.0.join("adapter");
     Variant(0).model("default").unwrap().save_pretrained(&folder, "default").unwrap();
     let filler = mounted.0.join("filler");
-    // Whatever is free, down to the last page.
+    // All free space, down to the last page.
     let filled = std::fs::write(&filler, vec![0u8; 1 << 20]);
     assert!(filled.is_err(), "the file system is not full");
     let before = files(&folder).unwrap();
@@ -201,7 +201,7 @@ fn a_full_disk_leaves_the_old_adapter() {
     check_clean(&folder, "default");
 }
 
-/// The administrator may write anywhere: as such, the test runs the process as somebody else.
+/// The administrator may write anywhere, so as administrator the test runs the process as another user.
 const NOBODY: u32 = 65_534;
 
 #[test]

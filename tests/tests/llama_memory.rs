@@ -1,4 +1,4 @@
-//! Training keeps of a block of a language model what its backward pass reads, and nothing else.
+//! For each block of a language model, training keeps what the backward pass reads, and nothing else.
 
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
@@ -46,7 +46,7 @@ fn model() -> LlamaModel {
 fn a_block_keeps_what_its_backward_pass_reads() {
     let model = model();
     let ids = Tensor::zeros((1, TOKENS), DType::U32, &Device::Cpu).unwrap();
-    // What the first pass makes for good is not counted.
+    // What the first pass allocates permanently is not counted.
     drop(model.hidden_states(&ids, None).unwrap());
     let before = memory::start();
     let hidden = model.hidden_states(&ids, None).unwrap();
@@ -54,7 +54,7 @@ fn a_block_keeps_what_its_backward_pass_reads() {
     assert!(hidden.track_op());
 
     let head = HIDDEN / HEADS;
-    // Both norms, queries, what attention gives, and the sums with it and with the feed-forward layer.
+    // Both norms, queries, attention's output, and the residual sums after attention and after the feed-forward layer.
     let of_hidden_size = 6 * HIDDEN;
     let keys_and_values = 2 * KEY_VALUE_HEADS * head;
     let gate_and_up = 2 * WIDE;
@@ -64,6 +64,6 @@ fn a_block_keeps_what_its_backward_pass_reads() {
     // The embedding, the last norm, cosines and sines.
     let others = 2 * HIDDEN + head;
     let expected = (BLOCKS * block + others) * TOKENS * size_of::<f32>();
-    // The graph itself takes a little. One more tensor of hidden size in each block would be seven in a hundred.
+    // The graph itself takes a little. One more tensor of hidden size in each block would add seven percent.
     assert!(kept <= expected + expected / 50, "{kept} bytes are kept, {expected} are read");
 }

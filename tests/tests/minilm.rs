@@ -1,6 +1,6 @@
-//! BERT on real weights, against what transformers computes.
+//! BERT on real weights, compared with transformers.
 //!
-//! The weights are not part of the repository: `scripts/fetch-assets.sh DIR` brings them, and `PEFT_ASSETS=DIR` tells where
+//! The weights are not part of the repository: `scripts/fetch-assets.sh DIR` downloads them, and `PEFT_ASSETS=DIR` says where
 //! they are. Without that variable the test says that it was skipped.
 
 use std::path::PathBuf;

@@ -1,4 +1,4 @@
-//! A method of your own: what it takes, and that its initial values are worked out only where nothing else supplies them.
+//! A method of your own: what it needs, and that its initial values are computed only where nothing else supplies them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -25,7 +25,7 @@ struct Shift {
     draws: Draws,
 }
 
-/// How many initial values were worked out, for a config and all its copies.
+/// How many initial values were computed, for a config and all its copies.
 #[derive(Clone, Debug, Default)]
 struct Draws(Arc<AtomicUsize>);
 
@@ -193,7 +193,7 @@ fn it_acts_together_with_other_methods() {
     let options = CombineOptions::new(CombinationType::Linear);
     let error = model.add_weighted_adapter(&[("shift", 1.0)], "sum", &options).unwrap_err();
     assert_eq!(error.to_string(), "cannot combine adapter `shift`: Shift has no weighted combination");
-    // Without a bias there is no merged form, which is known before anything is merged.
+    // Without a bias, merging is impossible, which is known before anything is merged.
     model.inject_adapter(&shift(["first", "second"]), "both").unwrap();
     let error = model.merge_adapters(&MergeOptions::adapters(["both"])).unwrap_err();
     assert_eq!(error.to_string(), "cannot merge adapter `both` into `second`: there is no bias to shift");

@@ -1,4 +1,4 @@
-//! Replays every folder of `parity/cases` as a test of its name: `cargo test -p peft-tests --test parity lora_bert`.
+//! Replays every folder of `parity/cases` as a test of that name: `cargo test -p peft-tests --test parity lora_bert`.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -12,20 +12,20 @@ fn trial(folder: PathBuf) -> Trial {
     Trial::test(name.clone(), move || replay(&folder, &name))
 }
 
-/// Replays a case, which has to carry the name of its folder: that is the name it is called by.
+/// Replays a case, which has to have the name of its folder, because the test is called by that name.
 fn replay(folder: &Path, name: &str) -> Result<(), Failed> {
     let report = run_case(folder)?;
     if report.split(' ').nth(1) == Some(name) {
         Ok(())
     } else {
-        Err(format!("`case.json` has another name than its folder: {report}").into())
+        Err(format!("`case.json` has a different name from its folder: {report}").into())
     }
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     let cases = Path::new(env!("CARGO_MANIFEST_DIR")).join("parity/cases");
-    // A folder that is missing or empty is a failure whatever tests are asked for.
+    // A missing or empty folder is a failure whatever tests are selected.
     let folders: Result<Vec<PathBuf>, Failure> = find_cases(&[cases]).into_iter().collect();
     match folders {
         Ok(folders) => libtest_mimic::run(&arguments, folders.into_iter().map(trial).collect()).exit_code(),
@@ -36,7 +36,7 @@ fn main() -> ExitCode {
     }
 }
 
-#[expect(clippy::print_stderr, reason = "without a test there is nothing else that could say it")]
+#[expect(clippy::print_stderr, reason = "without a test, nothing else could report it")]
 fn report_failure(failure: &Failure) {
     eprintln!("{failure}");
 }

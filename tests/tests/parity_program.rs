@@ -84,5 +84,5 @@ fn a_folder_without_cases_and_a_missing_one_are_failures() {
         assert!(lines[0].starts_with("FAIL ") && lines[0].contains(" step=0 op=open: "), "{lines:?}");
         assert_eq!(lines[1], "0 passed, 1 failed");
     }
-    assert_eq!(parity(&[]).status.code(), Some(2), "without a folder it says how it is called");
+    assert_eq!(parity(&[]).status.code(), Some(2), "without a folder it prints its usage");
 }

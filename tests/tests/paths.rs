@@ -6,7 +6,7 @@ use peft_runtime::prelude::*;
 use peft_tests::attacks::build::{CONFIG, WEIGHTS};
 use peft_tests::victim::{KnownVariants, Variant, Victim};
 
-/// Names that are none an adapter can have.
+/// Names that an adapter cannot have.
 fn bad_names() -> Vec<String> {
     let mut names: Vec<String> =
         ["", ".", "..", "../x", "..\\x", "/x", "a/b", "a\\b", "x/..", "C:", "a.b", "x\0", "x\n", "__base__"]
@@ -37,7 +37,7 @@ fn a_name_that_is_a_path_is_refused_everywhere() {
             model.add_weighted_adapter(&[("good", 1.0)], &bad, &CombineOptions::default()).err(),
         ];
         for (place, refusal) in refusals.into_iter().enumerate() {
-            let text = refusal.unwrap_or_else(|| panic!("{bad:?} is taken by call {place}")).chain();
+            let text = refusal.unwrap_or_else(|| panic!("{bad:?} is accepted by call {place}")).chain();
             assert!(text.contains("is not an adapter name"), "{bad:?} in call {place}: {text}");
         }
         assert_eq!(model.adapter_names(), ["good"]);
@@ -49,7 +49,7 @@ fn loading_by_a_name_looks_nowhere_else() {
     let outer = tempfile::tempdir().unwrap();
     let inner = outer.path().join("inner");
     std::fs::create_dir(&inner).unwrap();
-    // There is an adapter where the name leads.
+    // There is an adapter where the name would lead.
     Variant(0).model("x").unwrap().save_pretrained(outer.path(), "x").unwrap();
     let mut model = Victim::new().unwrap();
     for bad in bad_names() {
@@ -67,7 +67,7 @@ fn files_that_are_not_settings_are_not_read() {
     std::fs::create_dir(&config).unwrap();
     assert!(error().contains("it is not a file") && error().contains(CONFIG), "{}", error());
     std::fs::remove_dir(&config).unwrap();
-    // A terabyte of nothing, which takes no room on the disk.
+    // A sparse file of a terabyte, which takes no space on the disk.
     std::fs::File::create(&config).unwrap().set_len(1 << 40).unwrap();
     assert!(error().contains("it has more than") && error().contains(CONFIG), "{}", error());
     #[cfg(unix)]
@@ -87,7 +87,7 @@ mod links {
     use super::*;
 
     #[test]
-    fn a_folder_that_is_a_link_outwards_is_not_written_to() {
+    fn a_folder_that_is_a_link_to_the_outside_is_not_written_to() {
         let (folder, outside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         symlink(outside.path(), folder.path().join("chat")).unwrap();
         let model = Variant(0).model("chat").unwrap();
@@ -138,7 +138,7 @@ mod links {
     }
 
     #[test]
-    fn checkpoints_that_are_links_are_taken_away_as_links() {
+    fn removing_a_checkpoint_that_is_a_link_removes_only_the_link() {
         let (folder, outside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         std::fs::write(outside.path().join("precious"), "precious").unwrap();
         for link in ["step-0", ".step-9.old", ".step-x.tmp"] {

@@ -94,7 +94,7 @@ fn every_method_computes_and_trains_as_on_the_dense_weight() {
 }
 
 #[test]
-fn lora_and_ia3_compute_and_train_so_on_every_quantized_type() {
+fn lora_and_ia3_do_so_on_every_quantized_type() {
     use GgmlDType::{BF16, F16, F32, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, Q8_1, Q8K};
     for dtype in [F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q8_1, Q2K, Q3K, Q4K, Q5K, Q6K, Q8K] {
         let (quantized, dense) = twins(dtype, &lora());

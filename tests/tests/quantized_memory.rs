@@ -1,4 +1,4 @@
-//! A training step through a quantized layer never holds anything of the size of its dense weight.
+//! A training step through a quantized layer never holds anything as large as its dense weight.
 
 use candle_core::Var;
 use candle_core::quantized::{GgmlDType, QTensor};
@@ -36,9 +36,9 @@ fn a_step_holds_only_tiles_of_the_weight() {
         assert_eq!(grads.get_ids().count(), 3);
         assert!(
             largest <= DENSE / 8,
-            "{rows} rows: one piece of {largest} bytes; the dense weight has {DENSE}"
+            "{rows} rows: one allocation of {largest} bytes; the dense weight has {DENSE}"
         );
-        // 4 MB a thread: a tile, and the buffers of the `gemm` crate, which grow with the processor's cache.
+        // 4 MB per thread: a tile, and the buffers of the `gemm` crate, which grow with the processor's cache.
         let tiles = get_num_threads() * 4_000_000;
         assert!(most <= DENSE / 8 + tiles, "{rows} rows: {most} bytes; the dense weight has {DENSE}");
     }

@@ -1,4 +1,4 @@
-//! Random values depend only on the seed, and have the distribution that they should have.
+//! Random values depend only on the seed, and have the right distribution.
 
 use candle_core::{DType, Device, Tensor};
 use candle_nn::{Linear, Module};
@@ -15,7 +15,7 @@ struct Model {
 
 const SIZE: usize = 64;
 
-/// Two layers that compute nothing, so that only adapters show.
+/// Two layers with zero weights, so that only adapters show.
 fn model() -> Model {
     let zeros = || Linear::new(Tensor::zeros((SIZE, SIZE), DType::F32, &Device::Cpu).unwrap(), None);
     Model { first: zeros().into(), second: zeros().into() }
@@ -31,7 +31,7 @@ fn values(tensor: &Tensor) -> Vec<f32> {
     tensor.flatten_all().unwrap().to_vec1().unwrap()
 }
 
-/// A tensor of an adapter by the end of its key.
+/// A tensor of an adapter, by the end of its key.
 fn tensor(model: &Model, name: &str, end: &str) -> Tensor {
     model.adapter_state_dict(name).unwrap()[&format!("base_model.model.{end}")].clone()
 }
@@ -50,7 +50,7 @@ fn methods_that_draw(seed: u64) -> impl Iterator<Item = (&'static str, Box<dyn A
 }
 
 #[test]
-fn the_same_seed_gives_the_same_bytes_and_another_seed_others_for_every_layer() {
+fn the_same_seed_gives_the_same_bytes_and_another_seed_different_ones_for_every_layer() {
     let base = dense();
     let start = |config: &dyn AdapterMethod| {
         let mut model = base.clone();
@@ -74,7 +74,7 @@ fn the_layers_draw_from_streams_of_their_own() {
         model.inject_adapter(&*config, "a").unwrap();
         let state = model.adapter_state_dict("a").unwrap();
         for (key, first) in state.iter().filter(|(key, _)| key.contains(".first.")) {
-            // What starts as zeros, and IA3's two roles, have nothing to compare.
+            // Tensors that start as zeros, and IA3's two roles, cannot be compared.
             let Some(second) = state.get(&key.replace(".first.", ".second.")) else { continue };
             let constant = values(first).windows(2).all(|pair| pair[0] == pair[1]);
             let comparable = first.dims() == second.dims() && !constant;
@@ -110,7 +110,7 @@ fn initial_values_have_the_distributions_of_peft() {
         values(&tensor(&model, "a", end))
     };
     let lora = |init| LoraConfig::new(16, 4.0).with_targets(BOTH).with_init(init);
-    // Uniform in ±1/√64, whose deviation is the bound by √3; 1,024 values, and bounds of four standard errors.
+    // Uniform in ±1/√64, whose standard deviation is the bound over √3; 1,024 values, and bounds of four standard errors.
     let bound = 0.125f32;
     let uniform = start(&lora(LoraInit::Default), "first.lora_A.weight");
     let (mean, deviation) = moments(&uniform);
@@ -118,7 +118,7 @@ fn initial_values_have_the_distributions_of_peft() {
     assert!(uniform.iter().any(|value| value.abs() > 0.98 * bound));
     let expected = f64::from(bound) / 3f64.sqrt();
     assert!(mean.abs() < 4.0 * expected / 32.0 && (deviation - expected).abs() < 0.1 * expected);
-    // Normal with a deviation of 1/16.
+    // Normal with a standard deviation of 1/16.
     let (mean, deviation) = moments(&start(&lora(LoraInit::Gaussian), "first.lora_A.weight"));
     assert!(mean.abs() < 4.0 * 0.0625 / 32.0 && (deviation - 0.0625).abs() < 0.1 * 0.0625);
     // AdaLoRA: normal with 0.02, E zero; or all normal with 1.
@@ -130,7 +130,7 @@ fn initial_values_have_the_distributions_of_peft() {
     assert!((deviation - 1.0).abs() < 0.1);
 }
 
-/// A model whose adapter passes on what dropout leaves of the first four features: A and B are parts of the identity.
+/// A model whose adapter outputs the first four features after dropout: A and B are parts of the identity.
 fn see_through(seed: u64, probability: f64) -> Model {
     let config = LoraConfig::new(4, 4.0).with_targets(BOTH).with_dropout(probability).with_seed(seed);
     let mut model = model();
@@ -176,7 +176,7 @@ fn the_sequence_of_masks_depends_on_the_seed_the_layer_and_the_call() {
     assert!(first[0] != first[1] && first[1] != first[2], "each call draws anew");
     assert_ne!(first[0], masks(&other.first, 20), "another seed");
     assert_ne!(first[0], masks(&see_through(1, 0.5).second, 20), "another layer");
-    // A clone goes on where the model is, by itself.
+    // A clone continues from where the model is, independently.
     let copy = model.clone();
     assert_eq!(masks(&copy.first, 20), masks(&model.first, 20));
 }
@@ -228,7 +228,7 @@ fn on_average_dare_leaves_the_factors_as_they_are() {
     let dot = |a: &[f64], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * f64::from(*b)).sum::<f64>();
     let wide: Vec<f64> = own.iter().map(|value| f64::from(*value)).collect();
     let share = dot(&total, &own) / SEEDS as f64 / dot(&wide, &own);
-    // The deviation of one draw is √3 of an element; over 100 seeds and 1,024 elements, under one percent.
+    // The standard deviation of one draw is √3 of an element; over 100 seeds and 1,024 elements, under one percent.
     assert!((share - 1.0).abs() < 0.03, "{share}");
 }
 

@@ -1,4 +1,4 @@
-//! What a program prints whose `main` returns the library's errors.
+//! What a program prints if its `main` returns the library's errors.
 
 use std::process::Command;
 

@@ -84,7 +84,7 @@ fn bert() -> BertModel {
     BertModel::new(&config, RandomWeights::var_builder(DType::F32)).unwrap()
 }
 
-/// `paths` with the segments that the schema leaves open (`*`) in place of indices and keys.
+/// `paths` with `*`, which the schema has in place of indices and keys.
 fn as_schema_has_them(paths: impl Iterator<Item = String>, schema: &[String]) -> BTreeSet<String> {
     let matches = |pattern: &str, path: &str| {
         let (pattern, path): (Vec<&str>, Vec<&str>) =
@@ -120,7 +120,7 @@ fn printed(tree: &str) -> Vec<String> {
         let Some((name, rest)) = text.strip_prefix('(').and_then(|text| text.split_once("): ")) else {
             continue;
         };
-        // The model's own fields stand two spaces from the margin.
+        // The model's own fields are indented by two spaces.
         open.truncate((line.len() - text.len()) / 2 - 1);
         open.push(name);
         if !rest.ends_with('(') {
@@ -233,7 +233,7 @@ fn the_module_tree_folds_equal_blocks_and_nests_dotted_names() {
 
 #[test]
 fn constructors_build_adapted_layers_under_candles_names() {
-    // The builder has no other tensors than those of candle's layer: other names are errors.
+    // The builder has only the tensors of candle's layer: other names are errors.
     let tensors = [("q_proj.weight", random((6, 4))), ("q_proj.bias", random(6))];
     let names: BTreeSet<String> = tensors.iter().map(|(name, _)| (*name).to_owned()).collect();
     let tensors = tensors.map(|(name, tensor)| (name.to_owned(), tensor)).into_iter().collect();

@@ -1,10 +1,10 @@
 //! Every test computes with the same numbers in every run: none draws from a generator without a seed.
 //!
-//! Only the moments at which `kill_save` and `kill_resume` kill processes are other ones in each run.
+//! Only the moments at which `kill_save` and `kill_resume` kill processes differ from run to run.
 
 use std::path::{Path, PathBuf};
 
-/// Calls that draw from candle's generator, whose seed on the CPU is another one in each run, or seed a generator anew.
+/// Calls that draw from candle's generator, whose seed on the CPU differs from run to run, or that reseed a generator.
 /// A `VarMap` draws the weights of a model that is built on it.
 const UNSEEDED: [&str; 12] = [
     "::randn(",
@@ -21,7 +21,7 @@ const UNSEEDED: [&str; 12] = [
     "from_entropy(",
 ];
 
-/// Where tests are, and code that they call.
+/// The folders with tests, and with code that they call.
 const SEARCHED: [&str; 3] = ["tests", "peft-runtime", "peft-macros"];
 
 /// Benches compute with any numbers, and tutorials are programs as users write them.
@@ -44,7 +44,7 @@ fn files(folder: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// The lines of a text that draw without a seed, outside of comments.
+/// The lines of a text that draw without a seed, outside comments.
 fn unseeded(text: &str) -> Vec<(usize, &str)> {
     let code = (1..).zip(text.lines()).filter(|(_, line)| !line.trim_start().starts_with("//"));
     code.filter(|(_, line)| UNSEEDED.iter().any(|call| line.contains(call))).collect()

@@ -1,12 +1,12 @@
-//! SmolLM2 out of a real GGUF file, against candle-transformers' quantized model.
+//! SmolLM2 from a real GGUF file, compared with candle-transformers' quantized model.
 //!
-//! The file is not part of the repository: `scripts/fetch-assets.sh DIR smollm2` brings it, and `PEFT_ASSETS=DIR` tells where it
-//! is. Without that variable the tests say that they were skipped.
+//! The file is not part of the repository: `scripts/fetch-assets.sh DIR smollm2` downloads it, and `PEFT_ASSETS=DIR` says where
+//! it is. Without that variable the tests say that they were skipped.
 //!
-//! candle's product with a quantized weight rounds the other factor to 8 bits, ours does not, so that either of two tokens with
-//! nearly the same logit may come first. Of twelve prompts that were tried, seven go on alike for 32 tokens, among them `PROMPTS`.
-//! With `CANDLE_DEQUANTIZE_ALL` candle makes the weights dense and rounds nothing: then the logits have to agree as well, on
-//! `CLOSE_PROMPT` too, whose continuation is another one with rounding.
+//! candle's product with a quantized weight rounds the other factor to 8 bits and ours does not, so either of two tokens
+//! with nearly the same logit may come first. Of twelve prompts that were tried, seven continue in the same way for 32
+//! tokens, among them `PROMPTS`. With `CANDLE_DEQUANTIZE_ALL`, candle makes the weights dense and rounds nothing: then the
+//! logits have to agree as well, also on `CLOSE_PROMPT`, which continues differently with rounding.
 
 use std::fs::File;
 use std::io::BufReader;
@@ -23,10 +23,10 @@ use peft_tests::close::{Tolerance, assert_close};
 /// How many tokens the prompts are continued by.
 const TOKENS: usize = 32;
 
-/// The largest difference between logits, in relation to the largest logit.
+/// The largest difference between logits, relative to the largest logit.
 const ROUNDING: f64 = 1e-4;
 
-/// With this variable at 1, candle makes quantized weights dense.
+/// If this variable is 1, candle makes quantized weights dense.
 const DENSE: &str = "CANDLE_DEQUANTIZE_ALL";
 
 /// A text, code, and a question in the model's chat format, as tokens of the file: `Ġ` is a space, `Ċ` the end of a line.
@@ -37,7 +37,7 @@ const PROMPTS: [&str; 3] = [
      ĠH ugging ĠFace <|im_end|> Ċ <|im_start|> user Ċ What Ġis Ġgravity ? <|im_end|> Ċ <|im_start|> ass istant Ċ",
 ];
 
-/// The most probable two tokens are close to each other at the sixth that follows.
+/// At the sixth token that follows, the two most probable ones are close.
 const CLOSE_PROMPT: &str = "The Ġcapital Ġof ĠFrance Ġis";
 
 /// The file, if the environment names it.
@@ -78,7 +78,7 @@ impl Candle {
         ids.iter().map(|id| self.tokens[*id as usize].as_str()).collect()
     }
 
-    /// The most probable continuation, and the logits that its tokens were chosen by, `[tokens, vocabulary]`.
+    /// The most probable continuation, and the logits from which its tokens were chosen, `[tokens, vocabulary]`.
     fn continuation(&mut self, prompt: &[u32]) -> (Vec<u32>, Tensor) {
         let (mut text, mut logits) = (prompt.to_vec(), Vec::new());
         let mut taken_in = 0;
@@ -93,7 +93,7 @@ impl Candle {
         (text.split_off(prompt.len()), Tensor::stack(&logits, 0).unwrap())
     }
 
-    /// Checks that our model goes on from the prompt in the same way; its ids, the continuation and candle's logits.
+    /// Checks that our model continues the prompt in the same way; returns its ids, the continuation and candle's logits.
     fn compare(&mut self, ours: &LlamaModel, prompt: &str) -> (Vec<u32>, Vec<u32>, Tensor) {
         let ids = self.ids(prompt);
         let (expected, logits) = self.continuation(&ids);
@@ -101,7 +101,7 @@ impl Candle {
         let same = tokens.iter().zip(&expected).take_while(|(ours, theirs)| ours == theirs).count();
         assert!(
             tokens == expected,
-            "`{prompt}` goes on in another way after {same} tokens:\n   ours: {}\n candle: {}",
+            "`{prompt}` continues differently after {same} tokens:\n   ours: {}\n candle: {}",
             self.text(&tokens),
             self.text(&expected)
         );
@@ -137,7 +137,7 @@ fn logits_are_those_of_candles_model_with_dense_weights() {
     let ours = LlamaModel::from_gguf(&file, &Device::Cpu).unwrap();
     for prompt in PROMPTS.into_iter().chain([CLOSE_PROMPT]) {
         let (ids, continuation, expected) = candle.compare(&ours, prompt);
-        // The whole text at once, without a cache; the last token foretells nothing that candle has computed.
+        // The whole text at once, without a cache; the last token predicts nothing that candle has computed.
         let text = [&ids[..], &continuation[..TOKENS - 1]].concat();
         let text = Tensor::new(text.as_slice(), &Device::Cpu).unwrap().unsqueeze(0).unwrap();
         let logits = ours.forward(&text, None).unwrap().squeeze(0).unwrap();

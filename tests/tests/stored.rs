@@ -1,4 +1,4 @@
-//! Adapters that are read without a model: what they say about their layers.
+//! Adapters that are read without a model: what they report about their layers.
 
 use candle_core::{DType, Tensor};
 use peft_runtime::prelude::*;
@@ -7,7 +7,7 @@ use peft_tests::methods::{Method, WeightChange, every_pair};
 use peft_tests::specimen::{Kind, Specimen};
 use peft_tests::tensors::randomise;
 
-/// The adapter's one layer as a file has it, and what merging adds to the weight, in double precision.
+/// The adapter's only layer as the file has it, and what merging adds to the weight, in double precision.
 fn read(base: &Specimen, method: &Method) -> (StoredLayer, Tensor) {
     let mut model = base.clone();
     model.inject_adapter(&*method.config(), "default").unwrap();
@@ -38,7 +38,7 @@ fn adding() -> impl Iterator<Item = (Kind, Method)> {
 }
 
 #[test]
-fn an_update_is_as_long_as_what_merging_adds_to_the_weight() {
+fn the_norm_of_an_update_is_that_of_what_merging_adds_to_the_weight() {
     for (kind, method) in adding() {
         let base = Specimen::new(kind, DType::F64).unwrap();
         let (layer, added) = read(&base, &method);
@@ -53,7 +53,7 @@ fn an_update_is_as_long_as_what_merging_adds_to_the_weight() {
 }
 
 #[test]
-fn two_updates_differ_as_what_they_add_to_the_weight() {
+fn two_updates_differ_by_as_much_as_what_they_add_to_the_weight() {
     let find = |name: &str| *peft_tests::methods::METHODS.iter().find(|method| method.name == name).unwrap();
     let lora = find("lora");
     for (kind, method) in adding().filter(|(kind, _)| !kind.is_embedding() && *kind != Kind::GroupedConv2d) {

@@ -32,7 +32,7 @@ fn saved(ids: &Tensor) -> Saved {
     Saved { folders, outputs }
 }
 
-/// Runs `read` on all threads until `write` is through, and returns how often each output was seen.
+/// Runs `read` on all threads until `write` has finished, and returns how often each output was seen.
 fn stress(known: &[Vec<u64>], read: impl Fn() -> Vec<u64> + Sync, write: impl FnOnce()) -> Vec<usize> {
     let done = AtomicBool::new(false);
     let seen: Vec<AtomicUsize> = known.iter().map(|_| AtomicUsize::new(0)).collect();
@@ -44,7 +44,7 @@ fn stress(known: &[Vec<u64>], read: impl Fn() -> Vec<u64> + Sync, write: impl Fn
                 while !done.load(Ordering::SeqCst) {
                     let output = read();
                     let place = known.iter().position(|known| *known == output);
-                    let place = place.expect("an output that no adapter gives");
+                    let place = place.expect("an output that no adapter produces");
                     seen[place].fetch_add(1, Ordering::Relaxed);
                 }
             });
@@ -52,7 +52,7 @@ fn stress(known: &[Vec<u64>], read: impl Fn() -> Vec<u64> + Sync, write: impl Fn
         while started.load(Ordering::SeqCst) < READERS {
             std::thread::yield_now();
         }
-        // Readers stop also when the writer fails.
+        // Readers also stop if the writer fails.
         struct Done<'d>(&'d AtomicBool);
         impl Drop for Done<'_> {
             fn drop(&mut self) {
@@ -77,7 +77,7 @@ fn outputs_under_a_hot_swap_are_those_of_one_adapter_or_the_other() {
         for swap in 1..=SWAPS {
             let folder = &folders[swap % folders.len()];
             model.write().unwrap().hotswap_adapter(folder.path(), "default").unwrap();
-            // A lock may prefer whoever holds it; the readers get their turn.
+            // A lock may favour the thread that holds it; this gives the readers their turn.
             std::thread::yield_now();
         }
     });
@@ -86,7 +86,7 @@ fn outputs_under_a_hot_swap_are_those_of_one_adapter_or_the_other() {
 }
 
 #[test]
-fn a_swap_that_fails_is_seen_by_nobody() {
+fn no_reader_sees_a_swap_that_fails() {
     let ids = Victim::ids().unwrap();
     let Saved { folders, outputs } = saved(&ids);
     let damaged = tempfile::tempdir().unwrap();
@@ -105,7 +105,7 @@ fn a_swap_that_fails_is_seen_by_nobody() {
 }
 
 #[test]
-fn adapters_that_come_and_go_do_not_show_in_rows_of_others() {
+fn adapters_that_are_added_and_deleted_do_not_show_in_rows_of_others() {
     let ids = Victim::ids().unwrap();
     let Saved { folders, .. } = saved(&ids);
     let mut model = Victim::new().unwrap();

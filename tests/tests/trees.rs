@@ -1,4 +1,4 @@
-//! Module trees, against what PEFT prints for the same model: `tests/python/module_trees.py` wrote the fixture.
+//! Module trees, compared with what PEFT prints for the same model: `tests/python/module_trees.py` wrote the fixture.
 
 use candle_nn::{Conv2d, Conv2dConfig, Embedding, LayerNorm, Linear};
 use peft_runtime::adapter::AdapterMethod;

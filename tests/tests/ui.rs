@@ -1,6 +1,6 @@
-//! Compile-time errors of the macros: their wording and their place.
+//! Compile-time errors of the macros: their wording and their location.
 
-/// The compiler whose wording the expected outputs have.
+/// The compiler version that the expected outputs are from.
 const RUSTC: &str = "1.95";
 
 #[test]

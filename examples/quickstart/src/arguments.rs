@@ -30,7 +30,7 @@ pub struct Arguments {
 }
 
 impl Arguments {
-    /// Reads them; `None` if the user asked for help.
+    /// Reads the arguments; `None` if the user asked for help.
     ///
     /// # Errors
     /// If an option is unknown, or its value is not a number.

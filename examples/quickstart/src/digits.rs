@@ -50,7 +50,7 @@ impl Digits {
         self.labels.len()
     }
 
-    /// The same digits turned by a quarter, with ink and paper exchanged.
+    /// The same digits turned by 90 degrees and inverted.
     #[must_use]
     pub fn turned_and_inverted(&self) -> Self {
         let turn = |picture: &[f32; PIXELS]| {
@@ -68,7 +68,7 @@ impl Digits {
     /// Pictures `[batch, 1, 8, 8]` and digits `[batch]`.
     ///
     /// # Errors
-    /// If the device refuses.
+    /// If the device reports an error.
     pub fn batch(&self, indices: &[usize], device: &Device) -> candle_core::Result<(Tensor, Tensor)> {
         let pixels: Vec<f32> = indices.iter().flat_map(|index| self.pixels[*index]).collect();
         let labels: Vec<u32> = indices.iter().map(|index| self.labels[*index]).collect();

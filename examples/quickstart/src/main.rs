@@ -1,4 +1,4 @@
-//! The main job with nothing to download: train a base model, freeze it, adapt it to another domain, save, load, merge.
+//! All main steps, without a download: train a base model, freeze it, adapt it to another domain, save, load, merge.
 
 #![expect(clippy::print_stdout, reason = "results go to standard output")]
 #![expect(clippy::print_stderr, reason = "progress goes to standard error")]
@@ -62,7 +62,7 @@ impl Classifier {
     }
 }
 
-/// Trains `vars` of the model for some passes over the pictures.
+/// Trains `vars` of the model for `epochs` passes over the pictures.
 fn train(
     model: &Classifier,
     vars: Vec<Var>,
@@ -124,7 +124,7 @@ fn main() -> Result<()> {
     model.disable_adapters();
     ensure!(
         model.accuracy(&upright, held_out)? == on_upright,
-        "without the adapter, the base is not what it was"
+        "without the adapter, the base does not compute what it did"
     );
     model.enable_adapters();
 

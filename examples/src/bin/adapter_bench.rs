@@ -1,4 +1,4 @@
-//! What adapters cost outside of training: injecting, loading one after the other, mixed batches, unmerged inference.
+//! What adapters cost outside training: injecting, loading one after the other, mixed batches, unmerged inference.
 
 use std::time::Instant;
 
@@ -25,15 +25,15 @@ struct Arguments {
     /// How many adapters are loaded.
     #[arg(long, default_value_t = 64)]
     adapters: usize,
-    /// How often everything but the loading is measured; the median counts.
+    /// How often everything except loading is measured; the median counts.
     #[arg(long, default_value_t = 9)]
     rounds: usize,
-    /// Threads to compute on; as many as the machine has cores if it is not given.
+    /// Threads to compute on; all cores by default.
     #[arg(long)]
     threads: Option<usize>,
 }
 
-/// How many adapters a mixed batch has, one a row, and how many tokens a row.
+/// How many adapters a mixed batch has, one for each row, and how many tokens a row has.
 const ROWS: usize = 8;
 const LENGTH: usize = 32;
 
@@ -51,7 +51,7 @@ impl Arguments {
         self.config().with_init(LoraInit::Random)
     }
 
-    /// Injecting a fresh adapter into all projections.
+    /// Measures injecting a new adapter into all projections.
     fn injection(&self, base: &LlamaModel) -> Result<Value> {
         let mut layers = 0;
         let milliseconds = self.median_of(|| {
@@ -64,7 +64,7 @@ impl Arguments {
         Ok(json!({"measured": "injection", "layers": layers, "milliseconds": milliseconds}))
     }
 
-    /// Loading the same file again and again, under new names; the model has all of them in the end.
+    /// Measures loading the same file again and again under new names; the model has all of them in the end.
     fn loading(&self, base: &LlamaModel) -> Result<(LlamaModel, Value)> {
         let folder = tempfile::tempdir()?;
         let mut model = base.clone();
@@ -112,7 +112,7 @@ impl Arguments {
         self.compared("overhead", || forward(base, &tokens), || forward(&adapted, &tokens))
     }
 
-    /// The medians of two computations that take turns, and the second's in relation to the first's.
+    /// The medians of two computations that take turns, and the ratio of the second to the first.
     fn compared(
         &self,
         what: &str,
@@ -166,7 +166,7 @@ fn main() -> Result<()> {
 }
 
 fn run(arguments: &Arguments) -> Result<()> {
-    ensure!(arguments.rounds > 0, "`--rounds` has to be at least 1");
+    ensure!(arguments.rounds > 0, "`--rounds` must be at least 1");
     ensure!(arguments.adapters >= ROWS, "a mixed batch needs {ROWS} adapters");
     let base = LlamaModel::new(&arguments.shape.config()?, RandomWeights::builder(0, &Device::Cpu))?;
     say("injecting");

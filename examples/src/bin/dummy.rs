@@ -7,7 +7,7 @@ use peft_examples::progress::result;
 use peft_runtime::nn;
 use peft_runtime::prelude::*;
 
-/// Injects LoRA into the documented `DummyModel`, prints the model, and takes the adapter's state out.
+/// Injects LoRA into the guide's `DummyModel`, and prints the model and the adapter's state dict.
 #[derive(Parser)]
 struct Arguments {
     /// The rank of the adapter.

@@ -21,10 +21,10 @@ use rand_chacha::ChaCha8Rng;
 /// A request is one forward pass over a batch of prompts that gives the logits of each next token.
 #[derive(Parser)]
 struct Arguments {
-    /// The folder of a model of the Llama family; without it, a small one with random weights is made.
+    /// The folder of a model of the Llama family; without it, a small model gets random weights.
     #[arg(long)]
     model: Option<PathBuf>,
-    /// The size of the hidden states of the random model; a multiple of 16.
+    /// The hidden size of the random model, a multiple of 16.
     #[arg(long, default_value_t = 256)]
     size: usize,
     /// The number of blocks of the random model.
@@ -39,7 +39,7 @@ struct Arguments {
     /// The threads that send requests.
     #[arg(long, default_value_t = 4)]
     threads: usize,
-    /// The prompts of a batch, each with an adapter of its own choice.
+    /// The prompts of a batch, each of which chooses its own adapter.
     #[arg(long, default_value_t = 16)]
     rows: usize,
     /// The tokens of a prompt.
@@ -123,14 +123,14 @@ fn next_logits(model: &LlamaModel, ids: &Tensor) -> candle_core::Result<Tensor> 
     no_grad(|| model.next_logits(ids, &mut model.new_cache()))
 }
 
-/// What computes the rows of a batch.
+/// How the rows of a batch are computed.
 #[derive(Clone, Copy)]
 enum Way {
     /// Only the base model.
     Base,
     /// One adapter, the same for all rows.
     One,
-    /// For each row the adapter that it names.
+    /// For each row, the adapter that it names.
     Mixed,
 }
 
@@ -171,7 +171,8 @@ fn largest(tensor: &Tensor) -> candle_core::Result<f32> {
     tensor.abs()?.max_all()?.to_scalar::<f32>()
 }
 
-/// Fails unless each row of a mixed batch is what its adapter computes in a batch of its own, and differs from the base model's.
+/// Fails unless each row of a mixed batch is what its adapter computes in a batch of its own, and differs from what the
+/// base model computes.
 fn check_rows(model: &mut LlamaModel, arguments: &Arguments) -> Result<()> {
     let mut random = ChaCha8Rng::seed_from_u64(arguments.seed);
     let batch = Batch::draw(&mut random, model.config().vocab_size, arguments)?;
@@ -196,11 +197,11 @@ fn check_rows(model: &mut LlamaModel, arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-/// What the requests of one way took.
+/// The times of the requests that were computed in one way.
 #[derive(Default)]
 struct Timings {
     latencies: Vec<Duration>,
-    /// The time in which all of them were served, side by side.
+    /// The time in which all of them were served, concurrently.
     wall: Duration,
 }
 

@@ -1,8 +1,8 @@
-//! Each kernel next to candle's own op, where there is one. The benchmarks are in the folders of the operations.
+//! Each kernel compared with candle's own op, where there is one. The benchmarks are in the folders of the operations.
 //!
-//! `forward` is the forward pass by itself, without a graph; `step` is forward and backward, with candle's differentiable ops
-//! in the place of its fast ones that have no gradient. Sizes are those of SmolLM2-135M at 256 tokens. A name on the command
-//! line runs the benchmarks that have it in theirs: `cargo bench -p peft-runtime --bench kernels -- attention`.
+//! `forward` is the forward pass only, without a graph; `step` is forward and backward, with candle's differentiable
+//! ops in place of its fast ones that have no gradient. Sizes are those of SmolLM2-135M at 256 tokens. A name on the
+//! command line runs the benchmarks whose names contain it: `cargo bench -p peft-runtime --bench kernels -- attention`.
 
 #[path = "../../src/ops/attention/bench.rs"]
 mod attention;

@@ -212,7 +212,7 @@ impl Arguments {
 }
 
 impl NameArguments {
-    /// The map of names.
+    /// The name map.
     pub fn map(&self) -> NameMap {
         let mut names = NameMap::new();
         for (from, to) in &self.rename {

@@ -74,7 +74,7 @@ fn advice(error: &Error) -> &'static str {
         | Error::Setting { .. }
         | Error::Combination(_) => "correct the value that the message names",
         Error::Shards(_) => "the files of the base model do not fit together; download them again",
-        Error::StateDict(_) => "the file is not that of one adapter; save it again where it was trained",
+        Error::StateDict(_) => "the file does not hold one adapter; save it again where it was trained",
         Error::UnsupportedMethod { .. } | Error::UnsupportedSwitch { .. } => {
             "use an adapter of a supported method without that setting, or use Python PEFT"
         }

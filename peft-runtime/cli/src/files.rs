@@ -38,7 +38,7 @@ pub fn read_config(path: &Path) -> Result<String, Failure> {
     Ok(text)
 }
 
-/// Refuses to write over what exists, unless `force` is set.
+/// Refuses to overwrite existing output, unless `force` is set.
 ///
 /// # Errors
 /// If the output exists and may not be replaced.

@@ -2,8 +2,8 @@
 //!
 //! A file has `general.type = adapter`, `adapter.type = lora`, one alpha, and for each weight of the base model two tensors,
 //! `NAME.lora_a` `[rank, in]` and `NAME.lora_b` `[out, rank]`. llama.cpp adds alpha / rank · B·A, with the rank of each
-//! tensor. Its rotary embedding of Llama rotates neighbouring pairs, that of transformers the two halves of a head, so the rows of
-//! queries and keys are in another order.
+//! tensor. For Llama, its rotary embedding rotates neighbouring pairs, while that of transformers rotates the two
+//! halves of a head, so the rows of queries and keys are in a different order.
 
 use std::path::Path;
 
@@ -26,7 +26,7 @@ pub struct ModelConfig {
     num_key_value_heads: Option<usize>,
 }
 
-/// The supported architectures: transformers' name, llama.cpp's, and whether that rotates pairs.
+/// The supported architectures: transformers' name, llama.cpp's, and whether llama.cpp rotates pairs.
 const ARCHITECTURES: [(&str, &str, bool); 4] = [
     ("llama", "llama", true),
     ("mistral", "llama", true),
@@ -45,7 +45,7 @@ const BLOCK: [(&str, &str); 7] = [
     ("mlp.down_proj", "ffn_down"),
 ];
 
-/// The number of heads whose rows llama.cpp has in another order; `None` if the order is that of transformers.
+/// The number of heads whose rows llama.cpp has in a different order; `None` if the order is that of transformers.
 type Heads = Option<usize>;
 
 impl ModelConfig {
@@ -69,7 +69,7 @@ impl ModelConfig {
             let names = ARCHITECTURES.map(|(name, ..)| name).join(", ");
             Failure::new(
                 format!("cannot write a GGUF adapter for a `{}` model", self.model_type),
-                format!("supported are {names}; for others, llama.cpp has `convert_lora_to_gguf.py`"),
+                format!("supported types are {names}; for others, llama.cpp has `convert_lora_to_gguf.py`"),
             )
         })
     }
@@ -121,7 +121,7 @@ pub fn write(
     };
     let dtype = if half { GgmlDType::F16 } else { GgmlDType::F32 };
     let mut tensors: Vec<(String, QTensor)> = Vec::new();
-    // PEFT also saves the base weights of adapted embeddings; llama.cpp has them from the base model.
+    // PEFT also saves the base weights of adapted embeddings; llama.cpp takes them from the base model.
     let is_weight = |layer: &StoredLayer| {
         layer.kind == StoredKind::Base && layer.tensors.iter().all(|(end, _)| end == "weight")
     };

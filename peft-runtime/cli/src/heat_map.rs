@@ -17,7 +17,7 @@ const CELL: i32 = 26;
 const MARGIN: i32 = 16;
 const TITLE: i32 = 34;
 const LEGEND: i32 = 44;
-/// The approximate width of a letter of the labels.
+/// The approximate width of a letter in the labels.
 const LETTER: i32 = 7;
 /// The most rows that are drawn.
 const MOST_ROWS: usize = 400;
@@ -83,7 +83,7 @@ impl Grid {
         Self { rows, columns, cells }
     }
 
-    /// The space for the labels of the rows.
+    /// The space for the row labels.
     fn label_width(&self) -> i32 {
         let longest = self.rows.iter().map(|row| row.chars().count()).max().unwrap_or_default();
         pixels(longest.min(60)) * LETTER + MARGIN
@@ -129,7 +129,7 @@ fn paint(area: &Area<'_>, title: &str, grid: &Grid) -> Result<(), Box<dyn Error>
         let y = top + CELL * pixels(row) + CELL / 2;
         area.draw(&Text::new(name.clone(), (left - 6, y), label(13, HPos::Right, VPos::Center)))?;
     }
-    // Only as many numbers as there is room for.
+    // Draw only as many numbers as there is room for.
     let step = grid.columns.len().div_ceil(40).max(1);
     for (column, number) in grid.columns.iter().enumerate().step_by(step) {
         let x = left + CELL * pixels(column) + CELL / 2;

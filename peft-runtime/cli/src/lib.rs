@@ -1,7 +1,7 @@
 //! The command `peft`: inspects, merges, combines, compares and converts adapters in Python PEFT's format.
 //!
-//! A crate that has an adapter method of its own offers the same commands for it with a program that registers the method
-//! and calls [`run`]:
+//! A crate with an adapter method of its own can offer the same commands for it: with a program that registers the
+//! method and calls [`run`]:
 //!
 //! ```no_run
 //! use std::process::ExitCode;
@@ -15,7 +15,7 @@
 //! }
 //! ```
 //!
-//! The registry is that of `peft-runtime`: such a program has to depend on the version of it that this crate depends on.
+//! The registry is part of `peft-runtime`, so such a program must depend on the same version of it as this crate.
 //! [`Method`](peft_runtime::method::Method) says what a method is.
 
 #![deny(unsafe_code)]
@@ -36,10 +36,10 @@ use clap::Parser;
 
 use arguments::Arguments;
 
-/// The status of a command line that is invalid, as clap has it.
+/// The exit status for an invalid command line, the same as clap's.
 const USAGE: u8 = 2;
 
-/// Runs the command with these arguments, of which the first is the name of the program.
+/// Runs the command with these arguments, the first of which is the name of the program.
 ///
 /// Results go to standard output, errors and warnings to standard error. The status is 0 on success, 1 on an error, and 2 if
 /// the arguments are invalid.
@@ -51,7 +51,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let arguments = match parsed {
         Ok(arguments) => arguments,
         Err(error) => {
-            // Nothing is left to say it with if this fails.
+            // If this fails, there is no way left to report it.
             let _ = error.print();
             return if error.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
         }

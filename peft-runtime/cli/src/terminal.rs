@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::failure::Failure;
 
-/// Prints text on standard output. A reader that has gone away is not an error.
+/// Prints text on standard output. A pipe that its reader has closed is not an error.
 ///
 /// # Errors
 /// If standard output cannot be written to.
@@ -36,7 +36,7 @@ pub fn warn(text: &str) {
     let _ = writeln!(std::io::stderr(), "warning: {text}");
 }
 
-/// A progress bar over bytes on standard error, hidden if that is not a terminal.
+/// A progress bar over bytes, shown on standard error; hidden if standard error is not a terminal.
 pub struct Progress {
     bar: ProgressBar,
 }
@@ -56,7 +56,7 @@ impl Progress {
         Self { bar }
     }
 
-    /// Shows that `done` of `total` bytes are done, the last of them those of `tensor`.
+    /// Shows that `done` of `total` bytes are done, the last of which are those of `tensor`.
     pub fn show(&self, done: u64, total: u64, tensor: &str) {
         self.bar.set_length(total);
         self.bar.set_position(done);

@@ -14,7 +14,7 @@ pub struct Call<'a> {
     /// The layer's weight, made dense when it is asked for.
     pub(crate) weight: &'a dyn Fn() -> candle_core::Result<Tensor>,
     pub(crate) base: &'a dyn Fn(&Tensor) -> candle_core::Result<Tensor>,
-    /// Whether dropout acts.
+    /// Whether dropout is applied.
     pub training: bool,
     /// Whether the adapter's tensors are part of the graph.
     pub(crate) tracks: bool,
@@ -22,7 +22,7 @@ pub struct Call<'a> {
 }
 
 impl Call<'_> {
-    /// The variable as part of the graph, or only its value where the adapter does not train.
+    /// The variable as part of the graph, or only its value if the adapter does not train.
     pub fn tensor(&self, var: &Var) -> Tensor {
         if self.tracks { var.as_tensor().clone() } else { var.as_detached_tensor() }
     }
@@ -30,7 +30,7 @@ impl Call<'_> {
     /// The input with elements dropped at random, in training mode.
     ///
     /// # Errors
-    /// If the device refuses.
+    /// If a device operation fails.
     pub fn dropout(&self, x: &Tensor, probability: f64) -> candle_core::Result<Tensor> {
         if self.training && probability > 0.0 { self.dropout.apply(x, probability) } else { Ok(x.clone()) }
     }
@@ -46,7 +46,7 @@ impl Call<'_> {
     /// What the layer computes without adapters.
     ///
     /// # Errors
-    /// If the input does not fit.
+    /// If the input's shape does not fit.
     pub fn base_output(&self, x: &Tensor) -> candle_core::Result<Tensor> {
         (self.base)(x)
     }

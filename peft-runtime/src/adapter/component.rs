@@ -2,14 +2,14 @@
 
 use candle_core::{DType, Tensor};
 
-/// One container of PEFT's module tree, such as `lora_A`, with what one adapter has in it.
+/// One container of PEFT's module tree, such as `lora_A`, with one adapter's entry in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Component {
     /// The container's name.
     pub name: &'static str,
     /// What it holds.
     pub holds: Holds,
-    /// What the adapter has in it.
+    /// The adapter's entry, if it has one.
     pub entry: Option<String>,
 }
 
@@ -58,7 +58,7 @@ fn describe_tensor(what: &str, tensor: &Tensor) -> String {
     format!("{what} containing: [torch.{kind}Tensor of size {}]", dims.join("x"))
 }
 
-/// Dropout as PyTorch prints it; without any, the module that stands in its place.
+/// Dropout as PyTorch prints it; without dropout, the module that takes its place.
 pub(crate) fn describe_dropout(probability: f64) -> String {
     if probability > 0.0 {
         format!("Dropout(p={probability}, inplace=False)")

@@ -1,4 +1,4 @@
-//! What an adapter knows of the layer it sits on: the shapes, and how the layer moves data.
+//! What an adapter knows about the layer it sits on: the shapes, and how the layer moves data.
 
 use candle_core::{DType, Result, Tensor};
 
@@ -10,8 +10,8 @@ use crate::schema::Family;
 
 /// The shape of a layer as adapters see it.
 ///
-/// Every adapter method is written against only this, so that a new layer kind works with all methods as soon as it says
-/// which geometry it has.
+/// Every adapter method is written only against this, so that a new layer kind works with all methods as soon as it
+/// says which geometry it has.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Geometry {
@@ -83,7 +83,7 @@ impl Geometry {
         }
     }
 
-    /// The size of the input along its feature dimension; for an embedding the number of its rows.
+    /// The size of the input along its feature dimension; for an embedding, the number of its rows.
     pub fn in_features(&self) -> usize {
         match self {
             Self::Linear { in_features, .. } => *in_features,
@@ -145,7 +145,7 @@ impl Geometry {
         }
     }
 
-    /// `scaling · B(A(x))`, by the layer's own movement of data.
+    /// `scaling · B(A(x))`, moving data the way the layer does.
     pub(crate) fn low_rank(&self, x: &Tensor, terms: &LowRank) -> Result<Tensor> {
         match self {
             Self::Embedding { features, padding, .. } => {
@@ -178,7 +178,7 @@ impl Geometry {
         self.stored_from_matrix(&crate::ops::matmul::product(&b, &a, terms.scaling)?)
     }
 
-    /// The same with gradients for the factors, for bare weights. For experts A is `[experts · rank, in]`, expert by
+    /// The same with gradients for the factors, for bare weights. For experts, A is `[experts · rank, in]`, expert by
     /// expert, and B `[out, rank · experts]`, rank by rank, as in PEFT.
     pub(crate) fn tracked_delta(&self, terms: &LowRank) -> Result<Tensor> {
         let Self::Experts { experts, in_features, out_features, transposed } = *self else {
@@ -220,11 +220,11 @@ impl Geometry {
         matrix.reshape(shape)?.broadcast_mul(&vector)?.reshape(matrix.shape())
     }
 
-    /// The dimension of an input or output that its features are in.
+    /// The dimension of an input or output that holds its features.
     pub(crate) fn feature_axis(&self) -> usize {
         match self {
             Self::Conv { .. } => 1,
-            // The last one, whatever its number.
+            // The last dimension, whatever its index.
             _ => usize::MAX,
         }
     }
@@ -242,7 +242,7 @@ impl Geometry {
     }
 }
 
-/// `rows`, one for each id, of which those of the padding id pass no gradient on.
+/// `rows`, one for each id; those of the padding id pass on no gradient.
 pub(crate) fn without_padding_gradient(rows: Tensor, ids: &Tensor, padding: Option<u32>) -> Result<Tensor> {
     let Some(padding) = padding.filter(|_| rows.track_op()) else { return Ok(rows) };
     let keeps = ids.to_dtype(DType::U32)?.ne(padding)?.to_dtype(rows.dtype())?.unsqueeze(1)?;
@@ -251,7 +251,7 @@ pub(crate) fn without_padding_gradient(rows: Tensor, ids: &Tensor, padding: Opti
     add_constant(&mul_constant(&rows, &keeps)?, &constant)
 }
 
-/// The product, in f32 where candle has none in half precision.
+/// The product, computed in f32 where candle has no half-precision product.
 fn matmul(lhs: &Tensor, rhs: &Tensor) -> Result<Tensor> {
     if is_half_on_cpu(lhs) {
         return lhs.to_dtype(DType::F32)?.matmul(&rhs.to_dtype(DType::F32)?)?.to_dtype(lhs.dtype());

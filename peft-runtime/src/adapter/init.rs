@@ -11,11 +11,11 @@ use crate::ops::random;
 pub enum Init<'a> {
     /// The same value everywhere.
     Constant(f64),
-    /// Uniform in ± the bound.
+    /// Uniform between minus and plus the bound.
     Uniform(f64),
     /// Normal with mean 0 and the given standard deviation.
     Normal(f64),
-    /// Values that have to be worked out; only done for tensors that no file supplies.
+    /// Values that have to be computed, which is only done for tensors that no file supplies.
     Computed(&'a dyn Fn() -> Result<Tensor>),
 }
 
@@ -29,11 +29,11 @@ impl Init<'_> {
 
     /// The same for a tensor of this shape, whose fan-in is the product of all dimensions but the first.
     pub(crate) fn kaiming_of(shape: &[usize]) -> Self {
-        // A file may say any rank; its tensors are compared with the shape later.
+        // A file may claim any rank; its tensors are compared with the shape later.
         Self::kaiming(shape.iter().skip(1).fold(1, |product, size| product.saturating_mul(*size)))
     }
 
-    /// A variable of such values.
+    /// A variable with these initial values.
     pub(crate) fn draw(
         &self,
         rng: &mut ChaCha8Rng,

@@ -4,18 +4,18 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::error::{Result, StateDictError};
 
-/// The keys of one adapter, taken apart.
+/// The keys of one adapter, split into their parts.
 #[derive(Debug, Default)]
 #[non_exhaustive]
 pub struct KeyedShapes<'k> {
     /// The layers, each with the ends of its keys and their shapes.
     pub layers: BTreeMap<&'k str, BTreeMap<&'k str, &'k [usize]>>,
-    /// The modules whose parameters are there in full.
+    /// The modules whose full parameters are present.
     pub modules: BTreeSet<String>,
 }
 
 impl<'k> KeyedShapes<'k> {
-    /// Takes keys apart at the last `.` before `prefix`, such as `lora_`.
+    /// Splits keys at the last `.` before `prefix`, such as `lora_`.
     ///
     /// # Errors
     /// If no key has the prefix.
@@ -28,7 +28,7 @@ impl<'k> KeyedShapes<'k> {
             } else if let Some(module) =
                 key.strip_suffix(".weight").filter(|module| !module.ends_with(".base_layer"))
             {
-                // A bias by itself is one of the base model that trains too.
+                // A bias on its own belongs to the base model, where it is trained too.
                 keyed.modules.insert(module.to_owned());
             }
         }

@@ -12,14 +12,14 @@ use super::Adapter;
 pub struct LayerSettings {
     /// The rank, if the method has ranks.
     pub rank: Option<usize>,
-    /// The factor of the adapter's part, if the method has one.
+    /// The factor that scales the adapter's part, if the method has one.
     pub scaling: Option<f64>,
     /// Whether merging may change the layer's bias.
     pub changes_bias: bool,
 }
 
 impl LayerSettings {
-    /// A layer that gets no rank and no scaling, and whose bias does not change by merging.
+    /// A layer that gets no rank and no scaling, and whose bias merging does not change.
     pub fn new() -> Self {
         Self::default()
     }

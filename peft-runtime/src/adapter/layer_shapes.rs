@@ -8,7 +8,7 @@ use crate::ops::conv::ConvSettings;
 /// The shapes of an adapter's tensors on one layer, by the ends of their keys.
 pub type LayerShapes = BTreeMap<String, Vec<usize>>;
 
-/// A linear layer; the sides of its weight tell how it lies, unless both fit.
+/// A linear layer; the dimensions of its weight show whether it is stored transposed, unless both orientations fit.
 pub(crate) fn linear_of(
     in_features: usize,
     out_features: usize,
@@ -26,7 +26,7 @@ pub(crate) fn linear_of(
     Geometry::Linear { in_features, out_features, transposed }
 }
 
-/// A convolution whose window moves in the least way.
+/// A convolution with the smallest padding, stride and dilation.
 pub(crate) fn convolution_of(
     in_channels: usize,
     out_channels: usize,
@@ -41,7 +41,7 @@ impl Geometry {
     /// The plainest layer with a weight of this shape: a linear one for `[out, in]`, or for `[in, out]` where it is stored
     /// transposed, and a convolution for `[out, in, …kernel]`. Without a weight, a linear one of size 1.
     ///
-    /// It is for methods whose tensors say nothing about the layer.
+    /// This is for methods whose tensors say nothing about the layer.
     pub fn of_weight(weight: Option<&[usize]>, transposed: bool) -> Self {
         match *weight.unwrap_or(&[1, 1]) {
             [out_features, in_features] if !transposed => {

@@ -15,7 +15,7 @@ use crate::path::ModulePath;
 use crate::schema::LayerKind;
 use crate::select::TargetModules;
 
-/// A config of any method: chooses modules and makes the adapter of each.
+/// A config of any method: it chooses modules and makes the adapter for each.
 ///
 /// [`AdapterConfig`](crate::method::AdapterConfig) implements it for every [`Method`](crate::method::Method), whose page shows
 /// how to write one of your own. The library uses methods only through this trait.
@@ -23,22 +23,22 @@ pub trait AdapterMethod: Any + Debug + Send + Sync {
     /// The value of `peft_type` in files.
     fn peft_type(&self) -> &'static str;
 
-    /// What messages call the method.
+    /// The method's name in messages.
     fn name(&self) -> &'static str;
 
     /// The same settings, shared.
     fn share(&self) -> Arc<dyn AdapterMethod>;
 
-    /// Which modules the config is for.
+    /// Which modules the config selects.
     fn selection(&self) -> Selection<'_>;
 
-    /// All that is wrong with the settings, by field.
+    /// Everything that is wrong with the settings, by field.
     fn faults(&self) -> Vec<(&'static str, String)>;
 
     /// What the layer at `path` gets.
     ///
     /// # Errors
-    /// Why the method cannot adapt a layer of that shape.
+    /// If the method cannot adapt a layer of that shape; the fault says why.
     fn plan_layer(
         &self,
         path: &ModulePath,
@@ -46,10 +46,10 @@ pub trait AdapterMethod: Any + Debug + Send + Sync {
         geometry: &Geometry,
     ) -> Result<LayerSettings, Fault>;
 
-    /// The adapter of one layer with the settings that were planned for it, and with tensors from `source`.
+    /// The adapter for one layer, with the settings planned for it and with tensors from `source`.
     ///
     /// # Errors
-    /// If the tensors cannot be had.
+    /// If the tensors cannot be obtained.
     fn build(
         &self,
         site: &Site<'_>,
@@ -57,24 +57,24 @@ pub trait AdapterMethod: Any + Debug + Send + Sync {
         source: &mut dyn TensorSource,
     ) -> Result<Built>;
 
-    /// The adapter of the rows that `tokens` have in an embedding.
+    /// The adapter for the rows of `tokens` in an embedding.
     ///
     /// # Errors
-    /// If the tensors cannot be had.
+    /// If the tensors cannot be obtained.
     fn build_tokens(&self, site: &Site<'_>, tokens: &[u32], source: &mut dyn TensorSource) -> Result<Built>;
 
     /// The settings as they are kept and saved: with the targets that were found, and whether the adapted linear
     /// layers store their weights transposed.
     fn resolved(&self, targets: TargetModules, transposed: bool) -> Arc<dyn AdapterMethod>;
 
-    /// The settings with the modules that the model declares, or that its type is known for, where they name none;
-    /// `None` if nothing is added.
+    /// The settings with the modules that the model declares, or the defaults for its type, where the settings name
+    /// none; `None` if nothing is added.
     fn with_declared(&self, declared: &Declared, model_type: Option<&str>) -> Option<Arc<dyn AdapterMethod>>;
 
-    /// The settings for tensors of these keys and shapes: their layers, their ranks, and the rest as in these settings.
+    /// The settings for tensors with these keys and shapes: their layers, their ranks, and the rest as in `self`.
     ///
     /// # Errors
-    /// If none of the keys is the method's.
+    /// If no key belongs to the method.
     fn for_tensors(&self, shapes: &BTreeMap<&str, &[usize]>) -> Result<Arc<dyn AdapterMethod>>;
 
     /// The text of the `adapter_config.json`, for these adapters.
@@ -86,7 +86,7 @@ pub trait AdapterMethod: Any + Debug + Send + Sync {
     /// One adapter out of several, of which the first has these settings.
     ///
     /// # Errors
-    /// If the method has no weighted combination, or the adapters do not go together.
+    /// If the method has no weighted combination, or the adapters cannot be combined.
     fn combine(&self, request: &Combination<'_>) -> Result<Combined>;
 
     /// Which biases of the base model train as well.
@@ -98,7 +98,7 @@ pub trait AdapterMethod: Any + Debug + Send + Sync {
     /// The fields that describe the adapter.
     fn common(&self) -> &CommonFields;
 
-    /// Whether the adapters have a scaling, which a weight can be multiplied into.
+    /// Whether the adapters have a scaling, into which a weight can be multiplied.
     fn has_scaling(&self) -> bool;
 
     /// Whether making the adapters changes the base model's weights.
@@ -110,27 +110,29 @@ pub trait AdapterMethod: Any + Debug + Send + Sync {
     /// Whether the adapted linear layers store their weights as `[in, out]`.
     fn is_transposed(&self) -> bool;
 
-    /// A key taken apart into the path of the layer and the end that names the tensor; `None` for a key of the base model or
+    /// A key split into the path of the layer and the end that names the tensor; `None` for a key of the base model or
     /// of a layer that trains in full.
     fn split_key<'k>(&self, key: &'k str) -> Option<(&'k str, &'k str)>;
 
-    /// The one name of a tensor that files have under several.
+    /// The canonical name of a tensor that files store under several names.
     fn canonical_key<'k>(&self, key: &'k str) -> &'k str;
 
-    /// The geometry of the layer that has tensors of these shapes and, where it is known, a weight of this shape.
+    /// The geometry of the layer that has tensors of these shapes and, if it is known, a weight of this shape.
     ///
-    /// `transposed` says how a square weight of a linear layer lies. What neither the tensors nor the weight show (how a
-    /// window moves, the other side of a layer that has only a vector) is left at its least, which merging and combining
-    /// do not look at. `None` if the tensors are not the method's.
+    /// `transposed` says whether a square weight of a linear layer is stored transposed. What neither the tensors nor
+    /// the weight show (how a window moves, the other dimension of a layer that has only a vector) is set to its
+    /// minimum; merging and combining do not use it. `None` if the tensors are not the method's.
     fn geometry(&self, shapes: &LayerShapes, weight: Option<&[usize]>, transposed: bool) -> Option<Geometry>;
 
-    /// What of a combination starts again from the base model's weight, if the tensor with this end of a key does.
+    /// Which part of a combination starts again from the base model's weight, if the tensor with this end of a key
+    /// does.
     fn restarts_from_base(&self, key: &str) -> Option<&'static str>;
 
-    /// The settings with what a model would have told, read off the layers of the file and the ends of their keys.
+    /// The settings completed with what a model would have supplied, read from the layers of the file and the ends of
+    /// their keys.
     fn without_model(&self, layers: &BTreeMap<&str, Vec<&str>>) -> Arc<dyn AdapterMethod>;
 
-    /// The settings to read a file's tensors with where there are no base weights.
+    /// The settings with which to read a file's tensors if there are no base weights.
     fn without_base(&self) -> Arc<dyn AdapterMethod>;
 
     /// The settings of an adapter that computes the same on the base weights as they were before this one changed them, with
@@ -140,7 +142,7 @@ pub trait AdapterMethod: Any + Debug + Send + Sync {
     /// An error if the adapter has no form as plain LoRA; `has_base` says whether the base weights are known.
     ///
     /// # Errors
-    /// Why it has none.
+    /// If it has none; the message says why.
     fn check_plain_lora(&self, has_base: bool) -> Result<(), String>;
 
     /// The settings of plain LoRA with these ranks, by path; `None` if the method has no such form.
@@ -213,7 +215,7 @@ impl<'a> Combination<'a> {
     /// The settings of all parts as those of one method.
     ///
     /// # Errors
-    /// [`CombinationError::Methods`] if a part is of another method than the first.
+    /// [`CombinationError::Methods`] if the method of a part differs from that of the first.
     pub fn configs<C: AdapterMethod>(&self) -> Result<Vec<&'a C>> {
         let first = self.parts.first().map(|part| part.method.peft_type()).unwrap_or_default();
         let config = |part: &CombinationPart<'a>| match part.method.downcast_ref::<C>() {

@@ -1,4 +1,5 @@
-//! What the rest of the library knows of adapter methods: the state of an adapter on a layer, and the settings it is made from.
+//! What the rest of the library knows about adapter methods: the state of an adapter on a layer, and the settings it is
+//! made from.
 //!
 //! The methods themselves are in [`method`](crate::method).
 
@@ -38,7 +39,7 @@ pub use site::Site;
 pub use source::TensorSource;
 pub(crate) use source::{FreshTensors, StoredTensor, StoredTensors};
 
-/// The state of one adapter on one layer; [`Method`](crate::method::Method) shows one of your own.
+/// The state of one adapter on one layer; [`Method`](crate::method::Method) shows how to write your own.
 ///
 /// A layer knows only this about an adapter: what it does to the output, what it does to the weight, and which tensors it
 /// owns. The state is shared and does not change, except for the contents of its variables.
@@ -46,16 +47,17 @@ pub trait Adapter: Any + Debug + Send + Sync {
     /// The adapter's tensors, in the order of its file keys.
     fn tensors(&self) -> Vec<AdapterTensor<'_>>;
 
-    /// The output with the adapter's part: `output` is that of the layer with the adapters before this one.
+    /// The output with the adapter's part applied: `output` is the output of the layer and the adapters before this
+    /// one.
     ///
     /// # Errors
-    /// If the shapes of the input do not fit.
+    /// If the input's shape does not fit.
     fn adapt_output(&self, call: &Call<'_>, input: &Tensor, output: Tensor) -> candle_core::Result<Tensor>;
 
     /// The input that the layer and the adapters before this one see, if this adapter changes it.
     ///
     /// # Errors
-    /// If the shapes of the input do not fit.
+    /// If the input's shape does not fit.
     fn adapt_input(&self, call: &Call<'_>, input: &Tensor) -> candle_core::Result<Option<Tensor>> {
         let _ = (call, input);
         Ok(None)
@@ -65,13 +67,13 @@ pub trait Adapter: Any + Debug + Send + Sync {
     /// in one pass.
     ///
     /// # Errors
-    /// If the factors cannot be put together.
+    /// If the factors cannot be computed.
     fn low_rank(&self, call: &Call<'_>) -> candle_core::Result<Option<LowRank>> {
         let _ = call;
         Ok(None)
     }
 
-    /// What the adapter adds to a bare weight, in its shape, as part of the graph; `None` if it adds nothing.
+    /// What the adapter adds to a bare weight, in the weight's shape, as part of the graph; `None` if it adds nothing.
     ///
     /// # Errors
     /// If the factors do not multiply.
@@ -82,7 +84,7 @@ pub trait Adapter: Any + Debug + Send + Sync {
 
     /// The parameters of a layer that computes what `parameters` and this adapter compute together.
     ///
-    /// `parameters` already hold the adapters merged before this one; `site` has the layer's own.
+    /// `parameters` already include the adapters merged before this one; `site` has the layer's own parameters.
     ///
     /// # Errors
     /// If there are no such parameters, or a tensor computation fails.
@@ -91,7 +93,7 @@ pub trait Adapter: Any + Debug + Send + Sync {
     /// The layer's weight as it was before the adapter took something out of it, if it did.
     ///
     /// # Errors
-    /// If the device refuses.
+    /// If a device operation fails.
     fn restored_weight(&self, weight: &Tensor) -> candle_core::Result<Option<Tensor>> {
         let _ = weight;
         Ok(None)
@@ -106,40 +108,40 @@ pub trait Adapter: Any + Debug + Send + Sync {
     /// adapter changed it; `None` if the method has no such form.
     ///
     /// # Errors
-    /// If the device refuses.
+    /// If a device operation fails.
     fn for_original_base(&self) -> candle_core::Result<Option<Vec<(&'static str, Tensor)>>> {
         Ok(None)
     }
 
-    /// Whether rows of one batch may have this adapter while other rows have others.
+    /// Whether some rows of a batch may use this adapter while other rows use others.
     fn mixes_in_a_batch(&self) -> bool {
         true
     }
 
-    /// Whether the adapter puts values of its own in the place of the layer's, which only one active adapter can.
+    /// Whether the adapter replaces the layer's values with its own, which only one active adapter can do.
     fn replaces_values(&self) -> bool {
         false
     }
 
-    /// The adapter of a layer with this geometry whose weight is the same tensor as this one's layer has; `None` if the two
-    /// need not share anything.
+    /// The adapter for a layer with this geometry whose weight is the same tensor as that of this adapter's layer;
+    /// `None` if the two need not share anything.
     fn tied_to(&self, geometry: Geometry) -> Option<Arc<dyn Adapter>> {
         let _ = geometry;
         None
     }
 
-    /// The values of a tensor as files have them.
+    /// The values of a tensor as files store them.
     ///
     /// # Errors
-    /// If the device refuses.
+    /// If a device operation fails.
     fn stored_tensor(&self, tensor: &AdapterTensor<'_>) -> candle_core::Result<Tensor> {
         Ok(tensor.var.as_detached_tensor())
     }
 
-    /// The values of a tensor from those that files have, where the two differ in shape; `None` if they do not fit.
+    /// The values of a tensor from those that files store, where the two differ in shape; `None` if they do not fit.
     ///
     /// # Errors
-    /// If the device refuses.
+    /// If a device operation fails.
     fn unstored_tensor(
         &self,
         tensor: &AdapterTensor<'_>,
@@ -176,7 +178,7 @@ pub trait Adapter: Any + Debug + Send + Sync {
     /// The factors of the update as matrices `[rank, in · kernel]` and `[out, rank]`, if the update is a low-rank matrix.
     ///
     /// # Errors
-    /// If the device refuses.
+    /// If a device operation fails.
     fn low_rank_update(&self) -> candle_core::Result<Option<LowRank>> {
         Ok(None)
     }
@@ -184,7 +186,7 @@ pub trait Adapter: Any + Debug + Send + Sync {
     /// The update as a matrix `[out, in · kernel]`, for methods whose update is not a low-rank matrix.
     ///
     /// # Errors
-    /// If the device refuses.
+    /// If a device operation fails.
     fn dense_update(&self) -> candle_core::Result<Option<Tensor>> {
         Ok(None)
     }
@@ -192,7 +194,7 @@ pub trait Adapter: Any + Debug + Send + Sync {
     /// The adapter's tensors as those of plain LoRA, if they have such a form.
     ///
     /// # Errors
-    /// If the device refuses.
+    /// If a device operation fails.
     fn plain_factors(&self) -> candle_core::Result<Option<PlainFactors>> {
         Ok(None)
     }
@@ -253,7 +255,7 @@ pub struct PlainFactors {
     pub b: (&'static str, Tensor),
     /// The bias of B.
     pub bias: Option<(&'static str, Tensor)>,
-    /// The factor of their product.
+    /// The factor that scales their product.
     pub scaling: f64,
     /// Whether they are for a base weight that the adapter's init had changed.
     pub restores: bool,
@@ -272,7 +274,7 @@ pub struct LinearParameters {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum MergeError {
-    /// No weight and bias of the layer compute the same.
+    /// No weight and bias of the layer compute the same result.
     #[error("{0}")]
     Impossible(String),
     /// A tensor computation failed.

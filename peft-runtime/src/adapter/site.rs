@@ -34,7 +34,7 @@ impl Site<'_> {
         (self.weight)().map_err(Error::on_layer(self.path))
     }
 
-    /// The same with candle's own error.
+    /// The same, with candle's own error.
     pub(crate) fn dense_weight(&self) -> candle_core::Result<Tensor> {
         (self.weight)()
     }

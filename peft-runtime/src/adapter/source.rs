@@ -1,4 +1,4 @@
-//! Where the tensors of a new adapter come from: drawn afresh, or out of a file.
+//! Where the tensors of a new adapter come from: drawn afresh, or read from a file.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,13 +11,13 @@ use crate::path::ModulePath;
 
 /// Supplies the tensors of one adapter on one layer.
 pub trait TensorSource {
-    /// The tensor whose file key ends in `key`, of the given shape; `init` says what it starts as if it is drawn.
+    /// The tensor whose file key ends in `key`, of the given shape; if it is drawn, `init` gives its initial values.
     ///
     /// # Errors
-    /// If the values cannot be worked out.
+    /// If the values cannot be computed.
     fn tensor(&mut self, key: &'static str, shape: &[usize], init: Init<'_>) -> Result<Var>;
 
-    /// Whether the tensors are drawn afresh and not read.
+    /// Whether the tensors are drawn afresh rather than read.
     fn is_fresh(&self) -> bool;
 }
 
@@ -42,7 +42,7 @@ impl TensorSource for FreshTensors<'_> {
     }
 }
 
-/// Takes tensors out of a state dict and keeps account of what is missing, left over or misshapen.
+/// Takes tensors out of a state dict and keeps track of what is missing, left over or of the wrong shape.
 pub(crate) struct StoredTensors<'a> {
     tensors: &'a BTreeMap<String, StoredTensor<'a>>,
     used: BTreeSet<String>,
@@ -68,7 +68,7 @@ impl<'a> StoredTensor<'a> {
 }
 
 impl<'a> StoredTensors<'a> {
-    /// `tensors` are under their keys without the prefix `base_model.model.`.
+    /// `tensors` are stored under their keys without the prefix `base_model.model.`.
     pub(crate) fn new(tensors: &'a BTreeMap<String, StoredTensor<'a>>) -> Self {
         Self { tensors, used: BTreeSet::new(), missing: Vec::new(), mismatched: Vec::new() }
     }
@@ -112,7 +112,7 @@ impl<'a> StoredTensors<'a> {
         LayerTensors { stored: self, path, dtype, device }
     }
 
-    /// What did not fit; keys that were never asked for count as unexpected.
+    /// What did not fit; keys that were never requested count as unexpected.
     pub(crate) fn report(self) -> TensorReport {
         let unexpected = self.tensors.keys().filter(|key| !self.used.contains(*key)).cloned().collect();
         TensorReport { missing: self.missing, unexpected, mismatched: self.mismatched }

@@ -12,26 +12,26 @@ use crate::schema::nearest_names;
 pub enum CombinationType {
     /// Sums of the factors: `(Σ a·A)` and `(Σ b·B)`, whose product also has terms between different adapters.
     Linear,
-    /// The factors side by side: exact, at the sum of the ranks.
+    /// The factors concatenated: exact, with the sum of the ranks as the rank.
     Cat,
-    /// The sum of the updates, cut to the rank asked for.
+    /// The sum of the updates, truncated to the requested rank.
     #[default]
     Svd,
     /// Pruning, electing signs and averaging what agrees: <https://arxiv.org/abs/2306.01708>.
     Ties,
-    /// The same on updates, cut to the rank asked for.
+    /// The same on updates, truncated to the requested rank.
     TiesSvd,
     /// Dropping elements at random and scaling up the rest: <https://arxiv.org/abs/2311.03099>.
     DareLinear,
-    /// The same on updates, cut to the rank asked for.
+    /// The same on updates, truncated to the requested rank.
     DareLinearSvd,
     /// Dropping elements at random, then electing signs.
     DareTies,
-    /// The same on updates, cut to the rank asked for.
+    /// The same on updates, truncated to the requested rank.
     DareTiesSvd,
     /// Sums of the factors without their smallest elements.
     MagnitudePrune,
-    /// The same on updates, cut to the rank asked for.
+    /// The same on updates, truncated to the requested rank.
     MagnitudePruneSvd,
 }
 
@@ -90,7 +90,7 @@ impl CombinationType {
         }
     }
 
-    /// Whether updates are merged and then factorised, and not the factors themselves.
+    /// Whether the updates are merged and then factorised, rather than merging the factors themselves.
     pub(crate) fn factorises(self) -> bool {
         matches!(
             self,
@@ -142,7 +142,7 @@ impl FromStr for MajoritySign {
     }
 }
 
-/// An option that is given a name which none of its values has.
+/// An option given a name that none of its values has.
 fn unknown_name(option: &'static str, name: &str, known: &[&str]) -> Error {
     let nearest = nearest_names(name, known.iter().copied());
     let known = known.iter().map(|name| (*name).to_owned()).collect();
@@ -175,7 +175,7 @@ impl CombineOptions {
         Self { combination, ..Self::default() }
     }
 
-    /// The rank that updates are cut to; by default the largest of the adapters' ranks.
+    /// The rank that updates are truncated to; by default the largest of the adapters' ranks.
     #[must_use]
     pub fn with_svd_rank(mut self, rank: usize) -> Self {
         self.svd_rank = Some(rank);
@@ -196,7 +196,7 @@ impl CombineOptions {
         self
     }
 
-    /// How signs are elected; by the sum of the values, unless said otherwise.
+    /// How signs are elected; by the sum of the values by default.
     #[must_use]
     pub fn with_majority_sign(mut self, majority_sign: MajoritySign) -> Self {
         self.majority_sign = majority_sign;
@@ -210,7 +210,7 @@ impl CombineOptions {
         self
     }
 
-    /// Refuses values that mean nothing.
+    /// Refuses options that are out of range or missing.
     pub(crate) fn check(&self) -> Result<()> {
         let out_of_range = |setting, value, expected| Err(Error::Setting { setting, value, expected });
         let combination = self.combination.name();

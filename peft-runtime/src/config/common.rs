@@ -90,7 +90,7 @@ pub enum Bias {
     LoraOnly,
 }
 
-/// Writes a number without a fraction as an integer, as PEFT's files have it.
+/// Writes a number without a fraction as an integer, as PEFT's files do.
 pub(crate) fn as_number<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
     const LARGEST_EXACT: f64 = 9_007_199_254_740_992.0;
     if value.fract() == 0.0 && value.abs() <= LARGEST_EXACT {
@@ -101,7 +101,7 @@ pub(crate) fn as_number<S: Serializer>(value: &f64, serializer: S) -> Result<S::
     }
 }
 
-/// A probability below one, or what is wrong with it.
+/// What is wrong with a probability, which must be below one, if anything.
 pub(crate) fn probability_fault(field: &'static str, value: f64) -> Option<ConfigFault> {
     let valid = (0.0..1.0).contains(&value);
     (!valid).then(|| (field, format!("the probability is {value}; it must be at least 0 and below 1")))
@@ -110,7 +110,7 @@ pub(crate) fn probability_fault(field: &'static str, value: f64) -> Option<Confi
 /// No layer has a larger rank.
 const LARGEST_RANK: usize = 1 << 20;
 
-/// A positive rank, or what is wrong with it.
+/// What is wrong with a rank, which must be positive, if anything.
 pub(crate) fn rank_fault(field: &'static str, rank: usize) -> Option<ConfigFault> {
     match rank {
         0 => Some((field, "the rank is 0; it must be at least 1".to_owned())),
@@ -118,13 +118,13 @@ pub(crate) fn rank_fault(field: &'static str, rank: usize) -> Option<ConfigFault
     }
 }
 
-/// A rank that is not too large to be worked with, or what is wrong with it.
+/// What is wrong with a rank that is too large to work with; `None` for any other.
 pub(crate) fn large_rank_fault(field: &'static str, rank: usize) -> Option<ConfigFault> {
     let reason = || format!("the rank is {rank}; it must be at most {LARGEST_RANK}");
     (rank > LARGEST_RANK).then(|| (field, reason()))
 }
 
-/// A finite number, or what is wrong with it.
+/// What is wrong with a number, which must be finite, if anything.
 pub(crate) fn finite_fault(field: &'static str, value: f64) -> Option<ConfigFault> {
     (!value.is_finite()).then(|| (field, format!("{value} is not a finite number")))
 }
@@ -134,7 +134,7 @@ pub(crate) fn yes() -> bool {
     true
 }
 
-/// PEFT looks only at the truth of the value.
+/// PEFT looks only at the truthiness of the value.
 pub(crate) fn truth<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
     Ok(match Value::deserialize(deserializer)? {
         Value::Null => false,

@@ -1,4 +1,4 @@
-//! The groups of fields that configs of several methods have, with the shape of `adapter_config.json`.
+//! The groups of fields that the configs of several methods share, in the format of `adapter_config.json`.
 
 mod combine_options;
 mod common;

@@ -1,4 +1,4 @@
-//! The fields of configs that say which modules they are for.
+//! The config fields that select modules.
 
 use serde::{Deserialize, Serialize};
 
@@ -18,7 +18,7 @@ pub(crate) struct ModuleFields {
 }
 
 impl ModuleFields {
-    /// The fields of one config that means the modules of all of them, which are those at `paths`.
+    /// The fields of one config that selects the modules of all these configs, which are those at `paths`.
     pub(crate) fn combined<'a>(
         all: &[(&Self, &BlockFields)],
         paths: impl Iterator<Item = &'a ModulePath>,
@@ -71,13 +71,13 @@ impl BlockFields {
         }
     }
 
-    /// What is wrong with the filter together with the targets.
+    /// What is wrong with combining the filter with the targets.
     pub(crate) fn fault(&self, targets: Option<&TargetModules>) -> Option<ConfigFault> {
         let has_pattern = self.containers().is_some_and(|names| !names.is_empty());
         match (targets, &self.layers_to_transform) {
             (Some(TargetModules::Regex(_) | TargetModules::AllLinear), Some(_)) => Some((
                 "layers_to_transform",
-                "it goes with a list of target names; a pattern can name the blocks itself".to_owned(),
+                "it only works with a list of target names; a pattern can name the blocks itself".to_owned(),
             )),
             (_, None) if has_pattern => {
                 Some(("layers_pattern", "it does nothing without `layers_to_transform`".to_owned()))

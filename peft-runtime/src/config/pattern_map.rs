@@ -14,7 +14,7 @@ use crate::select::Pattern;
 
 /// Patterns with values; the first pattern that matches a module supplies its value.
 ///
-/// A pattern is a regular expression that has to match the end of a module path from a segment boundary on.
+/// A pattern is a regular expression that has to match the end of a module path, starting at a segment boundary.
 #[derive(Clone)]
 pub struct PatternMap<T> {
     entries: Vec<(String, T)>,
@@ -154,7 +154,7 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for InOrder<T> {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
         let (mut entries, mut known) = (Vec::new(), BTreeSet::new());
         while let Some((pattern, value)) = map.next_entry::<String, T>()? {
-            // Which of two values counts, readers do not agree on.
+            // Readers do not agree on which of two values counts.
             if !known.insert(pattern.clone()) {
                 let pattern = shortened(&pattern);
                 return Err(A::Error::custom(format!("the pattern `{pattern}` is there twice")));
@@ -171,7 +171,7 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for PatternMap<T> {
     }
 }
 
-/// Writes numbers without a fraction as integers, as PEFT's files have them.
+/// Writes numbers without a fraction as integers, as PEFT's files do.
 pub(crate) fn as_numbers<S: Serializer>(
     patterns: &PatternMap<f64>,
     serializer: S,

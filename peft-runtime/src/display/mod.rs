@@ -1,4 +1,4 @@
-//! The model as PEFT's users know it: the module tree and the line of trainable parameters.
+//! The model as PEFT users know it: the module tree and the line of trainable parameters.
 
 mod repr;
 mod status;

@@ -1,4 +1,4 @@
-//! Nested text in the manner of PyTorch's `repr`.
+//! Nested text in the style of PyTorch's `repr`.
 
 /// A module with named children, or the text of a leaf.
 #[derive(Clone, Debug)]
@@ -9,7 +9,7 @@ pub(super) struct Repr {
     pub(super) folds: bool,
 }
 
-/// The text PyTorch has for a module without a type name here.
+/// The type shown for a module that has no type name here.
 const UNNAMED: &str = "Module";
 
 impl Repr {
@@ -18,7 +18,7 @@ impl Repr {
         Self { head: text.into(), children: Vec::new(), folds: false }
     }
 
-    /// A module of that type.
+    /// A module of this type.
     pub(super) fn module(type_name: impl Into<String>) -> Self {
         Self { head: type_name.into(), children: Vec::new(), folds: false }
     }
@@ -32,7 +32,7 @@ impl Repr {
         self.children.push((name.into(), child));
     }
 
-    /// Adds a child whose name may hold dots; modules between are made where they are missing.
+    /// Adds a child whose name may contain dots; missing modules in between are created.
     pub(super) fn push_at(&mut self, name: &str, child: Self) {
         match name.split_once('.') {
             None => self.push(name, child),
@@ -47,7 +47,7 @@ impl Repr {
         }
     }
 
-    /// The text, over several lines where there are children.
+    /// The text, on several lines if there are children.
     pub(super) fn text(&self) -> String {
         if self.children.is_empty() {
             return self.head.clone();

@@ -1,4 +1,4 @@
-//! What each layer, and the model as a whole, has of adapters.
+//! The adapter status of each layer, and of the model as a whole.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,7 +10,7 @@ use crate::manage::{adapter_names, count_parameters};
 use crate::module::{Injectable, leaves};
 use crate::path::ModulePath;
 
-/// What one layer has of adapters.
+/// The adapter status of one layer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LayerStatus {
@@ -18,9 +18,9 @@ pub struct LayerStatus {
     pub name: ModulePath,
     /// Its type, as the module tree prints it: `lora.Linear`.
     pub module_type: String,
-    /// Whether adapters act.
+    /// Whether adapters take effect.
     pub enabled: bool,
-    /// The active adapters in order, also those that the layer does not have.
+    /// The active adapters in order, including those that the layer does not have.
     pub active_adapters: Vec<String>,
     /// The adapters merged into the weight, in order.
     pub merged_adapters: Vec<String>,
@@ -32,7 +32,7 @@ pub struct LayerStatus {
     pub devices: BTreeMap<String, BTreeSet<&'static str>>,
 }
 
-/// What a model has of adapters; a value that differs between layers is [`Uniform::Irregular`].
+/// The adapter status of a model; a value that differs between layers is [`Uniform::Irregular`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ModelStatus {
@@ -46,11 +46,11 @@ pub struct ModelStatus {
     pub total_params: usize,
     /// How many layers have a place for adapters.
     pub num_adapter_layers: usize,
-    /// Whether adapters act.
+    /// Whether adapters take effect.
     pub enabled: Uniform<bool>,
     /// The active adapters.
     pub active_adapters: Uniform<Vec<String>>,
-    /// The adapters that are merged wherever they are.
+    /// The adapters that are merged on every layer that has them.
     pub merged_adapters: Uniform<Vec<String>>,
     /// Whether each adapter's tensors train when it is active.
     pub trainable: BTreeMap<String, Uniform<bool>>,
@@ -60,10 +60,10 @@ pub struct ModelStatus {
     pub devices: BTreeMap<String, BTreeSet<&'static str>>,
 }
 
-/// A value that all layers share, or not.
+/// A value that may or may not be the same on all layers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Uniform<T> {
-    /// The value everywhere.
+    /// All layers have this value.
     Everywhere(T),
     /// Layers differ.
     Irregular,
@@ -154,7 +154,7 @@ pub(crate) fn model_status<M: Injectable + ?Sized>(model: &M) -> Result<ModelSta
     })
 }
 
-/// The merged adapters; irregular if a layer has one of them that is not merged there.
+/// The merged adapters; irregular if a layer has one of them and it is not merged there.
 fn merged(layers: &[LayerStatus]) -> Uniform<Vec<String>> {
     let mut names: Vec<String> = Vec::new();
     for name in layers.iter().flat_map(|layer| &layer.merged_adapters) {

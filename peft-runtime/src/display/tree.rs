@@ -37,7 +37,7 @@ pub(crate) fn module_tree<M: Injectable + ?Sized>(model: &M) -> String {
         .unwrap_or_default()
 }
 
-/// Adds a module to the one that is open, under its name there.
+/// Adds a module to the innermost open one, under its name in that module.
 fn push(open: &mut [(ModulePath, Repr)], path: &ModulePath, repr: Repr) {
     if let Some((parent, module)) = open.last_mut() {
         let name =
@@ -102,7 +102,7 @@ pub(super) fn type_name(layer: &dyn Layer) -> String {
 /// PEFT's name for a layer of which adapters train full copies.
 const COPIES: &str = "ModulesToSaveWrapper";
 
-/// A container of PEFT's, such as `lora_A`, with an entry for each adapter.
+/// A PEFT container, such as `lora_A`, with an entry for each adapter.
 struct Container<'a> {
     name: &'static str,
     holds: Holds,

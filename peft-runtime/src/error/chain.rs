@@ -1,4 +1,4 @@
-//! Errors with what they are said of, and as text: in one line, as `Debug` prints them, and as errors of candle.
+//! Errors with their context, and as text: on one line, as `Debug` prints them, and as candle errors.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -7,7 +7,7 @@ use super::Error;
 use crate::path::ModulePath;
 
 impl Error {
-    /// The same error, said of a file.
+    /// The same error, with the file it concerns.
     pub(crate) fn in_file(self, path: impl Into<PathBuf>) -> Self {
         Self::InFile { path: path.into(), source: Box::new(self) }
     }
@@ -29,7 +29,7 @@ impl Error {
         move |source| Self::OnLayer { path: path.clone(), source }
     }
 
-    /// The error and its sources in one line, outermost first.
+    /// The error and its sources on one line, outermost first.
     ///
     /// ```
     /// use peft_runtime::LoraConfig;
@@ -62,7 +62,7 @@ impl fmt::Debug for Error {
             f.write_str("\n\nCaused by:")?;
         }
         for (number, source) in sources.iter().enumerate() {
-            // Further lines of a sentence stand below its first one.
+            // Further lines of a message are aligned with its first line.
             let source = source.replace('\n', "\n       ");
             match sources.len() {
                 1 => write!(f, "\n    {source}")?,
@@ -73,7 +73,8 @@ impl fmt::Debug for Error {
     }
 }
 
-/// The one way into candle's error type, which `forward` has to return; the chain of sources becomes text there.
+/// The only conversion into candle's error type, which `forward` has to return; the chain of sources becomes text
+/// there.
 impl From<Error> for candle_core::Error {
     fn from(error: Error) -> Self {
         match error {

@@ -3,7 +3,7 @@
 use super::words;
 use crate::path::ModulePath;
 
-/// A combination of adapters that was asked for in a way that has no result.
+/// A request to combine adapters that cannot be carried out.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum CombinationError {
@@ -14,7 +14,7 @@ pub enum CombinationError {
         option: &'static str,
         /// The name as written.
         name: String,
-        /// Names that are near to it.
+        /// Similar names.
         nearest: Vec<String>,
         /// All names that the option can have.
         known: Vec<String>,
@@ -35,10 +35,10 @@ pub enum CombinationError {
 
     /// The adapters are not all of one method.
     #[error(
-        "adapter `{adapter}` is one of {method}, and the first one is one of {first}; combine adapters of one method"
+        "adapter `{adapter}` uses {method}, and the first adapter uses {first}; combine only adapters of one method"
     )]
     Methods {
-        /// The adapter of another method than the first.
+        /// The adapter whose method differs from the first one's.
         adapter: String,
         /// Its `peft_type`.
         method: String,
@@ -53,7 +53,7 @@ pub enum CombinationError {
         combination: &'static str,
     },
 
-    /// The type scales up what it keeps, and is told to keep nothing.
+    /// The type scales up what it keeps, but is told to keep nothing.
     #[error("`{combination}` divides by the `density`, which is 0; it must be above 0")]
     ZeroDensity {
         /// The `combination_type`.

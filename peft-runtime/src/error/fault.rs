@@ -26,10 +26,10 @@ pub enum Fault {
         name: String,
     },
 
-    /// The config holds a value that its method cannot have.
+    /// The config holds a value that its method does not allow.
     #[error("invalid `{field}`: {reason}")]
     Config {
-        /// The field under its name in `adapter_config.json`.
+        /// The field's name in `adapter_config.json`.
         field: &'static str,
         /// What is wrong with its value.
         reason: String,
@@ -42,12 +42,12 @@ pub enum Fault {
     )]
     NoTargets,
 
-    /// A target name is the name of no layer.
+    /// A target name matches no layer.
     #[error("target `{target}` matches no module{}", suggestion(.nearest))]
     UnmatchedTarget {
         /// The target as written.
         target: String,
-        /// Names that are near to it.
+        /// Similar names.
         nearest: Vec<String>,
     },
 
@@ -61,7 +61,7 @@ pub enum Fault {
     /// A pattern is not a regular expression, or takes too long to match.
     #[error("`{field}` holds the pattern `{pattern}`, which {reason}")]
     Pattern {
-        /// The field under its name in `adapter_config.json`.
+        /// The field's name in `adapter_config.json`.
         field: &'static str,
         /// The pattern.
         pattern: String,
@@ -75,7 +75,7 @@ pub enum Fault {
          sorted, would let the other one win"
     )]
     AmbiguousPattern {
-        /// The field under its name in `adapter_config.json`.
+        /// The field's name in `adapter_config.json`.
         field: &'static str,
         /// The module.
         path: String,
@@ -85,26 +85,26 @@ pub enum Fault {
         second: String,
     },
 
-    /// IA3 is not told which of its targets are feed-forward layers.
+    /// The IA3 config does not say which of its targets are feed-forward layers.
     #[error(
-        "the feed-forward layers are not named in `feedforward_modules`; `with_feedforward([…])` names them, an empty list \
-         if there are none"
+        "the feed-forward layers are not named in `feedforward_modules`; name them with `with_feedforward([…])`, \
+         or pass an empty list if there are none"
     )]
     NoFeedforward,
 
-    /// A model without exactly one list of blocks is to repeat blocks.
+    /// Blocks are to be repeated in a model that does not have exactly one list of blocks.
     #[error("`layer_replication` cannot repeat blocks: {}", block_lists(*.lists))]
     BlockLists {
         /// How many lists of blocks the model marks.
         lists: usize,
     },
 
-    /// A range of blocks to repeat ends behind the last block.
-    #[error("in `layer_replication`, the range {start}..{end} leaves `{path}`, which has {blocks} blocks")]
+    /// A range of blocks to repeat ends after the last block.
+    #[error("in `layer_replication`, the range {start}..{end} exceeds `{path}`, which has {blocks} blocks")]
     ReplicatedRange {
         /// The number of the range's first block.
         start: usize,
-        /// The number after that of its last block.
+        /// One more than the number of its last block.
         end: usize,
         /// The list of blocks.
         path: ModulePath,
@@ -137,7 +137,7 @@ pub enum Fault {
     },
 
     /// The rank is larger than the number of weights of the layer.
-    #[error("rank {rank} is over the dimensions of `{path}`, which holds {weights} weights ({shape:?})")]
+    #[error("rank {rank} is too large for `{path}`, which holds {weights} weights ({shape:?})")]
     RankOverDimensions {
         /// The layer.
         path: ModulePath,
@@ -158,7 +158,7 @@ pub enum Fault {
         reason: String,
     },
 
-    /// Single tokens or parameters cannot be trained as the config says.
+    /// Individual tokens or parameters cannot be trained as the config specifies.
     #[error("cannot adapt `{path}`: {reason}")]
     Tokens {
         /// The layer or parameter.
@@ -189,15 +189,15 @@ impl Fault {
     }
 }
 
-/// How to make a plain layer one that carries adapters.
+/// How to turn a plain layer into one that carries adapters.
 fn advice(kind: &str, can_be_adapted: bool) -> String {
     if can_be_adapted { format!("; declare the field as `Adapted<{kind}>`") } else { String::new() }
 }
 
-/// Why a model with so many lists of blocks cannot repeat them.
+/// Why a model with this many lists of blocks cannot repeat blocks.
 fn block_lists(lists: usize) -> String {
     match lists {
-        0 => "the model marks no list of blocks; put `#[peft(blocks)]` on the `Vec` that is one".to_owned(),
+        0 => "the model marks no list of blocks; put `#[peft(blocks)]` on the `Vec` of blocks".to_owned(),
         many => format!("the model marks {many} lists of blocks, and only one can be replicated"),
     }
 }

@@ -1,4 +1,4 @@
-//! What a set of tensors lacks, has too much of, or holds in another shape.
+//! Which tensors of a set are missing, unexpected or of another shape.
 
 use std::fmt;
 
@@ -33,7 +33,7 @@ impl TensorReport {
     }
 }
 
-/// How many keys of one sort a message lists.
+/// How many keys of one kind a message lists.
 const LISTED: usize = 5;
 
 impl fmt::Display for TensorReport {

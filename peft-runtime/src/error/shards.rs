@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::words;
 
-/// Files of weights, or the index that lists them, which do not fit together.
+/// Weight files, or the index that lists them, that do not fit together.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ShardsError {
@@ -19,7 +19,7 @@ pub enum ShardsError {
         name: String,
     },
 
-    /// Two files hold a tensor of the same name.
+    /// Two files hold a tensor with the same name.
     #[error("the tensor `{}` is in two files; the other one is `{}`", words::shortened(.tensor), .first.display())]
     DuplicateTensor {
         /// The tensor.

@@ -1,4 +1,4 @@
-//! What makes the tensors of a state dict unreadable as those of an adapter, whatever the model.
+//! Why the tensors of a state dict cannot be read as those of an adapter, whatever the model.
 
 use super::words;
 
@@ -19,7 +19,7 @@ pub enum StateDictError {
         second: String,
     },
 
-    /// No key is one of the adapter's method.
+    /// No key belongs to the adapter's method.
     #[error("no key has `{marker}` in it, as the adapter's tensors do; {}", words::first_key(.first))]
     NoAdapterKeys {
         /// What every key of the method has before the name of its tensor.
@@ -28,8 +28,8 @@ pub enum StateDictError {
         first: Option<String>,
     },
 
-    /// The tensors that a layer has do not make an adapter together.
-    #[error("`{path}` has {}, which make no adapter of {method}", words::tensors(.tensors))]
+    /// The tensors of a layer do not form an adapter.
+    #[error("`{path}` has {}, which do not form an adapter of {method}", words::tensors(.tensors))]
     NoAdapter {
         /// The layer.
         path: String,
@@ -46,7 +46,7 @@ pub enum StateDictError {
         path: String,
         /// The rank of its tensors.
         rank: usize,
-        /// The field under its name in `adapter_config.json`.
+        /// The field's name in `adapter_config.json`.
         field: &'static str,
         /// Its value.
         most: usize,

@@ -1,4 +1,4 @@
-//! What an optimiser or a file of a run's state does wrong, and words of errors in training.
+//! What can be wrong with an optimiser or a training state file, and wording of training errors.
 
 use std::path::PathBuf;
 
@@ -26,8 +26,8 @@ pub enum OptimizerError {
         dtype: &'static str,
     },
 
-    /// Two variables have one name.
-    #[error("two variables are called `{name}`; each name must come once")]
+    /// Two variables have the same name.
+    #[error("two variables are called `{name}`; each name must be unique")]
     DuplicateName {
         /// The name.
         name: String,
@@ -42,7 +42,7 @@ pub enum OptimizerError {
         second: String,
     },
 
-    /// A gradient has another shape than its variable.
+    /// The shape of a gradient differs from that of its variable.
     #[error("the gradient of `{parameter}` has shape {found:?}, expected {expected:?}")]
     GradientShape {
         /// The variable.
@@ -54,7 +54,7 @@ pub enum OptimizerError {
     },
 }
 
-/// A file that is not the state of a run of training.
+/// A file that is not the state of a training run.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TrainingStateError {
@@ -62,17 +62,17 @@ pub enum TrainingStateError {
     #[error("not a valid training state")]
     Json(#[source] serde_json::Error),
 
-    /// The file has a form that is not known.
+    /// The file has an unknown format.
     #[error("the training state has format {found}, and only {known} is known")]
     Format {
         /// The format of the file.
         found: u32,
-        /// The one that is known.
+        /// The known format.
         known: u32,
     },
 
-    /// The file counts more than a run can have come to.
-    #[error("`{field}` is {count}, more than a run can have come to; it must be at most {most}")]
+    /// The file holds a count higher than a run can reach.
+    #[error("`{field}` is {count}, more than a run can reach; it must be at most {most}")]
     Count {
         /// What is counted.
         field: &'static str,
@@ -83,7 +83,7 @@ pub enum TrainingStateError {
     },
 }
 
-/// From where training can go on.
+/// Where training can resume from.
 pub(super) fn last_good(checkpoint: &Option<PathBuf>) -> String {
     match checkpoint {
         Some(path) => format!("the last good checkpoint is `{}`", path.display()),

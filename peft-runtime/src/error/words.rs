@@ -1,4 +1,4 @@
-//! Parts of sentences that several errors have.
+//! Phrases that several errors share.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
@@ -22,7 +22,7 @@ pub(super) fn suggestion(nearest: &[String]) -> String {
     }
 }
 
-/// All names there are, and those that may be meant.
+/// All known names, and those that may be meant.
 pub(super) fn did_you_mean(nearest: &[String], known: &[String]) -> String {
     format!("; it must be {}{}", join(known, " or "), suggestion(nearest))
 }

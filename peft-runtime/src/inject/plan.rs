@@ -10,25 +10,25 @@ use crate::path::ModulePath;
 /// Where a config comes from, which decides how strictly it is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Origin {
-    /// Written by the caller: a name that matches nothing is a slip.
+    /// Written by the caller: a name that matches nothing is a mistake.
     Caller,
     /// Read from a file: shared configs name modules that not every model has.
     File,
-    /// Read from a file, to take the place of the adapter of that name.
+    /// Read from a file, to replace the adapter of that name.
     Swap,
 }
 
-/// What an injection will do. Making and committing an adapter obey it and decide nothing.
+/// What an injection will do. Making and committing an adapter follow it and decide nothing.
 #[derive(Debug)]
 pub(crate) struct Plan {
     pub(crate) adapter: String,
     pub(crate) method: Arc<dyn AdapterMethod>,
-    /// What layers get; a layer that gets nothing is not there.
+    /// What layers get; a layer that gets nothing is absent.
     pub(super) layers: BTreeMap<ModulePath, PlannedLayer>,
     pub(crate) unmatched_targets: Vec<String>,
-    /// Where files have the adapters of bare parameters.
+    /// Where files store the adapters of bare parameters.
     pub(super) stored_paths: BTreeMap<ModulePath, ModulePath>,
-    /// The blocks that the model gets first, by their numbers in the present list.
+    /// The blocks that the model gets first, by their numbers in the current list.
     pub(super) replication: Option<Vec<usize>>,
 }
 
@@ -47,14 +47,14 @@ pub(super) enum PlannedContent {
     Adapter(LayerSettings),
     /// The rows of these tokens.
     Tokens(Vec<u32>),
-    /// The rows of another layer, whose weight is also this one's.
+    /// The rows of another layer, which shares its weight with this one.
     TiedTokens(ModulePath),
     /// A full copy of the layer's parameters.
     Copy,
 }
 
 impl PlannedContent {
-    /// Whether it is an adapter and not a copy.
+    /// Whether it is an adapter rather than a copy.
     pub(super) fn adapts(&self) -> bool {
         !matches!(self, Self::Copy)
     }
@@ -96,7 +96,7 @@ impl Plan {
         self.layers.get(path).is_some_and(|layer| layer.trains_bias)
     }
 
-    /// The adapter of the layer at the site; `None` if it gets none that is built by itself.
+    /// The adapter of the layer at the site; `None` if the layer gets none that is built on its own.
     pub(crate) fn build(&self, site: &Site<'_>, source: &mut dyn TensorSource) -> Result<Option<Built>> {
         match self.content(site.path) {
             Some(PlannedContent::Adapter(settings)) => self.method.build(site, settings, source).map(Some),
@@ -105,7 +105,7 @@ impl Plan {
         }
     }
 
-    /// Where files have the adapter of the layer at `path`.
+    /// Where files store the adapter of the layer at `path`.
     pub(super) fn stored_path<'p>(&'p self, path: &'p ModulePath) -> &'p ModulePath {
         self.stored_paths.get(path).unwrap_or(path)
     }

@@ -21,7 +21,7 @@ pub struct InjectionReport {
     pub biases: Vec<ModulePath>,
     /// Target names of a loaded config that match nothing; in a config of your own they are errors.
     pub unmatched_targets: Vec<String>,
-    /// Whether the adapter is active: a model's first one is, later ones wait for `set_adapter`.
+    /// Whether the adapter is active: a model's first adapter is; later ones wait for `set_adapter`.
     pub active: bool,
     /// The number of elements in the adapter's tensors.
     pub elements: usize,

@@ -14,8 +14,8 @@ use crate::schema::LayerKind;
 
 /// A layer that can carry adapters.
 ///
-/// Without adapters it costs what the layer costs, except that its backward pass never forms the gradient of a frozen
-/// weight.
+/// Without adapters, it costs as much as the layer itself, except that its backward pass never computes the gradient of
+/// a frozen weight.
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};
@@ -40,7 +40,7 @@ pub enum Adapted<L> {
 #[derive(Clone, Debug)]
 pub struct Stacked<L> {
     pub(super) base: L,
-    /// The layer with adapters merged into its parameters, while some are.
+    /// The layer with adapters merged into its parameters, while any are merged.
     pub(super) merged: Option<L>,
     pub(super) stack: AdapterStack,
 }
@@ -84,9 +84,9 @@ impl<L> From<L> for Adapted<L> {
 impl<L: BaseLayer> Adapted<L> {
     /// `residual` plus the layer's output: a residual connection.
     ///
-    /// It computes what the sum of the two does. Where the layer is linear and frozen, in f32 or f64 on the CPU, and has no
-    /// adapter or one that adds a low-rank product, both are one pass, and training does not keep the layer's output next to
-    /// the sum.
+    /// It computes the same as adding the two. If the layer is linear and frozen, in f32 or f64 on the CPU, and has no
+    /// adapter or one that adds a low-rank product, it takes one pass, and training does not keep the layer's output in
+    /// addition to the sum.
     ///
     /// ```
     /// use candle_core::{DType, Device, Tensor};
@@ -101,7 +101,7 @@ impl<L: BaseLayer> Adapted<L> {
     /// ```
     ///
     /// # Errors
-    /// If the input does not fit, or the residual does not have the output's shape.
+    /// If the input's shape does not fit, or the residual does not have the output's shape.
     pub fn forward_add(&self, x: &Tensor, residual: &Tensor) -> candle_core::Result<Tensor> {
         self.run(LayerInput::Tensor(x), Some(residual))
     }
@@ -109,8 +109,9 @@ impl<L: BaseLayer> Adapted<L> {
     /// `residual` plus the layer's output for `silu(gate) ∘ up`: the end of a gated feed-forward layer and the residual
     /// connection around it.
     ///
-    /// It computes what [`swiglu`](crate::nn::swiglu) and [`forward_add`](Self::forward_add) do. Where the latter is one pass,
-    /// this is, too, and training does not keep the product: the backward pass forms it once more.
+    /// It computes the same as [`swiglu`](crate::nn::swiglu) followed by [`forward_add`](Self::forward_add). Where
+    /// `forward_add` takes one pass, so does this, and training does not keep the product: the backward pass computes
+    /// it again.
     ///
     /// ```
     /// use candle_core::{DType, Device, Tensor};

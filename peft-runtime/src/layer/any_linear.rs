@@ -1,4 +1,4 @@
-//! A linear layer that is dense or quantized, as the file says that it is loaded from.
+//! A linear layer that is dense or quantized, depending on the file it is loaded from.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use crate::schema::{Family, LayerKind};
 
 /// A linear layer with a weight of shape `[out, in]`, dense or quantized.
 ///
-/// Models hold it as `Adapted<AnyLinear>`, so that one type of model takes weights of both kinds.
+/// Models hold it as `Adapted<AnyLinear>`, so that one model type takes weights of either kind.
 ///
 /// ```
 /// use candle_core::quantized::GgmlDType;
@@ -45,10 +45,10 @@ pub enum AnyLinear {
 }
 
 impl AnyLinear {
-    /// The layer with a dense weight: itself, or what [`QuantizedLinear::dequantize`] makes of it.
+    /// The layer with a dense weight: itself, or the result of [`QuantizedLinear::dequantize`].
     ///
     /// # Errors
-    /// If the device refuses.
+    /// If a device operation fails.
     pub fn dequantize(&self) -> candle_core::Result<Linear> {
         match self {
             Self::Dense(layer) => Ok(layer.clone()),
@@ -69,7 +69,7 @@ impl Adapted<AnyLinear> {
     /// Makes the layer's own weight dense if it is quantized; adapters stay, and can then be merged.
     ///
     /// # Errors
-    /// If the device refuses; the layer is then as it was.
+    /// If a device operation fails; the layer is then unchanged.
     pub fn dequantize(&mut self) -> candle_core::Result<()> {
         let base = match self {
             Self::Base(layer) => layer,

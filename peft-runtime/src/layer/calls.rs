@@ -1,19 +1,20 @@
-//! Whether a layer has run: what a gradient audit needs to tell a layer that is left out from a gradient that is lost.
+//! Whether a layer has run: what a gradient audit needs to distinguish a layer that is left out from a gradient that is
+//! lost.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
-/// How a layer has run so far, in rising order.
+/// How a layer has run so far, in increasing order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Called {
     /// Not at all.
     Never,
-    /// Under [`no_grad`](super::no_grad) only.
+    /// Only under [`no_grad`](super::no_grad).
     OutsideGraph,
     /// As part of a graph.
     InGraph,
 }
 
-/// The highest of the ways in which a layer has run. A clone starts with what the original has.
+/// The highest of the ways in which a layer has run. A clone starts with the original's value.
 #[derive(Debug)]
 pub(super) struct Calls(AtomicU8);
 

@@ -38,7 +38,7 @@ fn forward(
     }
 }
 
-/// The layer as PyTorch prints it, settings at their defaults left out.
+/// The layer as PyTorch prints it, without the settings that have their default values.
 fn describe(weight: &Tensor, has_bias: bool, settings: ConvSettings) -> String {
     let Geometry::Conv { in_channels, out_channels, kernel, .. } = geometry(weight, settings) else {
         return format!("Conv({:?})", weight.dims());

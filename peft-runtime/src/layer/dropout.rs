@@ -10,9 +10,10 @@ use crate::path::ModulePath;
 
 /// A layer of the model that drops elements at random and scales those it keeps by `1 / (1 - probability)`.
 ///
-/// It acts after [`train()`](crate::PeftModel::train) and until [`eval()`](crate::PeftModel::eval) of the model it is part
-/// of, and starts as a layer that does nothing. The masks come from a stream that the layer's path and the seed of the
-/// model's first adapter name; a training checkpoint has the place in it. A clone goes on where the layer is, by itself.
+/// A new layer does nothing; [`train()`](crate::PeftModel::train) of the model it is part of turns it on, and
+/// [`eval()`](crate::PeftModel::eval) turns it off. The masks come from a random stream determined by the layer's path
+/// and the seed of the model's first adapter; a training checkpoint stores the position in it. A clone continues from
+/// the layer's position, independently.
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};
@@ -73,7 +74,7 @@ impl Dropout {
     /// # Errors
     /// If a block of [`recomputed`](crate::nn::recomputed) draws more masks when it runs again.
     pub fn draw(&self) -> Result<Option<DropoutMask>> {
-        // Inputs are recorded from the model as it is.
+        // Inputs are recorded without dropout.
         if !self.training || self.probability == 0.0 || scope::records() {
             return Ok(None);
         }
@@ -86,7 +87,7 @@ impl Dropout {
         self.masks.set_label(label(path));
     }
 
-    /// Begins with the first mask of the seed.
+    /// Restarts at the first mask of the seed.
     pub(crate) fn set_seed(&mut self, seed: u64, path: &ModulePath) {
         self.masks = DropoutStream::new(seed, label(path));
     }

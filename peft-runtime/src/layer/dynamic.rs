@@ -12,11 +12,11 @@ use crate::schema::LayerKind;
 
 /// A layer or parameter of a model, as a walk over the model finds it.
 ///
-/// [`Adapted`](super::Adapted) layers can carry adapters. All others are shown, saved with the base model and frozen; the
-/// methods about adapters have defaults for them. A layer kind of your own implements [`BaseLayer`], and is a `Layer` by
-/// that.
+/// [`Adapted`](super::Adapted) layers can carry adapters. All others are shown, saved with the base model and frozen;
+/// the methods about adapters have defaults for them. A layer kind of your own implements [`BaseLayer`], which makes it
+/// a `Layer`.
 pub trait Layer: Sync {
-    /// The name of its type, and the computation that it does.
+    /// The name of its type, and the kind of computation it does.
     fn kind(&self) -> LayerKind;
 
     /// The layer as PyTorch prints it; `None` for a bare parameter, which PyTorch does not print.
@@ -28,10 +28,10 @@ pub trait Layer: Sync {
     /// Gives its own parameters new values.
     ///
     /// # Errors
-    /// If `map` fails; the layer is then as it was.
+    /// If `map` fails; the layer is then unchanged.
     fn map_parameters(&mut self, map: &mut ParameterMap<'_>) -> Result<()>;
 
-    /// Its own weight, if it is quantized and for that reason not among the parameters.
+    /// Its own weight, if it is quantized and therefore not among the parameters.
     fn quantized_weight(&self) -> Option<&Arc<QTensor>> {
         None
     }
@@ -41,12 +41,12 @@ pub trait Layer: Sync {
         false
     }
 
-    /// The layer as dropout of the model's own, if that is what it is.
+    /// The layer as the model's own dropout, if that is what it is.
     fn dropout(&self) -> Option<&Dropout> {
         None
     }
 
-    /// The layer as dropout of the model's own, for changing it, if that is what it is.
+    /// The layer as the model's own dropout, for changing it, if that is what it is.
     fn dropout_mut(&mut self) -> Option<&mut Dropout> {
         None
     }
@@ -66,7 +66,7 @@ pub trait Layer: Sync {
         "weight"
     }
 
-    /// The parameters that act now: those with adapters merged in, if some are.
+    /// The parameters in use: those with adapters merged in, if any are merged.
     fn effective_parameters(&self) -> Vec<(&'static str, &Tensor)> {
         self.parameters()
     }
@@ -84,30 +84,31 @@ pub trait Layer: Sync {
         dense_weight(self.kind(), self.weight_name(), self.parameters())
     }
 
-    /// Its adapters, if it ever got one.
+    /// Its adapters, if it has ever had one.
     fn stack(&self) -> Option<&AdapterStack> {
         None
     }
 
-    /// Its adapters, for changing them, if it ever got one.
+    /// Its adapters, for changing them, if it has ever had one.
     fn stack_mut(&mut self) -> Option<&mut AdapterStack> {
         None
     }
 
-    /// Gives it a place for adapters, if it can carry any; one that it has already stays.
+    /// Gives it a place for adapters, if it can carry any; an existing one stays.
     fn ensure_stack(&mut self, stack: AdapterStack) {
         let _ = stack;
     }
 
-    /// Takes all adapters off; with `keep_merged`, it keeps what is merged.
+    /// Removes all adapters; with `keep_merged`, it keeps what is merged.
     fn drop_stack(&mut self, keep_merged: bool) {
         let _ = keep_merged;
     }
 
-    /// Says which parameters act instead of its own, or that its own do. Without a place for adapters, nothing changes.
+    /// Sets the parameters to use instead of its own, or, with `None`, goes back to its own. Without a place for
+    /// adapters, nothing changes.
     ///
     /// # Errors
-    /// If `map` fails; the layer is then as it was.
+    /// If `map` fails; the layer is then unchanged.
     fn set_merged(&mut self, map: Option<&mut ParameterMap<'_>>) -> Result<()> {
         let _ = map;
         Ok(())
@@ -158,7 +159,7 @@ impl<L: BaseLayer> Layer for L {
     }
 }
 
-/// Those of the first parameter.
+/// The dtype and device of the first parameter.
 pub(super) fn dtype_and_device(parameters: &[(&'static str, &Tensor)]) -> (DType, Device) {
     match parameters.first() {
         Some((_, first)) => (first.dtype(), first.device().clone()),

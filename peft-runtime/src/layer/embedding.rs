@@ -33,7 +33,7 @@ impl BaseLayer for Embedding {
     }
 
     fn forward_base(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        // A look-up has no gradient for a table that is not a variable.
+        // A lookup has no gradient for a table that is not a variable.
         self.forward(x)
     }
 

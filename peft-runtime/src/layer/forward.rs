@@ -7,7 +7,7 @@ use super::{AdapterStack, BaseLayer, LayerInput, Slot};
 use crate::adapter::{Adapter, Call, Geometry};
 use crate::ops::add_promoted;
 
-/// The output of `base` with the adapters that act, added to a residual if there is one.
+/// The output of `base` with the adapters in use, added to a residual if there is one.
 pub(super) fn forward<L: BaseLayer>(
     base: &L,
     merged: Option<&L>,
@@ -95,7 +95,7 @@ fn with_borrowed<L: BaseLayer, T>(
 }
 
 impl<L> BorrowedLayer<'_, L> {
-    /// The slot's adapter, if it has one here, and the call it gets.
+    /// The slot's adapter, if it has one here, and the call to pass to it.
     fn call<'f>(&'f self, slot: &'f Slot) -> Option<(&'f dyn Adapter, Call<'f>)> {
         let tracks = slot.trainable && scope::tracks();
         let call = Call {
@@ -157,13 +157,13 @@ fn adapt<L: BaseLayer>(
     added(output.to_dtype(dtype)?, residual)
 }
 
-/// Rows of a batch that one adapter computes, or none.
+/// Rows of a batch computed by the same adapter, or by none.
 struct Group<'s> {
     slot: Option<&'s Slot>,
     rows: Vec<u32>,
 }
 
-/// The output where each row of the batch has its own adapter: rows of one adapter are computed together.
+/// The output when each row of the batch has its own adapter: rows with the same adapter are computed together.
 fn forward_rows<L: BaseLayer>(base: &L, stack: &AdapterStack, x: &Tensor, rows: &[String]) -> Result<Tensor> {
     let batch = x.dims().first().copied().unwrap_or_default();
     if batch != rows.len() {
@@ -200,7 +200,7 @@ fn forward_rows<L: BaseLayer>(base: &L, stack: &AdapterStack, x: &Tensor, rows: 
     select_rows(&Tensor::cat(&outputs, 0)?, &place)
 }
 
-/// The groups in the order of their first rows. Rows of adapters that this layer does not have are plain rows.
+/// The groups in the order of their first rows. Rows whose adapter this layer does not have are plain rows.
 fn group_rows<'s>(stack: &'s AdapterStack, rows: &[String]) -> Vec<Group<'s>> {
     let mut groups: Vec<Group<'s>> = Vec::new();
     for (index, row) in (0..).zip(rows) {

@@ -131,17 +131,17 @@ pub trait BaseLayer: Clone + Debug + Send + Sync + 'static {
     /// The layer's output, without a gradient for parameters that are not variables.
     ///
     /// # Errors
-    /// If the input does not fit.
+    /// If the input's shape does not fit.
     fn forward_base(&self, x: &Tensor) -> candle_core::Result<Tensor>;
 
-    /// The layer's output plus a low-rank product of the same input in one pass, where the layer can do that.
+    /// The layer's output plus a low-rank product of the same input in one pass, if the layer can do that.
     fn forward_low_rank(&self, x: &Tensor, terms: &LowRank) -> Option<candle_core::Result<Tensor>> {
         let _ = (x, terms);
         None
     }
 
-    /// `residual` plus the layer's output, and plus a low-rank product of the same input if there is one, in one pass where
-    /// the layer can do that. [`LayerInput::tensor`] is the input as [`forward_base`](Self::forward_base) gets it.
+    /// `residual` plus the layer's output, and plus a low-rank product of the same input if there is one, in one pass
+    /// if the layer can do that. [`LayerInput::tensor`] is the input as [`forward_base`](Self::forward_base) gets it.
     fn forward_sum(
         &self,
         input: LayerInput<'_>,
@@ -165,7 +165,7 @@ pub trait BaseLayer: Clone + Debug + Send + Sync + 'static {
         dynamic::dense_weight(Self::KIND, Self::WEIGHT, self.parameters())
     }
 
-    /// The weight, if it is quantized and for that reason none of the parameters.
+    /// The weight, if it is quantized and therefore not one of the parameters.
     fn quantized_weight(&self) -> Option<&Arc<QTensor>> {
         None
     }
@@ -174,10 +174,10 @@ pub trait BaseLayer: Clone + Debug + Send + Sync + 'static {
     fn describe(&self) -> String;
 }
 
-/// Gives a parameter, known by its name and value, a new value.
+/// Maps a parameter's name and value to a new value.
 pub type ParameterMap<'a> = dyn FnMut(&'static str, &Tensor) -> Result<Tensor> + 'a;
 
-/// Python's spelling of a truth value, for descriptions.
+/// Python's spelling of a Boolean, for descriptions.
 pub(crate) fn python_bool(value: bool) -> &'static str {
     if value { "True" } else { "False" }
 }

@@ -1,4 +1,4 @@
-//! What layers with a weight and perhaps a bias have in common.
+//! What layers with a weight and possibly a bias have in common.
 
 use candle_core::Tensor;
 
@@ -15,7 +15,7 @@ pub(super) fn weight_and_bias<'l>(
     parameters
 }
 
-/// Their new values.
+/// The new values of the weight and the bias.
 pub(super) fn map_weight_and_bias(
     weight: &Tensor,
     bias: Option<&Tensor>,

@@ -1,4 +1,4 @@
-//! Layers of candle and bare parameters that cannot carry adapters.
+//! candle layers and bare parameters that cannot carry adapters.
 
 use candle_core::{Tensor, Var};
 use candle_nn::{BatchNorm, ConvTranspose1d, ConvTranspose2d, PReLU};

@@ -16,12 +16,12 @@ use crate::schema::{Family, LayerKind};
 
 /// A linear layer whose weight is quantized: `y = x·Wᵀ + b`.
 ///
-/// It computes what a dense layer with the dequantized weight does, in training and inference alike: the input is not
-/// rounded, as it is in candle's `QMatMul`. On the CPU neither pass holds more than a tile of the dense weight; on other
-/// devices the whole of it is there for the length of a call.
+/// It computes what a dense layer with the dequantized weight does, in training and inference alike: unlike candle's
+/// `QMatMul`, it does not round the input. On the CPU, neither the forward nor the backward pass holds more than a tile
+/// of the dense weight; on other devices, the whole dense weight is in memory during a call.
 ///
-/// The weight is frozen and no tensor: state dicts do not have it, no copy of it can be trained, and adapters cannot be
-/// merged into it. [`dequantize`](Self::dequantize) makes a layer for which all of that is possible.
+/// The weight is frozen and is not a tensor: state dicts do not contain it, no copy of it can be trained, and adapters
+/// cannot be merged into it. [`dequantize`](Self::dequantize) makes a layer for which all of that is possible.
 ///
 /// ```
 /// use candle_core::quantized::GgmlDType;
@@ -45,7 +45,7 @@ impl QuantizedLinear {
     /// A layer with a weight of shape `[out, in]` and a bias of shape `[out]`.
     ///
     /// # Errors
-    /// If weight or bias have other shapes.
+    /// If the weight or the bias has another shape.
     pub fn new(weight: impl Into<Arc<QTensor>>, bias: Option<Tensor>) -> candle_core::Result<Self> {
         let weight = weight.into();
         let (out_features, in_features) = weight.shape().dims2()?;
@@ -67,7 +67,7 @@ impl QuantizedLinear {
     /// If the number of input features is not a multiple of the type's block size: 256 for the K types, 32 for the others, 1
     /// for floats.
     pub fn from_linear(linear: &Linear, dtype: GgmlDType) -> candle_core::Result<Self> {
-        // candle quantizes all of the memory behind a tensor, also what a view leaves out.
+        // candle quantizes all of the memory behind a tensor, including what a view leaves out.
         let weight = linear.weight().detach().to_dtype(DType::F32)?.force_contiguous()?;
         Self::new(QTensor::quantize(&weight, dtype)?, linear.bias().cloned())
     }
@@ -75,7 +75,7 @@ impl QuantizedLinear {
     /// The same layer with a dense weight in f32.
     ///
     /// # Errors
-    /// If the device refuses.
+    /// If a device operation fails.
     pub fn dequantize(&self) -> candle_core::Result<Linear> {
         let bias = self.bias.as_ref().map(|bias| bias.to_dtype(DType::F32)).transpose()?;
         Ok(Linear::new(self.dense_weight()?, bias))

@@ -1,4 +1,4 @@
-//! What holds for the forward passes of one thread for a while: gradients off, rows routed to adapters, inputs recorded.
+//! Temporary settings for the forward passes of one thread: gradients off, rows routed to adapters, inputs recorded.
 
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
@@ -17,7 +17,7 @@ thread_local! {
     static RECORDER: RefCell<Option<Recorder>> = const { RefCell::new(None) };
 }
 
-/// Restores what held before, also when the closure panics.
+/// Restores the previous setting, even if the closure panics.
 struct Restore<F: FnMut()>(F);
 
 impl<F: FnMut()> Drop for Restore<F> {
@@ -28,7 +28,7 @@ impl<F: FnMut()> Drop for Restore<F> {
 
 /// Runs `f` with adapter tensors outside of the graph, so that a forward pass keeps no activations for a backward pass.
 ///
-/// It holds for this thread.
+/// It applies only to the current thread.
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};
@@ -57,15 +57,15 @@ pub(crate) fn with_rows<T>(rows: Arc<[String]>, f: impl FnOnce() -> T) -> T {
     f()
 }
 
-/// The inputs of the layers that carry one adapter, in the order in which they come.
+/// The inputs of the layers that carry one adapter, in the order in which they run.
 struct Recorder {
     adapter: String,
     /// Each with the layer's path.
     inputs: Vec<(ModulePath, Tensor)>,
 }
 
-/// Runs `f` with only the base model acting; returns the input of every layer that carries `adapter` too, each with the
-/// layer's path.
+/// Runs `f` with adapters off; also returns the input of every layer that carries `adapter`, each with the layer's
+/// path.
 pub(crate) fn record_inputs<T>(adapter: &str, f: impl FnOnce() -> T) -> (T, Vec<(ModulePath, Tensor)>) {
     let recorder = Recorder { adapter: adapter.to_owned(), inputs: Vec::new() };
     RECORDER.replace(Some(recorder));
@@ -77,7 +77,7 @@ pub(crate) fn record_inputs<T>(adapter: &str, f: impl FnOnce() -> T) -> (T, Vec<
     (output, recorded.map(|recorder| recorder.inputs).unwrap_or_default())
 }
 
-/// Hands the input of a layer to the recorder; returns whether there is one, in which case adapters do not act.
+/// Hands the input of a layer to the recorder; returns whether there is one, in which case adapters are not applied.
 pub(super) fn record(stack: &AdapterStack, input: LayerInput<'_>) -> Result<bool> {
     RECORDER.with_borrow_mut(|recorder| {
         let Some(recorder) = recorder else { return Ok(false) };
@@ -98,7 +98,7 @@ pub(super) fn rows() -> Option<Arc<[String]>> {
     ROWS.with_borrow(Clone::clone)
 }
 
-/// What holds for the forward passes of a thread at one moment, to hold again later.
+/// The settings for a thread's forward passes at one moment, to be reapplied later.
 #[derive(Clone, Debug)]
 pub(crate) struct Scope {
     tracks: bool,
@@ -106,12 +106,12 @@ pub(crate) struct Scope {
 }
 
 impl Scope {
-    /// What holds now.
+    /// The current settings.
     pub(crate) fn current() -> Self {
         Self { tracks: tracks(), rows: rows() }
     }
 
-    /// Runs `f` with what held then.
+    /// Runs `f` with these settings.
     pub(crate) fn enter<T>(&self, f: impl FnOnce() -> T) -> T {
         let tracked = TRACKS.replace(self.tracks);
         let routed = ROWS.replace(self.rows.clone());

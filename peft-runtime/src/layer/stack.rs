@@ -9,7 +9,7 @@ use crate::adapter::{Adapter, AdapterMethod, Geometry};
 use crate::ops::random::DropoutStream;
 use crate::path::ModulePath;
 
-/// The adapters of one layer, in the order in which they came.
+/// The adapters of one layer, in the order in which they were added.
 #[derive(Clone, Debug)]
 pub struct AdapterStack {
     path: ModulePath,
@@ -20,7 +20,7 @@ pub struct AdapterStack {
     calls: Calls,
 }
 
-/// What all layers of a model have in common: which adapters are active, and how they act.
+/// What all layers of a model have in common: which adapters are active, and how they are applied.
 #[derive(Clone, Debug)]
 pub(crate) struct StackState {
     pub(crate) active: Vec<String>,
@@ -61,7 +61,7 @@ pub struct CopiedParameter {
 }
 
 impl Slot {
-    /// Whether the adapter puts values of its own in the place of the layer's, which only one active adapter can.
+    /// Whether the adapter replaces the layer's values with its own, which only one active adapter can do.
     pub(crate) fn replaces_values(&self) -> bool {
         match &self.content {
             Content::Adapter(adapter) => adapter.replaces_values(),
@@ -87,13 +87,13 @@ impl Slot {
 }
 
 impl AdapterStack {
-    /// The place for adapters of the layer at `path`, with the model-wide state that they come into.
+    /// A place for the adapters of the layer at `path`, with the model-wide state that applies to them.
     pub(crate) fn new(path: ModulePath, geometry: Geometry, state: StackState) -> Self {
         Self { path, geometry, slots: Vec::new(), merged: Vec::new(), state, calls: Calls::none() }
     }
 
-    /// Where the layer is in its model. If the layer is moved, the next operation on the adapters of the model that it is
-    /// in corrects the path.
+    /// Where the layer is in its model. If the layer is moved, the next operation on the adapters of the model that
+    /// contains it corrects the path.
     pub fn path(&self) -> &ModulePath {
         &self.path
     }
@@ -103,7 +103,7 @@ impl AdapterStack {
         &self.geometry
     }
 
-    /// The adapters in the order in which they came.
+    /// The adapters in the order in which they were added.
     pub fn slots(&self) -> &[Slot] {
         &self.slots
     }
@@ -123,12 +123,12 @@ impl AdapterStack {
         &self.merged
     }
 
-    /// Whether adapters act at all.
+    /// Whether adapters take effect at all.
     pub fn enabled(&self) -> bool {
         self.state.enabled
     }
 
-    /// Whether dropout acts.
+    /// Whether dropout is applied.
     pub fn training(&self) -> bool {
         self.state.training
     }
@@ -141,12 +141,12 @@ impl AdapterStack {
         self.path = path;
     }
 
-    /// The error with the layer's path before it.
+    /// The error with the layer's path as its context.
     pub(super) fn on_layer(&self, error: candle_core::Error) -> candle_core::Error {
         if self.path.is_root() { error } else { error.context(format!("on `{}`", self.path)) }
     }
 
-    /// Notes that the layer runs, as part of a graph or not.
+    /// Records that the layer runs, as part of a graph or not.
     pub(super) fn note_call(&self, tracks: bool) {
         self.calls.note(tracks);
     }
@@ -156,7 +156,7 @@ impl AdapterStack {
         self.calls.highest()
     }
 
-    /// The active adapters that this layer has, in their order; one named twice comes twice.
+    /// The active adapters that this layer has, in their order; one named twice appears twice.
     pub(crate) fn active_slots(&self) -> impl Iterator<Item = &Slot> {
         self.state.active.iter().filter_map(|name| self.slot(name))
     }
@@ -169,14 +169,14 @@ impl AdapterStack {
         self.slots.push(slot);
     }
 
-    /// Takes away only an adapter's slot, and returns where it was.
+    /// Removes only an adapter's slot, and returns its position.
     pub(crate) fn take(&mut self, name: &str) -> Option<usize> {
         let place = self.slots.iter().position(|slot| slot.name == name)?;
         self.slots.remove(place);
         Some(place)
     }
 
-    /// Moves the slot that came last to `place`, if it is the adapter's.
+    /// Moves the last slot to `place`, if it is the adapter's.
     pub(crate) fn move_last_to(&mut self, name: &str, place: usize) {
         if self.slots.last().is_some_and(|slot| slot.name == name) {
             let from = place.min(self.slots.len() - 1);
@@ -210,8 +210,8 @@ impl AdapterStack {
         self.state.training = training;
     }
 
-    /// Takes an adapter away, also from the active ones of a layer that does not have it. If it was the only active one,
-    /// the first of the layer's others by name becomes active.
+    /// Removes an adapter, including from the active ones of a layer that does not have it. If it was the only active
+    /// one, the first of the layer's other adapters by name becomes active.
     pub(crate) fn delete(&mut self, name: &str) {
         self.slots.retain(|slot| slot.name != name);
         let active = &mut self.state.active;

@@ -10,10 +10,10 @@ use crate::error::Result;
 use crate::ops::add_promoted;
 use crate::schema::{Family, LayerKind};
 
-/// A weight without a layer of its own, as the fused experts of a mixture have: a matrix `[out, in]` or one for each
+/// A weight without a layer of its own, such as that of a mixture's fused experts: a matrix `[out, in]` or one for each
 /// expert, `[experts, out, in]`.
 ///
-/// It is held as `Adapted<Weight>`, named by `with_target_parameters`, and read by [`Adapted::weight`].
+/// It is held as `Adapted<Weight>`, named in `with_target_parameters`, and read with [`Adapted::weight`].
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};
@@ -84,7 +84,7 @@ impl BaseLayer for Weight {
     }
 
     fn forward_base(&self, _: &Tensor) -> CandleResult<Tensor> {
-        bail!("a bare weight has no forward pass; read it by `weight()`")
+        bail!("a bare weight has no forward pass; read it with `weight()`")
     }
 
     fn describe(&self) -> String {

@@ -1,4 +1,4 @@
-//! Which adapters act, and how: active, enabled, training, scaled.
+//! Which adapters are applied, and how: active, enabled, training, scaled.
 
 use std::sync::Arc;
 
@@ -30,7 +30,7 @@ pub(crate) fn set_enabled<M: Injectable + ?Sized>(model: &mut M, enabled: bool) 
     for_each_stack(model, |stack| stack.set_enabled(enabled));
 }
 
-/// Turns dropout on or off, that of adapters and the model's own.
+/// Turns dropout on or off, both the adapters' and the model's own.
 pub(crate) fn set_training<M: Injectable + ?Sized>(model: &mut M, training: bool) {
     for_each_stack(model, |stack| stack.set_training(training));
     for (path, layer) in leaves_mut(model) {
@@ -40,7 +40,7 @@ pub(crate) fn set_training<M: Injectable + ?Sized>(model: &mut M, training: bool
     }
 }
 
-/// Says whether the adapter's tensors are part of the graph.
+/// Sets whether the adapter's tensors are part of the graph.
 pub(crate) fn set_trainable<M: Injectable + ?Sized>(
     model: &mut M,
     name: &str,

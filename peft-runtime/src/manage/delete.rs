@@ -1,4 +1,4 @@
-//! Takes adapters away.
+//! Removes adapters.
 
 use std::sync::Arc;
 
@@ -32,7 +32,7 @@ pub(crate) fn delete_adapter<M: Injectable + ?Sized>(model: &mut M, name: &str) 
     Ok(())
 }
 
-/// Gives layers back what the init of this adapter took out of their weights.
+/// Restores to layers what the init of this adapter took out of their weights.
 fn restore_weights<M: Injectable + ?Sized>(model: &mut M, name: &str) -> Result<()> {
     let restore = |(path, layer): (ModulePath, &dyn Layer)| {
         restored(layer, layer.parameters(), |slot| slot.name == name).map_err(Error::on_layer(&path))
@@ -46,7 +46,8 @@ fn restore_weights<M: Injectable + ?Sized>(model: &mut M, name: &str) -> Result<
     Ok(())
 }
 
-/// The weight among `parameters` with what the inits of some adapters took out of it; `None` if they took nothing.
+/// The weight among `parameters`, with what the inits of the selected adapters took out of it added back; `None` if
+/// they took nothing.
 fn restored(
     layer: &dyn Layer,
     parameters: Vec<(&'static str, &Tensor)>,
@@ -66,13 +67,13 @@ fn set_weight(layer: &mut dyn Layer, weight: &Tensor) -> Result<()> {
     layer.map_parameters(&mut |name, own| Ok(if name == own_name { weight.clone() } else { own.clone() }))
 }
 
-/// Takes all adapters off. A layer that is merged stays merged; of a layer with an active full copy, the copy stays.
+/// Removes all adapters. A merged layer stays merged; a layer with an active full copy keeps the copy.
 pub(crate) fn unload<M: Injectable + ?Sized>(model: &mut M) -> Result<()> {
     freeze_biases(model)?;
     leaves_mut(model).into_iter().try_for_each(|(_, layer)| unload_layer(layer))
 }
 
-/// Takes the adapters off one layer, keeping what is merged and the active full copy.
+/// Removes the adapters from one layer, keeping what is merged and the active full copy.
 pub(super) fn unload_layer(layer: &mut dyn Layer) -> Result<()> {
     let Some(stack) = layer.stack() else { return Ok(()) };
     let copy: Option<Vec<CopiedParameter>> = active_copy(stack).map(<[CopiedParameter]>::to_vec);
@@ -95,7 +96,7 @@ fn active_copy(stack: &AdapterStack) -> Option<&[CopiedParameter]> {
     stack.active_slots().find_map(Slot::copy)
 }
 
-/// Makes biases that trained together with an adapter constants again; they keep their values.
+/// Makes biases that were trained together with an adapter constants again; they keep their values.
 fn freeze_biases<M: Injectable + ?Sized>(model: &mut M) -> Result<()> {
     for (_, layer) in leaves_mut(model) {
         if layer.parameters().iter().any(|(_, own)| own.is_variable()) {

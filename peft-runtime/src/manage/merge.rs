@@ -50,7 +50,7 @@ struct MergedLayer {
     parameters: LinearParameters,
 }
 
-/// Merges adapters; those that are merged already stay. If it fails, nothing is merged that was not before.
+/// Merges adapters; those already merged stay merged. If merging fails, nothing more is merged than before.
 pub(crate) fn merge_adapters<M: Injectable + ?Sized>(model: &mut M, options: &MergeOptions) -> Result<()> {
     let names = names_to_merge(model, options)?;
     let merge =
@@ -80,7 +80,7 @@ fn set_merged(layer: &mut dyn Layer, merged: MergedLayer) -> Result<()> {
     Ok(())
 }
 
-/// Lets the layers' own weights act again, with their original bits.
+/// Puts the layers' own weights back into use, with their original bits.
 pub(crate) fn unmerge_adapters<M: Injectable + ?Sized>(model: &mut M) -> Result<()> {
     let mut result = Ok(());
     for_each_layer(model, |layer| {
@@ -93,10 +93,11 @@ pub(crate) fn unmerge_adapters<M: Injectable + ?Sized>(model: &mut M) -> Result<
     result
 }
 
-/// Merges and takes all adapters off; the original weights are let go layer by layer.
+/// Merges adapters and removes them all; the original weights are freed layer by layer.
 pub(crate) fn merge_and_unload<M: Injectable + ?Sized>(model: &mut M, options: &MergeOptions) -> Result<()> {
     let names = names_to_merge(model, options)?;
-    // Once over all layers to see that it can be done, keeping nothing, so that never two copies of all weights exist.
+    // One pass over all layers checks that merging is possible and keeps nothing, so that two copies of all weights
+    // never exist.
     for (path, layer) in leaves(model) {
         merge_layer(&path, layer, &names, options.check_finite)?;
     }
@@ -119,7 +120,8 @@ fn names_to_merge<M: Injectable + ?Sized>(model: &M, options: &MergeOptions) -> 
     }
 }
 
-/// The layer's parameters with what is merged already and those of `names` that the layer has; `None` if none is new.
+/// The layer's parameters with the adapters already merged and those of `names` that the layer has; `None` if none is
+/// new.
 fn merge_layer(
     path: &ModulePath,
     layer: &dyn Layer,

@@ -1,10 +1,9 @@
-//! Operations on the adapters a model has: which act, which are merged, which train.
+//! Operations on a model's adapters: which are applied, which are merged, which train.
 
 mod activate;
 mod delete;
 mod merge;
 mod parameters;
-mod rename;
 mod rows;
 mod weighted_sum;
 
@@ -13,19 +12,19 @@ pub(crate) use delete::{delete_adapter, unload};
 pub use merge::MergeOptions;
 pub(crate) use merge::{is_finite, merge_adapters, merge_and_unload, merge_error, unmerge_adapters};
 pub(crate) use parameters::{bias_variable, count_parameters, slot_variables, trainable_parameters};
-pub(crate) use rename::rename_adapter;
 pub(crate) use rows::with_adapter_rows;
 pub(crate) use weighted_sum::add_weighted_adapter;
 
 use std::sync::Arc;
 
 use crate::adapter::AdapterMethod;
-use crate::error::{Error, Result};
+use crate::error::{Error, Fault, Result};
+use crate::inject::name_fault;
 use crate::layer::{AdapterStack, Layer};
 use crate::module::{Injectable, leaves, leaves_mut};
 use crate::path::ModulePath;
 
-/// The names of a model's adapters, in the order in which the layers show them.
+/// The names of a model's adapters, in the order in which the layers list them.
 pub(crate) fn adapter_names(leaves: &[(ModulePath, &dyn Layer)]) -> Vec<String> {
     let mut names: Vec<String> = Vec::new();
     for slot in leaves.iter().filter_map(|(_, leaf)| leaf.stack()).flat_map(AdapterStack::slots) {
@@ -36,7 +35,7 @@ pub(crate) fn adapter_names(leaves: &[(ModulePath, &dyn Layer)]) -> Vec<String> 
     names
 }
 
-/// The active adapters in order, as the first layer with adapters has them.
+/// The active adapters in order, as the first layer with any lists them.
 pub(crate) fn active_adapters<M: Injectable + ?Sized>(model: &M) -> Vec<String> {
     let leaves = leaves(model);
     let mut stacks = leaves.iter().filter_map(|(_, leaf)| leaf.stack());
@@ -79,7 +78,7 @@ pub(crate) fn check_not_merged<M: Injectable + ?Sized>(
     Ok(())
 }
 
-/// Calls `f` with every layer that has a place for adapters, which then knows its path, also if it was moved.
+/// Calls `f` with every layer that has a place for adapters, after updating the layer's path in case it was moved.
 fn for_each_layer<M: Injectable + ?Sized>(model: &mut M, mut f: impl FnMut(&mut dyn Layer)) {
     for (path, layer) in leaves_mut(model) {
         if let Some(stack) = layer.stack_mut() {
@@ -96,4 +95,22 @@ pub(crate) fn for_each_stack<M: Injectable + ?Sized>(model: &mut M, mut f: impl 
             f(stack);
         }
     });
+}
+
+/// Renames the adapter everywhere; nothing else about it changes.
+pub(crate) fn rename_adapter<M: Injectable + ?Sized>(
+    model: &mut M,
+    name: &str,
+    new_name: &str,
+) -> Result<()> {
+    let all = leaves(model);
+    check_known(&all, &[name])?;
+    let taken = name != new_name && adapter_names(&all).iter().any(|known| known == new_name);
+    let duplicate = taken.then(|| Fault::DuplicateName { name: new_name.to_owned() });
+    let faults: Vec<Fault> = name_fault(new_name).into_iter().chain(duplicate).collect();
+    if !faults.is_empty() {
+        return Err(Error::Plan { adapter: new_name.to_owned(), faults });
+    }
+    for_each_stack(model, |stack| stack.rename(name, new_name));
+    Ok(())
 }

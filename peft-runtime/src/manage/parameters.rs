@@ -11,7 +11,7 @@ use crate::module::{Injectable, leaves};
 use crate::ops::storage_address;
 use crate::path::ModulePath;
 
-/// The variables of the active adapters in model order, each under its name in PEFT's memory:
+/// The variables of the active adapters in model order, each under the name it has in memory in PEFT:
 /// `layers.0.q_proj.lora_A.default.weight`.
 pub(crate) fn trainable_parameters<M: Injectable + ?Sized>(model: &M) -> Vec<(String, Var)> {
     let leaves = leaves(model);
@@ -45,7 +45,7 @@ pub(crate) fn bias_variable(path: &ModulePath, leaf: &dyn Layer) -> Option<(Stri
     Some((path.parameter(name), var))
 }
 
-/// What an adapter trains on one layer, each variable under its name in PEFT's memory.
+/// What an adapter trains on one layer, each variable under the name it has in memory in PEFT.
 pub(crate) fn slot_variables(path: &ModulePath, slot: &Slot) -> Vec<(String, Var)> {
     match &slot.content {
         Content::Adapter(adapter) => {
@@ -64,7 +64,7 @@ pub(crate) fn slot_variables(path: &ModulePath, slot: &Slot) -> Vec<(String, Var
     }
 }
 
-/// A file key with the adapter's name where PEFT has it in memory: `lora_A.NAME.weight`, `ia3_l.NAME`.
+/// A file key with the adapter's name where PEFT puts it in memory: `lora_A.NAME.weight`, `ia3_l.NAME`.
 pub(crate) fn key_in_memory(key: &str, adapter: &str) -> String {
     match key.rsplit_once('.') {
         Some((container, parameter @ ("weight" | "bias"))) => format!("{container}.{adapter}.{parameter}"),
@@ -72,7 +72,7 @@ pub(crate) fn key_in_memory(key: &str, adapter: &str) -> String {
     }
 }
 
-/// How many elements train, of how many in all.
+/// How many elements train, and how many there are in all.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct ParameterCount {
     pub(crate) trainable: usize,

@@ -20,7 +20,7 @@ pub(crate) fn with_adapter_rows<M: Injectable + ?Sized, S: AsRef<str>, T>(
         return Err(Error::UnknownAdapter { name: name.clone(), known });
     }
     for (path, leaf) in &leaves {
-        // Where adapters are off, all rows are the base model's.
+        // Where adapters are off, the base model computes all rows.
         let Some(stack) = leaf.stack().filter(|stack| stack.enabled()) else { continue };
         if stack.training() {
             return Err(Error::Routing(RoutingError::Training));

@@ -1,4 +1,4 @@
-//! Weighted combinations: a new adapter out of several.
+//! Weighted combinations: a new adapter made from several.
 
 use super::{check_known, method_of};
 use crate::adapter::{AdapterMethod, Combination, CombinationPart, Combined, CombinedLayer, Site};
@@ -9,7 +9,7 @@ use crate::layer::{Layer, Slot};
 use crate::module::{Injectable, leaves};
 use crate::select::TargetModules;
 
-/// Adds the adapter `name`, the sum of `adapters` each times its weight.
+/// Adds the adapter `name`, the sum of `adapters`, each multiplied by its weight.
 pub(crate) fn add_weighted_adapter<M: Injectable + ?Sized>(
     model: &mut M,
     adapters: &[(&str, f64)],
@@ -20,7 +20,7 @@ pub(crate) fn add_weighted_adapter<M: Injectable + ?Sized>(
     check_parts(model, adapters)?;
     let Combined { method, mut tensors } = combine(model, adapters, options)?;
     let plan = plan_sum(model, adapters, method.as_ref(), name)?;
-    // Modules that train in full start again from the base model's, as in PEFT.
+    // Modules that train in full start again from those of the base model, as in PEFT.
     for (path, leaf) in leaves(model).iter().filter(|(path, _)| plan.copies(path)) {
         for (parameter, own) in leaf.parameters() {
             tensors.insert(path.parameter(parameter), own.detach());

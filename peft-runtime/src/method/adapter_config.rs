@@ -6,10 +6,10 @@ use crate::config::{BlockFields, CommonFields, ModuleFields};
 use crate::path::ModulePath;
 use crate::select::TargetModules;
 
-/// The config of an adapter of the method `M`, with the shape of PEFT's `adapter_config.json`.
+/// The config of an adapter of the method `M`, in the format of PEFT's `adapter_config.json`.
 ///
-/// [`LoraConfig`](crate::LoraConfig) and its like are configs of this type; each adds the builders and getters of its own
-/// method.
+/// [`LoraConfig`](crate::LoraConfig) and the other configs are of this type; each adds the builders and getters of its
+/// own method.
 ///
 /// ```
 /// use peft_runtime::LoraConfig;
@@ -20,7 +20,7 @@ use crate::select::TargetModules;
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct AdapterConfig<M> {
-    // Fields that are flattened are read in this order, and `common` takes what the others leave.
+    // Flattened fields are read in this order, and `common` takes what the others leave.
     #[serde(flatten)]
     pub(super) settings: M,
     #[serde(skip)]
@@ -146,7 +146,7 @@ impl<M> AdapterConfig<M> {
         self
     }
 
-    /// The config of a combination of adapters with these configs, which means the modules of all of them: those at
+    /// The config of a combination of adapters with these configs, which selects the modules of all of them: those at
     /// `paths`.
     pub fn for_combination<'a>(
         configs: &[&Self],

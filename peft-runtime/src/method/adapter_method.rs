@@ -1,4 +1,4 @@
-//! Every config as what the rest of the library knows of it.
+//! Every config as the rest of the library knows it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

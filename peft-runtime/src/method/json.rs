@@ -15,7 +15,7 @@ impl<M: Method> AdapterConfig<M> {
     /// Reads the text of an `adapter_config.json`.
     ///
     /// # Errors
-    /// If the text is not JSON, a switch that is on is not supported, or a value is invalid.
+    /// If the text is not JSON, an unsupported switch is on, or a value is invalid.
     pub fn from_json(text: &str) -> Result<Self> {
         from_json(text)
     }
@@ -29,9 +29,10 @@ impl<M: Method> AdapterConfig<M> {
     }
 }
 
-/// Reads a config: refuses switches that are on and not implemented, keeps every key it does not know.
+/// Reads a config: refuses switches that are on and not implemented, and keeps every unknown key.
 fn from_json<M: Method>(text: &str) -> Result<AdapterConfig<M>> {
-    // From the text and not from the value: the order of patterns matters, and a map of values may not keep it.
+    // The config is read from the text, not from the value: the order of patterns matters, and a map of values may not
+    // keep it.
     let value: Value = serde_json::from_str(text)?;
     let fields = value.as_object();
     for (field, inert) in M::unimplemented_fields() {
@@ -45,7 +46,7 @@ fn from_json<M: Method>(text: &str) -> Result<AdapterConfig<M>> {
     // What is written anyway need not be remembered as unknown.
     let unknown = &mut config.common.unknown;
     unknown.remove("peft_type");
-    // Groups of fields inside of the settings leave theirs there.
+    // Groups of fields inside the settings leave their fields among the unknown ones.
     if let Value::Object(own) = serde_json::to_value(&config.settings)? {
         unknown.retain(|field, _| !own.contains_key(field));
     }
@@ -94,7 +95,7 @@ fn to_json<M: Method>(config: &AdapterConfig<M>) -> Result<String> {
     Ok(serde_json::to_string_pretty(&sorted(value))?)
 }
 
-/// The value with the keys of all its objects in order, whatever map serde_json was built with.
+/// The value with the keys of all its objects sorted, whatever map serde_json was built with.
 fn sorted(value: Value) -> Value {
     match value {
         Value::Object(fields) => {

@@ -6,7 +6,7 @@ use super::registry::read_config;
 use crate::adapter::AdapterMethod;
 use crate::error::Result;
 
-/// The config of any method that is [registered](super::register), as `adapter_config.json` holds it.
+/// The config of any [registered](super::register) method, as `adapter_config.json` holds it.
 ///
 /// ```
 /// use peft_runtime::{LoraConfig, PeftConfig};
@@ -23,7 +23,7 @@ impl PeftConfig {
     /// Reads the text of an `adapter_config.json`; `peft_type` decides which method it is.
     ///
     /// # Errors
-    /// If the text is not JSON, the method or a switch that is on is not supported, or a value is invalid.
+    /// If the text is not JSON, the method is not supported, an unsupported switch is on, or a value is invalid.
     pub fn from_json(text: &str) -> Result<Self> {
         read_config(text).map(Self)
     }

@@ -1,4 +1,4 @@
-//! The methods that are known by the `peft_type` of a file.
+//! The methods that are recognised by the `peft_type` of a file.
 
 use std::any::TypeId;
 use std::collections::BTreeMap;
@@ -15,7 +15,7 @@ use super::tokens;
 use crate::adapter::AdapterMethod;
 use crate::error::{Error, Result};
 
-/// A method that is known.
+/// A registered method.
 #[derive(Clone, Copy)]
 struct Registered {
     settings: TypeId,
@@ -23,7 +23,7 @@ struct Registered {
     read: fn(&str) -> Result<Arc<dyn AdapterMethod>>,
 }
 
-/// Where files have the layer that is under an adapter, from the layer's own path; longer ones first.
+/// Where files store the layer beneath an adapter, relative to the layer's own path; longer ones first.
 pub(crate) const BASE_LAYER_PATHS: [&str; 2] = [tokens::BASE_LAYER_PATH, "base_layer"];
 
 /// The methods by `peft_type`.
@@ -45,8 +45,8 @@ fn entry<M: Method>() -> (&'static str, Registered) {
 
 /// Makes a method known by its `peft_type`, for as long as the program runs.
 ///
-/// From then on its adapters can be loaded, hot-swapped, read without a model, merged into checkpoints and combined as those
-/// of the built-in methods. Registering a method a second time changes nothing.
+/// From then on its adapters can be loaded, hot-swapped, read without a model, merged into checkpoints and combined
+/// like those of the built-in methods. Registering a method a second time changes nothing.
 ///
 /// # Errors
 /// [`Error::RegisteredMethod`] if another method has the same `peft_type`.

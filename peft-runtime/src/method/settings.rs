@@ -14,12 +14,12 @@ use crate::adapter::{
     Adapter, AdapterMethod, Built, Combination, Combined, Geometry, KeyedShapes, LayerSettings, LayerShapes,
     PlainLora, Selection, Site, TensorSource,
 };
-use crate::config::{Bias, ModuleFields, OneOrMany};
+use crate::config::{Bias, ModuleFields};
 use crate::declared::Declared;
 use crate::error::{Error, Fault, Result};
 use crate::path::ModulePath;
 use crate::schema::LayerKind;
-use crate::select::{LayerIndices, TargetModules};
+use crate::select::TargetModules;
 
 /// An adapter method: the settings of its own, and what it does with them.
 ///
@@ -29,114 +29,7 @@ use crate::select::{LayerIndices, TargetModules};
 ///
 /// Required are a name, what a layer gets, how its adapter is made, and what its tensors say about the layer. Every other
 /// function has a default, which is right for a method that has no such thing: no combination, no default targets, no form
-/// as plain LoRA.
-///
-/// A method that multiplies the output of a layer by one number:
-///
-/// ```
-/// use std::sync::Arc;
-///
-/// use candle_core::{DType, Device, Result as CandleResult, Tensor, Var};
-/// use candle_nn::{Linear, Module};
-/// use peft_runtime::ModulePath;
-/// use peft_runtime::adapter::{
-///     Adapter, AdapterTensor, Built, Call, Component, Geometry, Init, LayerSettings, LayerShapes, LinearParameters,
-///     MergeError, Site, TensorSource,
-/// };
-/// use peft_runtime::error::{Fault, Result};
-/// use peft_runtime::method::{AdapterConfig, Method, register};
-/// use peft_runtime::prelude::*;
-/// use peft_runtime::schema::LayerKind;
-///
-/// /// The settings.
-/// #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
-/// struct Scaling {
-///     start: f64,
-/// }
-///
-/// /// What one layer gets.
-/// #[derive(Debug)]
-/// struct Factor(Var);
-///
-/// impl Adapter for Factor {
-///     fn tensors(&self) -> Vec<AdapterTensor<'_>> {
-///         vec![AdapterTensor::new("scaling_factor", &self.0)]
-///     }
-///
-///     fn adapt_output(&self, call: &Call<'_>, _: &Tensor, output: Tensor) -> CandleResult<Tensor> {
-///         output.broadcast_mul(&call.tensor(&self.0).to_dtype(output.dtype())?)
-///     }
-///
-///     fn merge(&self, _: &Site<'_>, parameters: LinearParameters) -> Result<LinearParameters, MergeError> {
-///         let scaled = |tensor: &Tensor| tensor.broadcast_mul(&self.0.as_detached_tensor().to_dtype(tensor.dtype())?);
-///         let bias = parameters.bias.as_ref().map(scaled).transpose()?;
-///         Ok(LinearParameters { weight: scaled(&parameters.weight)?, bias })
-///     }
-///
-///     fn label(&self) -> &'static str {
-///         "scaling"
-///     }
-///
-///     fn components(&self) -> Vec<Component> {
-///         vec![Component::tensors("scaling_factor", Some(&self.0))]
-///     }
-/// }
-///
-/// impl Method for Scaling {
-///     const PEFT_TYPE: &'static str = "SCALING";
-///     const NAME: &'static str = "scaling";
-///     const KEY_PREFIX: &'static str = "scaling_";
-///
-///     fn plan_layer(
-///         _: &AdapterConfig<Self>,
-///         path: &ModulePath,
-///         kind: LayerKind,
-///         geometry: &Geometry,
-///     ) -> Result<LayerSettings, Fault> {
-///         match geometry {
-///             Geometry::Linear { .. } => Ok(LayerSettings::new().with_changed_bias(true)),
-///             _ => Err(Fault::unsupported_layer(path, kind, Self::NAME, "it scales linear layers")),
-///         }
-///     }
-///
-///     fn build(
-///         config: &AdapterConfig<Self>,
-///         _: &Site<'_>,
-///         _: &LayerSettings,
-///         source: &mut dyn TensorSource,
-///     ) -> Result<Built> {
-///         let start = Init::Constant(config.settings().start);
-///         Ok(Built::new(Arc::new(Factor(source.tensor("scaling_factor", &[1], start)?))))
-///     }
-///
-///     fn geometry(
-///         _: &AdapterConfig<Self>,
-///         _: &LayerShapes,
-///         weight: Option<&[usize]>,
-///         transposed: bool,
-///     ) -> Option<Geometry> {
-///         // The tensors say nothing about the layer.
-///         Some(Geometry::of_weight(weight, transposed))
-///     }
-/// }
-///
-/// #[derive(Injectable)]
-/// struct Model {
-///     linear: Adapted<Linear>,
-/// }
-///
-/// register::<Scaling>()?;
-/// let mut model = Model { linear: Linear::new(Tensor::ones((3, 2), DType::F32, &Device::Cpu)?, None).into() };
-/// let config = AdapterConfig::of(Scaling { start: 1.0 }).with_targets(targets!(Model; "linear"));
-/// model.inject_adapter(&config, "default")?;
-/// let (_, factor) = model.trainable_parameters().remove(0);
-/// factor.set(&Tensor::new(&[5f32], &Device::Cpu)?)?;
-/// let x = Tensor::ones((1, 2), DType::F32, &Device::Cpu)?;
-/// assert_eq!(model.linear.forward(&x)?.to_vec2::<f32>()?, [[10.0, 10.0, 10.0]]);
-/// model.merge_adapters(&MergeOptions::active())?;
-/// assert_eq!(model.linear.forward(&x)?.to_vec2::<f32>()?, [[10.0, 10.0, 10.0]]);
-/// # Ok::<(), peft_runtime::Error>(())
-/// ```
+/// as plain LoRA. The documentation of the module [`method`](crate::method) has an example.
 pub trait Method: Any + Clone + Debug + PartialEq + Send + Serialize + DeserializeOwned + Sync {
     /// The value of `peft_type` in files.
     const PEFT_TYPE: &'static str;
@@ -357,24 +250,4 @@ pub trait Method: Any + Clone + Debug + PartialEq + Send + Serialize + Deseriali
 pub(super) fn split_at_marker<'k>(key: &'k str, marker: &str) -> Option<(&'k str, &'k str)> {
     let at = key.rfind(&format!(".{marker}"))?;
     Some((&key[..at], &key[at + 1..]))
-}
-
-/// A method whose files have `layers_to_transform` and `layers_pattern`.
-pub trait FiltersBlocks: Method {}
-
-impl<M: FiltersBlocks> AdapterConfig<M> {
-    /// Adapts only the blocks with these numbers.
-    #[must_use]
-    pub fn with_layers_to_transform(mut self, layers: impl IntoIterator<Item = usize>) -> Self {
-        self.blocks.layers_to_transform = Some(LayerIndices::Many(layers.into_iter().collect()));
-        self
-    }
-
-    /// The names of the block lists that `layers_to_transform` counts in.
-    #[must_use]
-    pub fn with_layers_pattern<S: Into<String>>(mut self, containers: impl IntoIterator<Item = S>) -> Self {
-        let containers = containers.into_iter().map(Into::into).collect();
-        self.blocks.layers_pattern = Some(OneOrMany::Many(containers));
-        self
-    }
 }

@@ -20,7 +20,7 @@ pub enum HiddenAct {
 }
 
 impl HiddenAct {
-    /// The activation of each element.
+    /// Applies the activation to each element.
     pub(super) fn forward(self, x: &Tensor) -> Result<Tensor> {
         match self {
             Self::Gelu => nn::gelu_erf(x),

@@ -8,7 +8,7 @@ const ROOM: usize = 256;
 
 /// The keys and values of every attention layer, for continuing a batch of sequences token by token.
 ///
-/// After a call that failed, [`reset`](Self::reset) it: some layers may have more tokens than others.
+/// After a failed call, [`reset`](Self::reset) the cache: some layers may have more tokens than others.
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};
@@ -27,7 +27,7 @@ pub struct KvCache {
 }
 
 impl KvCache {
-    /// An empty cache for a model with so many attention layers.
+    /// An empty cache for a model with this many attention layers.
     pub fn new(layers: usize) -> Self {
         Self { layers: (0..layers).map(|_| LayerCache::new(1, ROOM)).collect() }
     }

@@ -1,4 +1,4 @@
-//! The loss of a language model: how well it foretells each next token.
+//! The loss of a language model: how well it predicts each next token.
 
 use candle_core::{DType, Result, Tensor, bail};
 use candle_nn::Module;
@@ -22,7 +22,7 @@ pub(super) fn next_token_loss(head: &Adapted<AnyLinear>, hidden: &Tensor, labels
     }
 }
 
-/// What each place should foretell, `[batch · length]`: the label after it, and nothing at the end of a row.
+/// What each position should predict, `[batch · length]`: the label after it, and nothing at the end of a row.
 fn next_tokens(labels: &Tensor) -> Result<Tensor> {
     let (batch, length) = labels.dims2()?;
     if length < 2 {

@@ -17,8 +17,8 @@ pub trait CausalModel {
 
     /// The logits after the last of `input_ids`, `[batch, vocabulary]`.
     ///
-    /// `input_ids` have the shape `[batch, length]` and continue what `cache` holds, which takes them in. No gradient
-    /// reaches what was taken in before.
+    /// `input_ids` have the shape `[batch, length]` and continue what `cache` holds; they are added to it. No gradient
+    /// reaches what was added before.
     ///
     /// # Errors
     /// If the shapes do not fit, or the sequence gets longer than the model can take.
@@ -39,13 +39,13 @@ pub trait CausalModel {
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct GenerateOptions {
-    /// The number of tokens after which to stop in any case.
+    /// The number of tokens after which generation always stops.
     pub max_new_tokens: usize,
     /// What the logits are divided by before a token is drawn; at 0 the most probable token is taken.
     pub temperature: f64,
     /// Tokens are drawn from the most probable ones that together have this probability.
     pub top_p: f64,
-    /// Names the stream of random numbers: the same seed draws the same tokens.
+    /// The seed of the random numbers: the same seed draws the same tokens.
     pub seed: u64,
     /// The tokens that end the text; they are not part of it.
     pub stop_tokens: Vec<u32>,
@@ -71,7 +71,7 @@ impl GenerateOptions {
         self
     }
 
-    /// Another stream of random numbers.
+    /// Sets the seed of the random numbers.
     #[must_use]
     pub fn with_seed(mut self, seed: u64) -> Self {
         self.seed = seed;
@@ -99,9 +99,10 @@ impl GenerateOptions {
     }
 }
 
-/// Continues `prompt` and returns the new tokens; `on_token` sees each as it comes.
+/// Continues `prompt` and returns the new tokens; `on_token` is called with each as it is generated.
 ///
-/// The active adapters act. Call `eval()` on the model first if it was training: dropout would act as well.
+/// The active adapters apply. Call `eval()` on the model first if it was in training mode: otherwise dropout applies as
+/// well.
 ///
 /// ```no_run
 /// use candle_core::Device;
@@ -115,7 +116,7 @@ impl GenerateOptions {
 /// ```
 ///
 /// # Errors
-/// If an option or the prompt makes no sense, or the model cannot take the sequence.
+/// If an option or the prompt is invalid, or the model cannot take the sequence.
 pub fn generate<M: CausalModel + ?Sized>(
     model: &M,
     prompt: &[u32],
@@ -161,7 +162,7 @@ impl Sampler {
     fn choose(&mut self, logits: &Tensor) -> candle_core::Result<u32> {
         let logits = logits.to_dtype(DType::F32)?.to_vec1::<f32>()?;
         if logits.is_empty() || logits.iter().any(|logit| logit.is_nan()) {
-            bail!("the logits of the next token hold no numbers to choose by")
+            bail!("the logits of the next token are empty or contain NaN")
         }
         let best = most_probable(&logits);
         let token = if self.temperature == 0.0 { best } else { self.draw(&logits, best) };
@@ -191,13 +192,13 @@ impl Sampler {
         best
     }
 
-    /// A number from 0 up to and without 1.
+    /// A number from 0 (inclusive) to 1 (exclusive).
     fn uniform(&mut self) -> f64 {
         (self.random.next_u64() >> 11) as f64 / (1u64 << 53) as f64
     }
 }
 
-/// The first of the highest.
+/// The index of the highest logit; of equal ones, the first.
 fn most_probable(logits: &[f32]) -> usize {
     let mut best = 0;
     for (token, logit) in logits.iter().enumerate() {

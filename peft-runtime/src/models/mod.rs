@@ -1,4 +1,4 @@
-//! Ready models, with the module names of transformers and every projection [`Adapted`](crate::Adapted).
+//! Ready-made models, with the module names of transformers and every projection [`Adapted`](crate::Adapted).
 
 mod activation;
 pub mod bert;

@@ -1,4 +1,4 @@
-//! What a model is to adapters, and the walk through it that lists its leaves with their paths.
+//! What adapters see of a model, and the walk that lists its leaves with their paths.
 
 use std::fmt::Display;
 
@@ -10,7 +10,7 @@ use crate::schema::{Node, Schema};
 /// A module whose layers have names.
 ///
 /// Derive it with `#[derive(Injectable)]`; the methods that inject, merge, save and load come from
-/// [`PeftModel`](crate::PeftModel), which every `Injectable` type has.
+/// [`PeftModel`](crate::PeftModel), which every `Injectable` type implements.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a module that adapters know how to visit",
     label = "no layer or setting of this type is known",
@@ -38,11 +38,11 @@ pub trait Injectable {
     fn visit_mut<'a>(&'a mut self, cursor: &mut CursorMut<'a>);
 }
 
-/// Collects the leaves and modules of a model; it keeps the path, so that nobody else has to.
+/// Collects the leaves and modules of a model; it keeps track of the path, so that nothing else has to.
 pub struct Cursor<'a> {
     path: ModulePath,
     items: Vec<Item<'a>>,
-    /// The blocks that a list of blocks is to have, by their numbers in the present one.
+    /// The blocks that a list of blocks is to have, by their indices in the current one.
     replication: Option<&'a [usize]>,
     block_lists: Vec<BlockList>,
 }
@@ -65,7 +65,7 @@ pub enum Item<'a> {
         /// What it is.
         schema: &'static Schema,
     },
-    /// The module that began last ends.
+    /// The module that was opened last ends.
     Close,
     /// A layer or parameter.
     Leaf {
@@ -102,8 +102,8 @@ impl<'a> Cursor<'a> {
         Self { path: ModulePath::root(), items: Vec::new(), replication, block_lists: Vec::new() }
     }
 
-    /// Visits the child called `name`, as [`child`](Self::child) does, and is there for the next one: what the derive prints,
-    /// in the form that costs the compiler least.
+    /// Visits the child called `name`, as [`child`](Self::child) does, and returns the cursor for the next call: what
+    /// the derive generates, in the form that costs the compiler least.
     pub fn field<M: Injectable + ?Sized>(&mut self, name: &'static str, module: &'a M) -> &mut Self {
         self.child(name, module);
         self
@@ -114,7 +114,7 @@ impl<'a> Cursor<'a> {
         self.enter(name, M::SCHEMA, |cursor| module.visit(cursor));
     }
 
-    /// Visits the list of blocks called `name`, which `layer_replication` builds anew.
+    /// Visits the list of blocks called `name`, which `layer_replication` rebuilds.
     pub fn blocks<M: Injectable + Clone>(&mut self, name: impl Display, blocks: &'a Vec<M>) -> &mut Self {
         self.enter(name, Vec::<M>::SCHEMA, |cursor| {
             cursor.block_lists.push(BlockList { path: cursor.path.clone(), length: blocks.len() });
@@ -156,7 +156,7 @@ impl<'a> Cursor<'a> {
         self
     }
 
-    /// Records a leaf at the present path: what an [`Injectable`] type that is a layer or a parameter shows.
+    /// Records a leaf at the current path; an [`Injectable`] type that is a layer or a parameter calls this.
     pub fn leaf(&mut self, layer: &'a dyn Layer) {
         self.items.push(Item::Leaf { path: self.path.clone(), layer });
     }
@@ -166,13 +166,13 @@ impl<'a> Cursor<'a> {
 pub struct CursorMut<'a> {
     path: ModulePath,
     leaves: Vec<(ModulePath, &'a mut dyn Layer)>,
-    /// The blocks that a list of blocks gets, by their numbers in the present one.
+    /// The blocks that a list of blocks gets, by their indices in the current one.
     replication: Option<&'a [usize]>,
 }
 
 impl<'a> CursorMut<'a> {
-    /// Visits the child called `name`, as [`child`](Self::child) does, and is there for the next one: what the derive prints,
-    /// in the form that costs the compiler least.
+    /// Visits the child called `name`, as [`child`](Self::child) does, and returns the cursor for the next call: what
+    /// the derive generates, in the form that costs the compiler least.
     pub fn field<M: Injectable + ?Sized>(&mut self, name: &'static str, module: &'a mut M) -> &mut Self {
         self.child(name, module);
         self
@@ -185,7 +185,7 @@ impl<'a> CursorMut<'a> {
         self.path.truncate(length);
     }
 
-    /// Visits the list of blocks called `name`, which `layer_replication` builds anew.
+    /// Visits the list of blocks called `name`, which `layer_replication` rebuilds.
     pub fn blocks<M: Injectable + Clone>(&mut self, name: impl Display, blocks: &'a mut Vec<M>) -> &mut Self {
         if let Some(order) = self.replication {
             *blocks = order.iter().filter_map(|number| blocks.get(*number).cloned()).collect();
@@ -200,7 +200,7 @@ impl<'a> CursorMut<'a> {
         self
     }
 
-    /// Records a leaf at the present path: what an [`Injectable`] type that is a layer or a parameter shows.
+    /// Records a leaf at the current path; an [`Injectable`] type that is a layer or a parameter calls this.
     pub fn leaf(&mut self, layer: &'a mut dyn Layer) {
         self.leaves.push((self.path.clone(), layer));
     }
@@ -213,7 +213,7 @@ pub(crate) fn tree<M: Injectable + ?Sized>(model: &M) -> Vec<Item<'_>> {
     cursor.items
 }
 
-/// The same as they would be if its list of blocks had these of its blocks.
+/// All modules and leaves as they would be if the model's list of blocks were made of the blocks in `order`.
 pub(crate) fn replicated_tree<'a, M: Injectable + ?Sized>(model: &'a M, order: &'a [usize]) -> Vec<Item<'a>> {
     let mut cursor = Cursor::new(Some(order));
     model.visit(&mut cursor);
@@ -227,7 +227,7 @@ pub(crate) fn block_lists<M: Injectable + ?Sized>(model: &M) -> Vec<BlockList> {
     cursor.block_lists
 }
 
-/// Gives the model's list of blocks these of its blocks; copies share their parameters.
+/// Rebuilds the model's list of blocks from the blocks in `order`; copies share their parameters.
 pub(crate) fn replicate<M: Injectable + ?Sized>(model: &mut M, order: &[usize]) {
     model.visit_mut(&mut CursorMut {
         path: ModulePath::root(),

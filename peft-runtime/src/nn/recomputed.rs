@@ -7,12 +7,13 @@ use candle_core::{Result, Tensor};
 use crate::layer::Scope;
 use crate::ops::recompute;
 
-/// `forward(block, x)`, of which the graph keeps only `x`: the backward pass computes the block once more. Others call this
-/// gradient checkpointing.
+/// Gradient checkpointing: computes `forward(block, x)`, of which the graph keeps only `x`; the backward pass computes
+/// the block again.
 ///
-/// A model of many blocks then holds the activations of one block at a time, for about one more forward pass of computing.
-/// The gradients are the same; dropout of adapters drops the same in both runs, and rows are routed as they were. `block` is
-/// cloned, which shares its tensors. What the block trains is found by itself, also in tensors that `forward` captures.
+/// A model of many blocks then holds the activations of one block at a time, at the cost of about one more forward
+/// pass. The gradients are the same; adapter dropout drops the same elements in both runs, and rows are routed as
+/// before. `block` is cloned, which shares its tensors. What the block trains is found automatically, even behind
+/// tensors that `forward` captures.
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};
@@ -52,8 +53,8 @@ use crate::ops::recompute;
 /// ```
 ///
 /// # Errors
-/// If `forward` fails. The backward pass fails if the block computes or trains something else the second time, which happens
-/// when it draws random numbers that no seed decides, as candle's own dropout does.
+/// If `forward` fails. The backward pass fails if the block computes or trains something else the second time, which
+/// happens when it draws unseeded random numbers, as candle's own dropout does.
 pub fn recomputed<B, F>(block: &B, x: &Tensor, forward: F) -> Result<Tensor>
 where
     B: Clone + Send + Sync + 'static,

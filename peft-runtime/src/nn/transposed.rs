@@ -5,7 +5,7 @@ use candle_nn::{Init, VarBuilder};
 
 use crate::layer::{Adapted, TransposedLinear};
 
-/// The spread of GPT-2's initial weights.
+/// The distribution of GPT-2's initial weights.
 const WEIGHT_INIT: Init = Init::Randn { mean: 0.0, stdev: 0.02 };
 
 /// A linear layer stored as GPT-2's `Conv1D`: `weight` of shape `[in, out]`, `bias` of shape `[out]`.
@@ -22,7 +22,7 @@ pub fn transposed_linear(
     Ok(Adapted::new(TransposedLinear::new(weight, Some(bias))))
 }
 
-/// The same without a bias.
+/// A linear layer stored as GPT-2's `Conv1D`, without a bias.
 ///
 /// # Errors
 /// If the builder has no such tensor.

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use crate::ops::cpu::real::Real;
 
-/// The numbers of one step that are the same for all elements.
+/// The coefficients of one step, which are the same for all elements.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Coefficients<S> {
     /// What the values are multiplied by before the step.
@@ -25,9 +25,9 @@ pub(crate) struct Coefficients<S> {
     pub(crate) towards_square: S,
     /// The learning rate with the correction of the first moment.
     pub(crate) step_size: S,
-    /// What the root of the second moment is divided by.
+    /// What the square root of the second moment is divided by.
     pub(crate) correction: S,
-    /// What is added to it then.
+    /// What is then added to the quotient.
     pub(crate) eps: S,
 }
 
@@ -37,7 +37,7 @@ pub(crate) struct Moments<'a, S> {
     pub(crate) second: &'a mut [S],
 }
 
-/// The length from which a variable is worth several threads.
+/// The length from which a variable is worth splitting among threads.
 const PARALLEL_FROM: usize = 1 << 16;
 
 /// How many elements one thread takes at a time.
@@ -201,7 +201,7 @@ pub(crate) fn step_in_place<S: Moment>(
     var.inplace_op2(grad, &step)
 }
 
-/// The same by candle's own ops, on any device. Returns the new moments, in the dtype of the old ones.
+/// Takes one step with candle's own ops, on any device. Returns the new moments, in the dtype of the old ones.
 pub(crate) fn step_on_device(
     var: &Var,
     grad: &Tensor,

@@ -1,4 +1,4 @@
-//! Sums, products and quotients with a constant tensor: candle's own keep a gradient for the constant as well.
+//! Sums, products and quotients with a constant tensor: candle's own ops keep a gradient for the constant as well.
 
 use candle_core::backend::BackendStorage;
 use candle_core::op::{Add, BinaryOpT, Div, Mul};

@@ -13,7 +13,7 @@ pub(crate) fn product(lhs: &Tensor, rhs: &Tensor, scale: f64) -> Result<Tensor> 
         return product(&lhs.to_dtype(DType::F32)?, &rhs.to_dtype(DType::F32)?, scale)?.to_dtype(lhs.dtype());
     }
     if lhs.device().is_cpu() {
-        // Zeros of this size come from the system as they are; the product is the first to touch them.
+        // The system provides memory of this size already zeroed; the product is the first to touch it.
         let zeros = Tensor::zeros((lhs.dim(0)?, rhs.dim(1)?), lhs.dtype(), lhs.device())?;
         zeros.inplace_op3(lhs, rhs, &IntoTensor { write: Write::Replace, scale })?;
         return Ok(zeros);
@@ -34,7 +34,7 @@ fn scaled(tensor: Tensor, scale: f64) -> Result<Tensor> {
     if scale == 1.0 { Ok(tensor) } else { tensor * scale }
 }
 
-/// A product that meets what a tensor holds.
+/// Writes a product into a tensor or adds it to what the tensor holds.
 struct IntoTensor {
     write: Write,
     scale: f64,

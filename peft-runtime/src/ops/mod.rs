@@ -1,8 +1,8 @@
 //! Tensor functions without state, and the differentiable kernels.
 //!
-//! candle's own matrix product and convolution make a dense gradient for both operands in the backward pass, frozen
-//! or not. The ops here take the frozen operand as a captured constant: their backward passes form the gradients of the
-//! input and of the adapter's factors, and nothing else.
+//! candle's own matrix product and convolution compute a dense gradient for both operands in the backward pass, frozen
+//! or not. The ops here take the frozen operand as a captured constant: their backward passes compute only the
+//! gradients of the input and of the adapter's factors.
 //!
 //! | operation | where |
 //! | --- | --- |
@@ -63,7 +63,7 @@ pub(crate) fn promoted(a: DType, b: DType) -> DType {
     }
 }
 
-/// The sum in the promoted dtype.
+/// The sum of the two in the promoted dtype.
 pub(crate) fn add_promoted(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     let dtype = promoted(a.dtype(), b.dtype());
     let (a, b) = (a.to_dtype(dtype)?, b.to_dtype(dtype)?);
@@ -81,7 +81,7 @@ pub(crate) fn storage_address(tensor: &Tensor) -> (usize, usize) {
     (std::ptr::from_ref(&*storage).addr(), layout.start_offset())
 }
 
-/// Whether the tensor's values sit in main memory in a precision that the CPU has no arithmetic for.
+/// Whether the tensor's values are in main memory in a precision that the CPU has no arithmetic for.
 pub(crate) fn is_half_on_cpu(tensor: &Tensor) -> bool {
     tensor.device().is_cpu() && matches!(tensor.dtype(), DType::F16 | DType::BF16)
 }

@@ -9,8 +9,8 @@ use crate::ops::elements::contiguous_slice;
 
 /// Which positions of a padded batch hold tokens.
 ///
-/// What acts on each token by itself (linear layers, norms, gates) costs as much for padding as for tokens; on packed tokens,
-/// `[tokens, …]`, it does not. Attention needs the padded batch, `[batch, length, …]`, with its mask.
+/// Layers that act on each token separately (linear layers, norms, gates) spend as much time on padding as on tokens;
+/// on packed tokens, `[tokens, …]`, they do not. Attention needs the padded batch, `[batch, length, …]`, with its mask.
 ///
 /// ```
 /// use candle_core::{Device, Tensor};
@@ -36,7 +36,7 @@ impl Packing {
     /// The tokens of an attention mask `[batch, length]` in any dtype: 0 for padding.
     ///
     /// # Errors
-    /// If the mask has another number of dimensions, or no token.
+    /// If the mask does not have two dimensions, or has no token.
     pub fn new(mask: &Tensor) -> Result<Self> {
         let (batch, length) = mask.dims2()?;
         let values = mask.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
@@ -56,7 +56,7 @@ impl Packing {
     /// The tokens of `x`, `[batch, length, …]`, one after the other: `[tokens, …]`.
     ///
     /// # Errors
-    /// If `x` has another batch or length.
+    /// If `x` has a different batch size or length.
     pub fn pack(&self, x: &Tensor) -> Result<Tensor> {
         self.apply(x, Move::Pack)
     }
@@ -64,7 +64,7 @@ impl Packing {
     /// The tokens at their places, `[batch, length, …]`, and zeros elsewhere.
     ///
     /// # Errors
-    /// If `x` has another number of tokens.
+    /// If `x` has a different number of tokens.
     pub fn unpack(&self, x: &Tensor) -> Result<Tensor> {
         self.apply(x, Move::Unpack)
     }
@@ -96,7 +96,7 @@ impl Packing {
     }
 }
 
-/// The two are each other's transpose.
+/// The direction; the two are transposes of each other.
 #[derive(Clone, Copy, Debug)]
 enum Move {
     Pack,

@@ -18,7 +18,7 @@ struct ScaleFeatures {
 }
 
 impl ScaleFeatures {
-    /// The layout of the vector as if it had the input's shape.
+    /// The layout of the vector, broadcast to the input's shape.
     fn broadcast(&self, x: &Layout, v: &Layout) -> Result<Layout> {
         let features = v.shape().dims1()?;
         if x.dims().get(self.axis) != Some(&features) {

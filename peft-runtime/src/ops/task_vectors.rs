@@ -12,7 +12,7 @@ pub(crate) fn weighted_sum(tensors: &[Tensor], weights: &[f64]) -> Result<Tensor
     terms.try_fold(first?, |sum, term| sum + term?)
 }
 
-/// The tensor with all but its `density · n` largest elements set to zero.
+/// The tensor with all but its `density · n` elements of largest magnitude set to zero.
 pub(crate) fn prune_by_magnitude(tensor: &Tensor, density: f64) -> Result<Tensor> {
     if density >= 1.0 {
         return Ok(tensor.clone());
@@ -41,7 +41,8 @@ pub(crate) fn drop_at_random(tensor: &Tensor, density: f64, seed: u64, label: &s
     from_vec(to_vec(tensor)?.into_iter().map(keep).collect(), tensor)
 }
 
-/// The mean of the weighted elements whose sign is the elected one: that of the sum of all, or of most.
+/// The mean of the weighted elements whose sign is the elected one: that of the sum of all elements, or that of most of
+/// them.
 pub(crate) fn elected_mean(tensors: &[Tensor], weights: &[f64], by_frequency: bool) -> Result<Tensor> {
     let Some(first) = tensors.first() else { candle_core::bail!("there is nothing to add") };
     let columns = tensors.iter().map(to_vec).collect::<Result<Vec<_>>>()?;
@@ -62,7 +63,7 @@ fn sign(value: f64) -> f64 {
     if value == 0.0 { 0.0 } else { value.signum() }
 }
 
-/// Clamps both tensors to ± the quantile of all their elements, interpolated between neighbours.
+/// Clamps both tensors to ± the quantile of all their elements, interpolated linearly between neighbours.
 pub(crate) fn clamp_to_quantile(a: &Tensor, b: &Tensor, quantile: f64) -> Result<(Tensor, Tensor)> {
     let mut all = [to_vec(a)?, to_vec(b)?].concat();
     all.sort_by(f64::total_cmp);
@@ -72,7 +73,7 @@ pub(crate) fn clamp_to_quantile(a: &Tensor, b: &Tensor, quantile: f64) -> Result
     let below = position.floor() as usize;
     let at = |index: usize| all.get(index).or(all.last()).copied().unwrap_or_default();
     let high = at(below) + (at(below + 1) - at(below)) * position.fract();
-    // torch's clamp with bounds in the wrong order gives the upper one.
+    // With bounds in the wrong order, torch's clamp returns the upper one.
     let clamp = |tensor: &Tensor| match high < 0.0 {
         true => tensor.ones_like()? * high,
         false => tensor.clamp(-high, high),
@@ -126,7 +127,7 @@ mod tests {
     fn only_elements_with_the_elected_sign_count() {
         let (a, b, c) = (tensor(&[1., 5., 0.]), tensor(&[2., -1., 0.]), tensor(&[-4., -1., 0.]));
         let tensors = [a, b, c];
-        // By the sum −1 the first element's sign is negative; by number it is positive.
+        // By the sum, −1, the first element's sign is negative; by frequency it is positive.
         assert_eq!(values(&elected_mean(&tensors, &[1., 1., 2.], false).unwrap()), [-8., 5., 0.]);
         assert_eq!(values(&elected_mean(&tensors, &[1., 1., 2.], true).unwrap()), [1.5, -1.5, 0.]);
         assert_eq!(values(&weighted_sum(&tensors, &[1., 0.5, 0.25]).unwrap()), [1., 4.25, 0.]);

@@ -12,12 +12,12 @@ pub(crate) type Op<'a> = &'a dyn Fn(&[Tensor]) -> Result<Tensor>;
 /// Half the distance of the two points of a difference quotient.
 const STEP: f64 = 1e-5;
 
-/// Normal values in f64, the same in every run; another label gives others.
+/// Normal values in f64, the same in every run; a different label gives different values.
 pub(crate) fn random(label: &str, shape: &[usize]) -> Tensor {
     random_as(DType::F64, label, shape)
 }
 
-/// The same in another dtype.
+/// [`random`] in another dtype.
 pub(crate) fn random_as(dtype: DType, label: &str, shape: &[usize]) -> Tensor {
     normal(&mut stream(0, label, 0), 1.0, shape, dtype, &Device::Cpu).unwrap()
 }
@@ -38,12 +38,12 @@ pub(crate) fn assert_close(ours: &Tensor, expected: &Tensor, tolerance: f64, wha
     }
 }
 
-/// What an output is weighed by: values that every float type holds exactly.
+/// What an output is weighted by: values that every float type holds exactly.
 fn probe(y: &Tensor) -> Tensor {
     random("probe", y.dims()).to_dtype(DType::BF16).unwrap().to_dtype(y.dtype()).unwrap()
 }
 
-/// y = op(inputs), and the gradients of Σ y ∘ probe towards every input; all inputs are variables.
+/// y = op(inputs), and the gradients of Σ y ∘ probe with respect to every input; all inputs are variables.
 pub(crate) fn gradients(op: Op<'_>, inputs: &[Tensor]) -> (Tensor, Vec<Tensor>) {
     let variables: Vec<Var> = inputs.iter().map(|input| Var::from_tensor(input).unwrap()).collect();
     let tensors: Vec<Tensor> = variables.iter().map(|variable| variable.as_tensor().clone()).collect();
@@ -87,7 +87,7 @@ pub(crate) fn assert_differences(op: Op<'_>, inputs: &[Tensor], tolerance: f64, 
     }
 }
 
-/// Asserts that a function of inputs in `dtype` agrees with the same in f64, in value and gradients.
+/// Asserts that a function of inputs in `dtype` agrees with the same function in f64, in value and gradients.
 pub(crate) fn assert_precise(op: Op<'_>, inputs: &[Tensor], dtype: DType, tolerance: f64, what: &str) {
     let narrow: Vec<Tensor> = inputs.iter().map(|input| input.to_dtype(dtype).unwrap()).collect();
     // The rounding of the inputs is not an error of the op.

@@ -1,8 +1,8 @@
 //! What the compiler knows about a model: the names of its modules and the kinds of its layers, as `const` data.
 //!
-//! `#[derive(Injectable)]` prints one [`Schema`] for each type. Children are held by reference, not behind function
-//! pointers, so that `const` code can walk the whole tree and a wrong target name is an error of `cargo check`.
-//! The price is that a type which contains itself cannot have a schema.
+//! `#[derive(Injectable)]` generates one [`Schema`] for each type. Children are held by reference, not behind function
+//! pointers, so that `const` code can walk the whole tree and `cargo check` reports a wrong target name. The price is
+//! that a type which contains itself cannot have a schema.
 
 mod nearest;
 mod resolve;
@@ -34,7 +34,7 @@ pub enum Node {
     Choice(&'static [&'static Schema]),
     /// Items under the names `0`, `1`, `2`, … (a `Vec`, an array).
     List(&'static Schema),
-    /// Items under names that are known at run time (a string-keyed map).
+    /// Items under names that are known only at run time (a string-keyed map).
     Map(&'static Schema),
     /// A layer with parameters. Only an `Adapted` layer can carry adapters.
     Layer {
@@ -47,12 +47,12 @@ pub enum Node {
     Parameter,
     /// Plain settings: nothing to visit.
     Settings,
-    /// A type whose derive failed: every name may be right.
+    /// A type whose derive failed: any name may be right.
     Unknown,
 }
 
-/// A named child of a module: its name in paths, which may hold dots and if it is empty leaves the path as it is; and what it
-/// holds.
+/// A named child of a module: its name in paths, and what it holds. The name may contain dots; an empty one leaves the
+/// path as it is.
 #[derive(Clone, Copy, Debug)]
 pub struct Field(pub &'static str, pub &'static Schema);
 
@@ -60,13 +60,13 @@ pub struct Field(pub &'static str, pub &'static Schema);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Family {
-    /// A matrix product, whatever the layout of its weight; what `all-linear` means.
+    /// A matrix product, whatever the layout of its weight; what `all-linear` selects.
     Linear,
     /// A table look-up.
     Embedding,
     /// A convolution.
     Convolution,
-    /// A bare weight, which configs name as a parameter and not as a module.
+    /// A bare weight, which configs name as a parameter, not as a module.
     Parameter,
     /// A layer that no adapter method changes, but that `modules_to_save` can train in full.
     Other,
@@ -98,7 +98,7 @@ impl Schema {
         Self::new(name, Node::Module(fields))
     }
 
-    /// The same module with ranks that some of its fields declare, by their names.
+    /// The same module, with the ranks that some of its fields declare, by field name.
     #[must_use]
     pub const fn with_ranks(mut self, ranks: &'static [(&'static str, usize)]) -> Self {
         self.ranks = ranks;

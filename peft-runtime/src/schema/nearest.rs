@@ -7,7 +7,7 @@ const LONGEST: usize = 64;
 /// How many names a message offers.
 pub(super) const OFFERED: usize = 5;
 
-/// The optimal-string-alignment distance: insertions, deletions, substitutions and swaps of neighbours.
+/// The optimal-string-alignment distance: insertions, deletions, substitutions and swaps of adjacent bytes.
 pub(super) const fn distance(a: &[u8], b: &[u8]) -> usize {
     let a = tail(a);
     let b = tail(b);
@@ -46,7 +46,7 @@ const fn min(a: usize, b: usize) -> usize {
     if a < b { a } else { b }
 }
 
-/// The distance up to which a name counts as a slip of the keyboard.
+/// Whether a name at this distance counts as a typo.
 const fn is_close(word: &[u8], distance: usize) -> bool {
     distance <= word.len() / 3 + 1
 }
@@ -57,7 +57,7 @@ pub(super) struct Nearest {
     names: [Text<96>; OFFERED],
     distances: [usize; OFFERED],
     count: usize,
-    /// Whether a name found no place any more.
+    /// Whether more names were offered than there is room for.
     more: bool,
 }
 
@@ -94,7 +94,7 @@ impl Nearest {
         }
     }
 
-    /// Appends `; did you mean …?` for near names, otherwise a few names that exist: never more than [`OFFERED`].
+    /// Appends `; did you mean …?` for near names, otherwise a few existing names; never more than [`OFFERED`].
     pub(super) const fn describe(&self, word: &[u8], message: &mut Text<1024>) {
         let mut close = 0;
         while close < self.count && is_close(word, self.distances[close]) {

@@ -114,7 +114,7 @@ const fn resolve(schema: &Schema, trail: &Trail<'_>, target: &[u8], mut found: R
             let child = trail.child(b"*", Wildcard::Key);
             found = resolve(item, &child, target, found);
         }
-        // A bare weight is a parameter, which target names do not mean.
+        // A bare weight is a parameter; target names do not refer to parameters.
         Node::Layer { family: Family::Parameter, .. } => {}
         Node::Layer { family, adaptable } => {
             if matches_suffix(trail, target) {
@@ -125,7 +125,7 @@ const fn resolve(schema: &Schema, trail: &Trail<'_>, target: &[u8], mut found: R
                 }
             }
         }
-        // Its own error says enough.
+        // The failed derive has already reported an error.
         Node::Unknown => found.adaptable += 1,
         Node::Parameter | Node::Settings => {}
     }

@@ -1,4 +1,4 @@
-//! Text that is put together while the compiler runs.
+//! Text that is assembled at compile time.
 
 /// A fixed buffer of UTF-8 text; what does not fit is cut off.
 #[derive(Clone, Copy)]
@@ -35,7 +35,7 @@ impl<const N: usize> Text<N> {
     pub(super) const fn as_str(&self) -> &str {
         match std::str::from_utf8(self.as_bytes()) {
             Ok(text) => text,
-            // Only a name cut off inside a character gets here.
+            // Reached only if a name is cut off in the middle of a character.
             Err(_) => "target does not fit the model",
         }
     }

@@ -1,4 +1,4 @@
-//! Where a walk over a schema is, and which target names end there.
+//! The current position of a walk over a schema, and which target names end there.
 
 use super::text::{Text, equal};
 
@@ -28,8 +28,8 @@ impl<'a> Trail<'a> {
     }
 }
 
-/// Whether `target` is the end of the trail, by whole segments of which at least one is a name of the schema: otherwise any
-/// name would fit a map, whose keys are not known.
+/// Whether the trail ends with `target`, by whole segments. At least one of them has to be a name of the schema:
+/// otherwise any name would match a map, whose keys are unknown.
 pub(super) const fn matches_suffix(trail: &Trail<'_>, target: &[u8]) -> bool {
     let mut trail = trail;
     let mut end = trail.name.len();

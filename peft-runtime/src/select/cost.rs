@@ -1,24 +1,25 @@
-//! What a pattern may cost, as its text shows it: the limit of backtracking does not see what is spent without it.
+//! How much a pattern may cost, judged by its text: the backtracking limit does not cover what is spent without
+//! backtracking.
 //!
-//! Compiling multiplies counted repeats out, look-behind without any limit of its own; references to groups of references double
-//! their sizes until they overflow; and a repeated look-ahead runs as often as it says without ever backtracking. Patterns for
-//! module paths need none of that.
+//! Compiling expands counted repeats, in look-behind without any limit; references to groups of references double their
+//! sizes until they overflow; and a repeated look-ahead runs as often as its count says without ever backtracking.
+//! Patterns for module paths need none of that.
 
-/// The most bytes of a pattern.
+/// The most bytes a pattern may have.
 const LONGEST: usize = 1 << 18;
-/// The most groups, assertions and references of a pattern: each may become an automaton of its own.
+/// The most groups, assertions and references a pattern may have: each may become an automaton of its own.
 const MOST_PARTS: usize = 1000;
-/// The most references to groups.
+/// The most references to groups a pattern may have.
 const MOST_REFERENCES: usize = 32;
 /// The largest product of the counts of a pattern's repeats.
 const MOST_REPEATS: u64 = 1000;
-/// The largest product of length and counts where there is look-behind.
+/// The largest product of length and counts in a pattern with look-behind.
 const MOST_LOOK_BEHIND: u64 = 1 << 13;
-/// What the automata of a pattern may take together, and the most that a single one may, in bytes.
+/// The most bytes that the automata of a pattern may take together, and the most that a single one may take.
 const SIZE: usize = 64 << 20;
 const SIZE_OF_PART: usize = 10 << 20;
 
-/// What makes a pattern costly. It errs on the side of more.
+/// What makes a pattern costly. It errs on the high side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Cost {
     length: usize,
@@ -62,27 +63,27 @@ impl Cost {
         self.parts += usize::from(is_reference || is_assertion);
     }
 
-    /// Why the pattern is not tried, if it is not.
+    /// Why the pattern is refused, if it is.
     pub(super) fn excess(&self) -> Option<String> {
         let Self { length, parts, references, repeats, looks_behind } = *self;
         if length > LONGEST {
-            return Some(format!("has {length} bytes, more than the {LONGEST} that are tried"));
+            return Some(format!("has {length} bytes, more than the {LONGEST} that are allowed"));
         }
         if parts > MOST_PARTS {
             return Some(format!(
-                "has {parts} groups and references, more than the {MOST_PARTS} that are tried"
+                "has {parts} groups and references, more than the {MOST_PARTS} that are allowed"
             ));
         }
         if references > MOST_REFERENCES {
             return Some(format!(
-                "refers to groups {references} times, more than the {MOST_REFERENCES} that are tried"
+                "refers to groups {references} times, more than the {MOST_REFERENCES} that are allowed"
             ));
         }
         if repeats > MOST_REPEATS {
             return Some(format!("repeats too often; its counts multiply to more than {MOST_REPEATS}"));
         }
         if looks_behind && (length as u64).saturating_mul(repeats) > MOST_LOOK_BEHIND {
-            return Some("is too long for one with look-behind".to_owned());
+            return Some("is too long for a pattern with look-behind".to_owned());
         }
         None
     }
@@ -93,7 +94,7 @@ impl Cost {
     }
 }
 
-/// Where the text goes on after an escape; what stands in braces there is a code point or a class, and no count.
+/// Where the text continues after an escape; braces there hold a code point or a class, not a count.
 fn after_escape(bytes: &[u8], at: usize) -> usize {
     let braces = bytes.get(at + 1) == Some(&b'{');
     match bytes.get(at) {

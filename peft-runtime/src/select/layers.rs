@@ -55,7 +55,8 @@ impl LayerFilter {
         };
         let containers: Vec<&String> =
             containers.unwrap_or_default().iter().filter(|name| !name.is_empty()).collect();
-        // Without a container name PEFT wants a component before the container: `layers.3.q` by itself has no index.
+        // Without a container name, PEFT requires a component before the container: `layers.3.q` by itself has no
+        // index.
         let patterns = if containers.is_empty() {
             vec![Pattern::compile("layers_pattern", "", r"\A.*?\.[^.]*\.(?<peft_block>\d+)\.")?]
         } else {

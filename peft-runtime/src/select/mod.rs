@@ -1,4 +1,4 @@
-//! Which modules a config means: target names and patterns over dotted paths, with PEFT's rules.
+//! Which modules a config selects: target names and patterns over dotted paths, with PEFT's rules.
 
 mod cost;
 mod layers;

@@ -7,7 +7,7 @@ use fancy_regex::{Regex, RegexBuilder};
 use super::cost::Cost;
 use crate::error::{Fault, shortened};
 
-/// How often one match may backtrack before the pattern counts as hopeless.
+/// How often one match may backtrack before the pattern is given up as hopeless.
 const BACKTRACK_LIMIT: usize = 100_000;
 
 /// A compiled pattern that remembers how it was written.
@@ -16,7 +16,7 @@ pub(crate) struct Pattern {
     field: &'static str,
     written: String,
     regex: Regex,
-    /// What the first path said against which it could not be matched: it is not tried against others.
+    /// The error from the first path that it could not be matched against; it is not tried against others.
     hopeless: OnceLock<Fault>,
 }
 
@@ -26,7 +26,7 @@ impl Pattern {
         Self::compile(field, pattern, &format!(r"\A(?:{pattern})\z"))
     }
 
-    /// A pattern that has to match the end of a path from a segment boundary on, as rank patterns do.
+    /// A pattern that has to match the end of a path, starting at a segment boundary, as rank patterns do.
     pub(crate) fn suffix(field: &'static str, pattern: &str) -> Result<Self, Fault> {
         Self::compile(field, pattern, &format!(r"\A(?:.*\.)?(?:{pattern})\z"))
     }
@@ -36,7 +36,7 @@ impl Pattern {
         Self::compile(field, pattern, &format!(r"\A(?:|.*\.)(?:{pattern})(?:\z|\..*)"))
     }
 
-    /// `expression` as it stands, known to its user as `pattern`.
+    /// Compiles `expression` as it stands; its user wrote `pattern`.
     pub(crate) fn compile(field: &'static str, pattern: &str, expression: &str) -> Result<Self, Fault> {
         let written = shortened(pattern).into_owned();
         let fault = |reason| Fault::Pattern { field, pattern: written.clone(), reason };

@@ -1,4 +1,4 @@
-//! Decides for each module path whether a config means it; the rules and their order are PEFT's.
+//! Decides for each module path whether a config selects it; the rules and their order are PEFT's.
 
 use std::collections::BTreeSet;
 
@@ -36,7 +36,7 @@ enum Matcher {
     AllLinear,
 }
 
-/// How a name list met a path: exact names are not subject to the layer filter.
+/// How a name list matched a path; exact names are not subject to the layer filter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Match {
     None,
@@ -83,7 +83,7 @@ impl Selector {
         Ok(Self { exclude, modules_to_save, targets: Matcher::new("target_modules", targets)?, layers })
     }
 
-    /// What the config says about the module at `path`; `family` is that of a layer, `None` for other modules.
+    /// What the config says about the module at `path`; `family` is the layer's family, or `None` for other modules.
     pub(crate) fn decide(&self, path: &str, family: Option<Family>) -> Result<Decision, Fault> {
         if let Some(exclude) = &self.exclude
             && exclude.find(path, family)? != Match::None

@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 /// The modules that a config names, in PEFT's forms.
 ///
 /// A list of names is the usual form; a name matches a module whose path is the name or ends with it on a segment
-/// boundary. In lists given in Rust, `*` stands for one segment: such a list becomes a regular expression, which is
-/// the form PEFT has for it.
+/// boundary. In lists given in Rust, `*` stands for one segment; such a list becomes a regular expression, which is how
+/// PEFT expresses it.
 ///
 /// ```
 /// use peft_runtime::TargetModules;
@@ -59,7 +59,7 @@ impl TargetModules {
         Self::AllLinear
     }
 
-    /// Names that may hold `*` for one segment; a single `all-linear` means all linear layers.
+    /// Names that may contain `*` for one segment; a single `all-linear` means all linear layers.
     pub(crate) fn from_globs<S: AsRef<str>>(globs: impl IntoIterator<Item = S>) -> Self {
         let names: BTreeSet<String> = globs.into_iter().map(|glob| glob.as_ref().to_owned()).collect();
         if names.len() == 1 && names.iter().all(|name| name.eq_ignore_ascii_case(ALL_LINEAR)) {
@@ -72,7 +72,7 @@ impl TargetModules {
         Self::Regex(format!(r"(?:.*\.)?(?:{})", alternatives.join("|")))
     }
 
-    /// What means the modules of any of `all`: one list, or one pattern.
+    /// Selects what any of `all` selects, as one list or one pattern.
     pub(crate) fn union(all: Vec<Self>) -> Self {
         let names = all.iter().map(|targets| match targets {
             Self::Names(names) => Some(names.iter().cloned()),
@@ -109,7 +109,7 @@ impl TargetModules {
         Self::Regex(paths.join("|"))
     }
 
-    /// Those of the names that are also names of `others`; everything else as it is.
+    /// If both are lists of names, the names in both; otherwise `self` unchanged.
     pub(crate) fn among(self, others: &Self) -> Self {
         match (self, others) {
             (Self::Names(names), Self::Names(others)) => Self::Names(&names & others),

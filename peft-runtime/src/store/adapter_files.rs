@@ -1,17 +1,19 @@
-//! The two files of an adapter, which change together: a reader sees both old or both new ones, whatever becomes of the writer.
+//! The two files of an adapter, which change together: a reader sees both old files or both new ones, whatever
+//! happens to the writer.
 //!
-//! Two renames are never one step. So a writer puts both files into a hidden folder, gives the folder its final name, which is
-//! one step, and only then moves the files to their places:
+//! Two renames are not atomic. So a writer puts both files into a hidden folder, gives the folder its final name in a
+//! single step, and only then moves the files into place:
 //!
 //! ```text
 //! .adapter-x7Fq2c.tmp/              being written, and read by nobody
-//! .adapter.new/                     complete and on the disk: from here on the adapter is the new one
+//! .adapter.new/                     complete and on disk: from here on the adapter is the new one
 //!     adapter_model.safetensors
 //!     adapter_config.json
 //! ```
 //!
-//! A file in `.adapter.new` takes precedence over the one next to it. What a killed writer did not move, readers find there, and the
-//! next writer moves. When a save is done, the folder holds what PEFT's holds and nothing else.
+//! A file in `.adapter.new` takes precedence over the one next to it. If a writer was killed before it moved a file,
+//! readers find the file there, and the next writer moves it. When a save is done, the folder holds the files that
+//! PEFT would write and nothing else.
 
 use std::fs::File;
 use std::io::{ErrorKind, Write};
@@ -23,13 +25,13 @@ use super::file::{TEMPORARY_PREFIX, TEMPORARY_SUFFIX, open_file, sync_folder};
 use super::keys::{CONFIG_FILE, WEIGHTS_FILE};
 use crate::error::{Error, Result};
 
-/// The folder with the files of a save that is complete.
+/// The folder that holds the files of a complete save.
 const COMPLETE: &str = ".adapter.new";
-/// How often a reader starts anew because a writer was faster.
+/// How many times a reader tries while writers keep replacing the files.
 const ATTEMPTS: usize = 1000;
 
-/// Keeps other writers out of `folder` for as long as the returned value lives; the lock of a process ends with it. Readers need no lock.
-/// `None` where the system has none for folders.
+/// Keeps other writers out of `folder` for as long as the returned value lives; a lock ends with its process. Readers
+/// need no lock. `None` where the system cannot lock folders.
 pub(super) fn lock(folder: &Path) -> Option<File> {
     if !cfg!(unix) {
         return None;
@@ -39,37 +41,37 @@ pub(super) fn lock(folder: &Path) -> Option<File> {
     Some(folder)
 }
 
-/// Removes what writers that were killed had not completed. It belongs to whoever holds the lock.
+/// Removes what killed writers left incomplete. Only the holder of the lock may do this.
 pub(super) fn sweep(folder: &Path) {
     let Ok(entries) = std::fs::read_dir(folder) else { return };
     for entry in entries.flatten() {
         let name = entry.file_name();
         let name = name.to_string_lossy();
         if name.starts_with(TEMPORARY_PREFIX) && name.ends_with(TEMPORARY_SUFFIX) {
-            // What is left over stays so if it cannot be removed, and does no harm.
+            // A leftover that cannot be removed stays, and does no harm.
             let _ = remove(&entry.path());
         }
     }
 }
 
-/// Removes a file, a folder with all that is in it, or a link, not what it leads to.
+/// Removes a file, a folder with everything in it, or a link, but not what the link points to.
 fn remove(path: &Path) -> std::io::Result<()> {
     if is_folder(path) { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) }
 }
 
-/// Whether there is a folder at `path`, and not a link to one.
+/// Whether there is a folder at `path`, not a link to one.
 fn is_folder(path: &Path) -> bool {
     std::fs::symlink_metadata(path).is_ok_and(|facts| facts.is_dir())
 }
 
-/// Puts these weights and this config into the place of those that are in `folder`.
+/// Replaces the weights and the config in `folder` with these.
 pub(super) fn write(folder: &Path, weights: &[u8], config: &[u8]) -> Result<()> {
     finish(folder)?;
     commit(folder, &stage(folder, weights, config)?)?;
     finish(folder)
 }
 
-/// A hidden folder with both files, on the disk.
+/// Writes both files to a hidden folder and flushes it to disk.
 fn stage(folder: &Path, weights: &[u8], config: &[u8]) -> Result<TempDir> {
     let mut builder = tempfile::Builder::new();
     #[cfg(unix)]
@@ -88,14 +90,15 @@ fn stage(folder: &Path, weights: &[u8], config: &[u8]) -> Result<TempDir> {
     Ok(staged)
 }
 
-/// The one step by which the adapter becomes the new one. The staged folder is gone when its guard looks for it.
+/// The one step that makes the adapter the new one. When its guard tries to delete the staged folder, it no longer
+/// exists.
 fn commit(folder: &Path, staged: &TempDir) -> Result<()> {
     let complete = folder.join(COMPLETE);
     std::fs::rename(staged.path(), &complete).map_err(Error::io("create", &complete))?;
     sync_folder(folder)
 }
 
-/// Moves the files of a complete save to their places. Two processes may do it at the same time.
+/// Moves the files of a complete save into place. Two processes may do this at the same time.
 fn finish(folder: &Path) -> Result<()> {
     let complete = folder.join(COMPLETE);
     if !is_folder(&complete) {
@@ -109,14 +112,14 @@ fn finish(folder: &Path) -> Result<()> {
     }
     sync_folder(folder)?;
     match std::fs::remove_dir(&complete) {
-        // Another process was faster, or has completed the next save already.
+        // Another process was faster, or has already completed the next save.
         Err(_) if !complete.exists() || holds_files(&complete) => Ok(()),
         Err(_) => remove(&complete).map_err(Error::io("remove", &complete)),
         Ok(()) => Ok(()),
     }
 }
 
-/// The same, but that there is nothing to do is not an error.
+/// The same result, except that a missing file is not an error.
 fn unless_absent(done: std::io::Result<()>) -> std::io::Result<()> {
     done.or_else(|error| if error.kind() == ErrorKind::NotFound { Ok(()) } else { Err(error) })
 }
@@ -125,7 +128,7 @@ fn holds_files(complete: &Path) -> bool {
     [WEIGHTS_FILE, CONFIG_FILE].iter().any(|name| complete.join(name).exists())
 }
 
-/// Where the file called `name` may be, first the place that counts first.
+/// Where the file called `name` may be, in order of precedence.
 fn places(folder: &Path, name: &str) -> impl Iterator<Item = PathBuf> {
     let complete = Some(folder.join(COMPLETE)).filter(|complete| is_folder(complete));
     complete.into_iter().chain([folder.to_owned()]).map(move |place| place.join(name))
@@ -139,18 +142,18 @@ pub(super) fn holds_adapter(folder: &Path) -> bool {
 /// The files of one save.
 pub(super) struct AdapterFiles {
     pub(super) config: File,
-    /// A config that is wrong is said before weights that are not there.
+    /// An error is kept here so that a faulty config is reported before missing weights.
     pub(super) weights: Result<File>,
 }
 
-/// Opens the files of one save, also while a writer replaces them.
+/// Opens the files of one save, even while a writer replaces them.
 pub(super) fn open(folder: &Path) -> Result<AdapterFiles> {
     let mut attempts = 0;
     loop {
         let files =
             AdapterFiles { config: open_one(folder, CONFIG_FILE)?, weights: open_one(folder, WEIGHTS_FILE) };
         attempts += 1;
-        // The config was there before the weights were opened and is there still, so that they were its own.
+        // The same config was there before and after the weights were opened, so both are from one save.
         let unchanged = open_one(folder, CONFIG_FILE).is_ok_and(|config| is_same(&files.config, &config));
         if unchanged || attempts == ATTEMPTS {
             return Ok(files);
@@ -169,7 +172,7 @@ fn open_one(folder: &Path, name: &str) -> Result<File> {
     opened.map_err(Error::io("open", folder.join(name)))
 }
 
-/// Whether two handles are those of one file.
+/// Whether two handles refer to the same file.
 fn is_same(a: &File, b: &File) -> bool {
     let (Ok(a), Ok(b)) = (a.metadata(), b.metadata()) else { return true };
     #[cfg(unix)]

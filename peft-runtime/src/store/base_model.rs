@@ -1,4 +1,4 @@
-//! The base model's own parameters: as a state dict, replaced by one, and where they turn up in an adapter's file.
+//! The base model's own parameters: saved as a state dict, loaded from one, and found in an adapter's file.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,7 +17,7 @@ pub(crate) fn base_state_dict<M: Injectable + ?Sized>(model: &M) -> BTreeMap<Str
     named_parameters(model, |layer| layer.parameters())
 }
 
-/// The base model's parameters as they act: with what is merged.
+/// The base model's effective parameters, which include merged adapters.
 pub(crate) fn merged_state_dict<M: Injectable + ?Sized>(model: &M) -> BTreeMap<String, Tensor> {
     named_parameters(model, |layer| layer.effective_parameters())
 }
@@ -35,7 +35,7 @@ fn named_parameters<'m, M: Injectable + ?Sized>(
     named
 }
 
-/// Gives the base model's own parameters the values in `state`, which has to hold exactly their names; of tied
+/// Sets the base model's own parameters to the values in `state`, which must hold exactly their names; for tied
 /// parameters one name is enough.
 pub(crate) fn load_base_state_dict<M: Injectable + ?Sized>(
     model: &mut M,
@@ -85,10 +85,10 @@ pub(crate) fn load_base_state_dict<M: Injectable + ?Sized>(
     replace_base(model, &values)
 }
 
-/// New values of the base model's parameters, by layer and by the parameter's name in it.
+/// New values for the base model's parameters, by layer and by the parameter's name in the layer.
 pub(super) type BaseParameters = BTreeMap<(ModulePath, &'static str), Tensor>;
 
-/// Takes the keys that name parameters of the base model out of the unexpected ones, and reads them.
+/// Takes the keys that name base model parameters out of the unexpected ones, and reads their tensors.
 pub(super) fn base_parameters<M: Injectable + ?Sized>(
     model: &M,
     report: &mut TensorReport,

@@ -1,4 +1,4 @@
-//! The model card that lies next to an adapter.
+//! The model card saved next to an adapter.
 
 use std::fmt::Write as _;
 

@@ -1,4 +1,4 @@
-//! Embedding weights that PEFT writes into an adapter's file when the adapter is on them.
+//! Embedding weights that PEFT writes into an adapter's file when the adapter targets the embeddings.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use crate::module::{Injectable, leaves};
 use crate::path::ModulePath;
 use crate::select::{Pattern, TargetModules};
 
-/// Whether the weights of the model's embeddings are written into the adapter's file.
+/// Which of the model's embedding weights are written into the adapter's file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum SaveEmbeddings {
     /// Those that the adapter's config names as `embed_tokens` or `lm_head`, as in PEFT.
@@ -25,7 +25,7 @@ pub enum SaveEmbeddings {
 /// The names by which PEFT knows embeddings.
 const EMBEDDING_NAMES: [&str; 2] = ["embed_tokens", "lm_head"];
 
-/// The embedding weights that belong into the adapter's file, by key.
+/// The embedding weights that belong in the adapter's file, by key.
 pub(super) fn embedding_weights<M: Injectable + ?Sized>(
     model: &M,
     name: &str,
@@ -61,7 +61,7 @@ pub(super) fn embedding_weights<M: Injectable + ?Sized>(
     Ok(weights)
 }
 
-/// Whether a config's targets name an embedding literally, or match one by a pattern.
+/// Whether a config's target modules name an embedding literally, or match one with a pattern.
 fn names_embeddings<'p>(
     targets: Option<&TargetModules>,
     paths: impl Iterator<Item = &'p ModulePath>,

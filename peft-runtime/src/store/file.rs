@@ -15,7 +15,7 @@ use tempfile::NamedTempFile;
 use super::header;
 use crate::error::{Error, Result};
 
-/// How the names of files and folders begin and end that are not yet complete.
+/// The prefix and suffix in the names of files and folders that are not yet complete.
 pub(super) const TEMPORARY_PREFIX: &str = ".adapter-";
 pub(super) const TEMPORARY_SUFFIX: &str = ".tmp";
 
@@ -26,7 +26,7 @@ pub(crate) struct PendingFile {
 }
 
 impl PendingFile {
-    /// Writes a temporary file in the folder of `path` and flushes it to the disk.
+    /// Writes a temporary file in the folder of `path` and flushes it to disk.
     pub(crate) fn write(path: PathBuf, bytes: &[u8]) -> Result<Self> {
         let folder = path.parent().unwrap_or(Path::new("."));
         let write = || {
@@ -43,7 +43,7 @@ impl PendingFile {
         Ok(Self { temporary, path })
     }
 
-    /// Moves the file to its place, over what was there.
+    /// Moves the file into place, over what was there.
     pub(crate) fn persist(self) -> Result<()> {
         let Self { temporary, path } = self;
         temporary.persist(&path).map_err(|error| Error::io("replace", &path)(error.error))?;
@@ -51,7 +51,7 @@ impl PendingFile {
     }
 }
 
-/// Flushes a folder, so that renames in it survive a loss of power.
+/// Flushes a folder, so that renames in it survive a power loss.
 pub(crate) fn sync_folder(folder: &Path) -> Result<()> {
     #[cfg(unix)]
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(Error::io("flush", folder))?;
@@ -66,7 +66,7 @@ pub(crate) fn to_bytes(tensors: &BTreeMap<String, Tensor>) -> Result<Vec<u8>> {
     Ok(safetensors::serialize(contiguous, Some(metadata))?)
 }
 
-/// Opens what is a file: not a folder, and nothing that never ends.
+/// Opens a regular file: not a folder, and not a device or pipe that never ends.
 pub(super) fn open_file(path: &Path) -> std::io::Result<File> {
     if std::fs::metadata(path)?.is_file() {
         File::open(path)
@@ -75,18 +75,18 @@ pub(super) fn open_file(path: &Path) -> std::io::Result<File> {
     }
 }
 
-/// The most bytes of a file of settings.
+/// The most bytes that a settings file may have.
 const LONGEST_TEXT: u64 = 64 << 20;
 
-/// The text of a file of settings, such as a model's `config.json`.
+/// The text of a settings file, such as a model's `config.json`.
 ///
 /// # Errors
-/// [`Error::Io`] if it cannot be read, is not a file or not text, or has more than 64 MiB.
+/// [`Error::Io`] if it cannot be read, is not a file, is not text, or is larger than 64 MiB.
 pub(crate) fn read_text(path: &Path) -> Result<String> {
     open_file(path).and_then(|file| text_of(&file)).map_err(Error::io("read", path))
 }
 
-/// The text of an open file of settings.
+/// The text of an open settings file.
 pub(super) fn text_of(file: &File) -> std::io::Result<String> {
     let mut text = String::new();
     file.take(LONGEST_TEXT + 1).read_to_string(&mut text)?;
@@ -97,11 +97,11 @@ pub(super) fn text_of(file: &File) -> std::io::Result<String> {
     Ok(text)
 }
 
-/// A safetensors file that is read where it lies.
+/// A memory-mapped safetensors file.
 pub(super) struct MappedFile {
     path: PathBuf,
     map: Mmap,
-    /// Where the data begin.
+    /// Where the data begins.
     start: usize,
     header: Metadata,
 }
@@ -111,11 +111,11 @@ impl MappedFile {
         Self::of(&open_file(path).map_err(Error::io("open", path))?, path)
     }
 
-    /// The file that is open and was found at `path`.
+    /// Maps an open file that was found at `path`.
     pub(super) fn of(file: &File, path: &Path) -> Result<Self> {
-        // SAFETY: the map is read-only, and every access goes through bounds checks; a file that somebody else truncates
-        // meanwhile is the risk that every reader of memory-mapped weights takes.
-        #[expect(unsafe_code, reason = "mapping a file is the one way to read weights without a second copy")]
+        // SAFETY: the map is read-only, and every access goes through bounds checks; that somebody else truncates the
+        // file meanwhile is a risk that every reader of memory-mapped weights takes.
+        #[expect(unsafe_code, reason = "only a memory map reads weights without a second copy")]
         let map = unsafe { Mmap::map(file) }.map_err(Error::io("map", path))?;
         let (start, header) = header::read(&map).map_err(|error| Error::from(error).in_file(path))?;
         Ok(Self { path: path.to_owned(), map, start, header })
@@ -125,12 +125,12 @@ impl MappedFile {
         &self.path
     }
 
-    /// All that is in the file.
+    /// The contents of the file.
     pub(super) fn bytes(&self) -> &[u8] {
         &self.map
     }
 
-    /// Where the data begin.
+    /// Where the data begins.
     pub(super) fn start(&self) -> usize {
         self.start
     }
@@ -140,7 +140,7 @@ impl MappedFile {
         &self.header
     }
 
-    /// The names of the tensors, in the order of the file.
+    /// The names of the tensors, in file order.
     pub(super) fn names(&self) -> Vec<String> {
         self.header.offset_keys()
     }

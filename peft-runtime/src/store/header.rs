@@ -1,7 +1,8 @@
-//! The header of a safetensors file of unknown origin, looked over before anything trusts it.
+//! The header of a safetensors file of unknown origin, checked before anything trusts it.
 //!
-//! The format's own reader adds up offsets without looking whether the sum still fits, and of two tensors with one name it
-//! takes the last; candle multiplies the dimensions of a shape in the same way. What would go wrong there is refused here.
+//! The format's own reader adds up offsets without checking for overflow, and of two tensors with the same name it
+//! takes the last; candle does not check for overflow when it multiplies the dimensions of a shape. What would go
+//! wrong there is refused here.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -13,15 +14,16 @@ use serde::{Deserialize, Deserializer};
 
 use crate::error::shortened;
 
-/// What the length of the header takes, at the beginning of the file.
+/// The size of the header's length, which is at the beginning of the file.
 const LENGTH: usize = size_of::<u64>();
 /// The format's own limit.
 const LONGEST: u64 = 100_000_000;
-/// The entry that describes no tensor.
+/// The entry that does not describe a tensor.
 const METADATA: &str = "__metadata__";
-/// No tensor has more dimensions.
+/// The most dimensions of a tensor.
 const MOST_DIMENSIONS: usize = 16;
-/// No tensor has more elements, an empty dimension counted as one: sizes that models work out from shapes stay in range.
+/// The most elements of a tensor, counting an empty dimension as one: sizes that models compute from shapes stay in
+/// range.
 const MOST_ELEMENTS: u64 = 1 << 48;
 
 /// The tensors of a file that is in memory.
@@ -30,14 +32,14 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<SafeTensors<'_>, SafeTensorError> {
     SafeTensors::deserialize(bytes)
 }
 
-/// Where the data of a file begin, and what the header says of them.
+/// Where the data of a file begins, and what the header says about it.
 pub(super) fn read(bytes: &[u8]) -> Result<(usize, Metadata), SafeTensorError> {
     check(bytes)?;
     let (length, metadata) = SafeTensors::read_metadata(bytes)?;
     Ok((LENGTH + length, metadata))
 }
 
-/// Refuses what the readers after this one would trip over. What else can be wrong with a file, they say themselves.
+/// Refuses files that the readers after this one would mishandle. Those readers report all other faults themselves.
 fn check(bytes: &[u8]) -> Result<(), SafeTensorError> {
     let Some((length, rest)) = bytes.split_first_chunk::<LENGTH>() else { return Ok(()) };
     let length = u64::from_le_bytes(*length);
@@ -52,11 +54,11 @@ fn check(bytes: &[u8]) -> Result<(), SafeTensorError> {
 
 /// A header without duplicates and without shapes that are too large.
 struct Checked {
-    /// Where the last of the data ends.
+    /// Where the data of the last tensor ends.
     end: u64,
 }
 
-/// What is looked at of a tensor's entry.
+/// The checked part of a tensor's entry.
 #[derive(Deserialize)]
 struct Entry {
     shape: Vec<u64>,
@@ -116,7 +118,7 @@ impl<'de> Deserialize<'de> for Checked {
 mod tests {
     use super::parse;
 
-    /// A file with this header and so many bytes of data.
+    /// A file with this header and `data` bytes of data.
     fn file(header: &str, data: usize) -> Vec<u8> {
         let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
         bytes.extend_from_slice(header.as_bytes());

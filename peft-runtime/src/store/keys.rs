@@ -14,16 +14,16 @@ pub(super) const CONFIG_FILE: &str = "adapter_config.json";
 /// The weights' file name.
 pub(super) const WEIGHTS_FILE: &str = "adapter_model.safetensors";
 
-/// The name of the adapter that lies in the folder itself and not in one of its own.
+/// The name of the adapter that is stored in the folder itself, not in a folder of its own.
 pub(super) const DEFAULT_ADAPTER: &str = "default";
 
-/// A key as files have it.
+/// A key as it is written in files.
 pub(super) fn with_prefix(key: &str) -> String {
     format!("{PREFIX}{key}")
 }
 
-/// A key without the prefix, which models that were injected by PEFT's low-level interface do not write, under the one name
-/// that the method has for it.
+/// A key without the prefix, under the one name that the method has for it. Models injected through PEFT's low-level
+/// interface write keys without the prefix.
 pub(super) fn canonical<'k>(method: &dyn AdapterMethod, key: &'k str) -> &'k str {
     method.canonical_key(key.strip_prefix(PREFIX).unwrap_or(key))
 }

@@ -1,4 +1,4 @@
-//! Where a safetensors file has what.
+//! What a safetensors file holds, and where.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -11,7 +11,7 @@ use safetensors::tensor::{Dtype, TensorView};
 use super::file::MappedFile;
 use crate::error::{Error, Result};
 
-/// The tensors of a safetensors file in the order of their bytes, and what else its header says.
+/// The tensors of a safetensors file in the order of their bytes, and the rest of its header.
 pub(super) struct Layout {
     pub(super) metadata: BTreeMap<String, String>,
     pub(super) tensors: Vec<TensorEntry>,
@@ -28,7 +28,7 @@ pub(super) struct TensorEntry {
 }
 
 impl Layout {
-    /// What the file's header says, which was looked over when the file was opened.
+    /// The layout in the file's header, which was checked when the file was opened.
     pub(super) fn of(file: &MappedFile) -> Self {
         let (start, header) = (file.start(), file.header());
         let entry = |name: String| {
@@ -50,7 +50,7 @@ impl TensorEntry {
         bytes.ok_or_else(|| Error::from(SafeTensorError::MetadataIncompleteBuffer).in_file(file.path()))
     }
 
-    /// The number of the tensor's bytes.
+    /// The tensor's size in bytes.
     pub(super) fn size(&self) -> usize {
         self.bytes.len()
     }

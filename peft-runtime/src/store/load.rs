@@ -1,4 +1,4 @@
-//! `load_adapter`: an adapter out of a folder, whole or not at all.
+//! `load_adapter`: loads an adapter from a folder, whole or not at all.
 
 use std::path::{Path, PathBuf};
 
@@ -48,7 +48,7 @@ pub struct LoadReport {
     pub base_parameters: Vec<String>,
 }
 
-/// An adapter of a folder as it will be on the model: all that can fail has been done.
+/// An adapter from a folder as it will be on the model: every step that can fail is done.
 struct Loaded {
     folder: PathBuf,
     plan: Plan,
@@ -80,7 +80,7 @@ impl Loaded {
         if !report.is_empty() {
             return Err(adapter.of_weights(Error::Tensors { adapter: name.to_owned(), report }));
         }
-        // What a file has of a weight is what an init left of it already.
+        // A base weight in the file is already what an init left of it.
         keep_weights(model, &plan, &mut changes, |path, name| base.contains_key(&(path.clone(), name)));
         Ok(Self { folder: adapter.folder(), plan, changes, base })
     }
@@ -101,7 +101,7 @@ pub(crate) fn load_adapter<M: Injectable + ?Sized>(
     inject_loaded(model, loaded, options)
 }
 
-/// Injects an adapter that is read already, with these settings instead of its own, as `name`.
+/// Injects an adapter that has already been read, as `name` and with the settings of `method` instead of its own.
 pub(super) fn load_stored<M: Injectable + ?Sized>(
     model: &mut M,
     contents: &StoredContents,
@@ -123,7 +123,7 @@ fn inject_loaded<M: Injectable + ?Sized>(
     Ok(LoadReport { folder: loaded.folder, injection, base_parameters })
 }
 
-/// Puts the adapter in `folder` in the place of the adapter `name`, which stays active and trainable as it was.
+/// Replaces the adapter `name` with the one in `folder`; whether `name` is active and trainable does not change.
 pub(crate) fn hotswap_adapter<M: Injectable + ?Sized>(
     model: &mut M,
     folder: &Path,
@@ -146,9 +146,9 @@ pub(crate) fn hotswap_adapter<M: Injectable + ?Sized>(
     Ok(LoadReport { folder: loaded.folder, injection, base_parameters })
 }
 
-/// The folder that holds the config: the adapter's own below `folder`, or `folder` itself.
+/// The folder that holds the config: the adapter's own subfolder of `folder`, or `folder` itself.
 fn find_folder(folder: &Path, name: &str) -> Result<PathBuf> {
-    // A name from elsewhere is not a path.
+    // A name from elsewhere must not act as a path.
     if let Some(fault) = name_fault(name) {
         return Err(Error::Plan { adapter: name.to_owned(), faults: vec![fault] });
     }
@@ -160,7 +160,7 @@ fn find_folder(folder: &Path, name: &str) -> Result<PathBuf> {
     if !holds_adapter(folder) {
         std::fs::metadata(&here).map_err(Error::io("open", &here))?;
     }
-    // The only adapter in a folder may be loaded under any name; of several, each has its own.
+    // The only adapter in a folder may be loaded under any name; if there are several, each has its own.
     let others = named_adapters(folder);
     if name != DEFAULT_ADAPTER && !others.is_empty() {
         return Err(Error::UnknownAdapter { name: name.to_owned(), known: others }.in_file(folder));

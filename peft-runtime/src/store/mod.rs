@@ -1,4 +1,4 @@
-//! State dicts and files, with the keys and bytes of PEFT.
+//! State dicts and files, with the same keys and bytes as PEFT's.
 
 mod adapter_files;
 mod base_model;

@@ -48,7 +48,7 @@ pub(crate) fn shard_names(index: &Path) -> Result<BTreeSet<String>> {
     Ok(names)
 }
 
-/// Whether a name from a file means something below the folder that it is joined to, whatever the system.
+/// Whether a name from a file stays below the folder that it is joined to, on any system.
 fn stays_inside(name: &str) -> bool {
     let normal = |component: Component<'_>| matches!(component, Component::Normal(_));
     !name.is_empty() && !name.contains(['\\', ':', '\0']) && Path::new(name).components().all(normal)
@@ -113,7 +113,7 @@ impl ModelWeights {
         }
     }
 
-    /// A builder over the weights, as candle's models take it.
+    /// A `VarBuilder` over the weights, for candle's models.
     pub fn var_builder(self, dtype: DType, device: &Device) -> VarBuilder<'static> {
         VarBuilder::from_backend(Box::new(self), dtype, device.clone())
     }

@@ -1,10 +1,10 @@
-//! Where a base model has the modules that adapters name.
+//! Where the modules that adapters name are in a base model.
 
 use std::ops::Range;
 
-/// How a base model calls the modules that an adapter names, and which of them it keeps in one fused weight.
+/// What a base model calls the modules that an adapter names, and which of them it keeps in one fused weight.
 ///
-/// Rules act in the order in which they were given, each on what the ones before it made of the path.
+/// Rules apply in the order in which they were given, each to the path that the rules before it produced.
 ///
 /// ```
 /// use peft_runtime::NameMap;
@@ -35,38 +35,38 @@ enum Rule {
 pub(crate) struct Placement {
     /// The module's path in the base model.
     pub(crate) module: String,
-    /// The outputs that are the adapter's module, if the base model's has those of others too.
+    /// The outputs of the adapter's module, if the base model's module has those of other modules too.
     pub(crate) rows: Option<Range<usize>>,
 }
 
 impl NameMap {
-    /// The checkpoint has the adapter's names.
+    /// No rules: the checkpoint uses the adapter's names.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Puts `to` in the place of the segments `from` at the beginning of a path; either may be empty.
+    /// Replaces the segments `from` at the beginning of a path with `to`; either may be empty.
     #[must_use]
     pub fn prefix(mut self, from: impl Into<String>, to: impl Into<String>) -> Self {
         self.rules.push(Rule::Prefix { from: from.into(), to: to.into() });
         self
     }
 
-    /// Puts `to` in the place of the segments `from` at the end of a path.
+    /// Replaces the segments `from` at the end of a path with `to`.
     #[must_use]
     pub fn module(mut self, from: impl Into<String>, to: impl Into<String>) -> Self {
         self.rules.push(Rule::Module { from: from.into(), to: to.into(), rows: None });
         self
     }
 
-    /// The same for a module whose outputs are a part of those of a fused one.
+    /// Like [`module`](Self::module), for a module whose outputs are part of a fused module's.
     #[must_use]
     pub fn rows(mut self, from: impl Into<String>, to: impl Into<String>, rows: Range<usize>) -> Self {
         self.rules.push(Rule::Module { from: from.into(), to: to.into(), rows: Some(rows) });
         self
     }
 
-    /// Whether the base model has the adapter's names.
+    /// Whether the base model uses the adapter's names.
     pub fn is_empty(&self) -> bool {
         self.rules.is_empty()
     }

@@ -1,4 +1,4 @@
-//! A folder that appears whole.
+//! A folder that appears only when it is complete.
 
 use std::path::{Path, PathBuf};
 
@@ -7,7 +7,7 @@ use tempfile::TempDir;
 use super::file::sync_folder;
 use crate::error::{Error, Result};
 
-/// A folder under another name, which takes its place when it is asked to; otherwise it is deleted.
+/// A folder under a temporary name, which is moved into place on request and otherwise deleted.
 pub(super) struct NewFolder {
     temporary: TempDir,
     target: PathBuf,
@@ -33,12 +33,12 @@ impl NewFolder {
         Ok(Self { temporary, target: target.to_owned() })
     }
 
-    /// Where it is for now.
+    /// The temporary path of the folder.
     pub(super) fn path(&self) -> &Path {
         self.temporary.path()
     }
 
-    /// Moves the folder to its place.
+    /// Moves the folder into place.
     pub(super) fn appear(self) -> Result<()> {
         let Self { temporary, target } = self;
         sync_folder(temporary.path())?;

@@ -1,4 +1,4 @@
-//! An adapter whose init changed the base weights, as one for the base model as it was.
+//! Converts an adapter whose init changed the base weights into one for the original base model.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -22,7 +22,7 @@ pub(super) fn for_original_base<M: Injectable + ?Sized>(
 ) -> Result<(Arc<dyn AdapterMethod>, BTreeMap<String, Tensor>)> {
     let method = method_of(model, name)?;
     let Some(for_original) = method.for_original_base() else {
-        let reason = format!("it is one of {}", method.peft_type());
+        let reason = format!("its method is {}", method.peft_type());
         return Err(Error::Unsupported { operation: "save as plain LoRA", adapter: name.to_owned(), reason });
     };
     let mut tensors = state_dict(model, name, save)?;
@@ -37,7 +37,7 @@ pub(super) fn for_original_base<M: Injectable + ?Sized>(
     for (path, adapter) in adapters {
         let Some(own) = adapter.for_original_base()? else { continue };
         if adapter.changed_base() {
-            // What the init left of the weight: the new adapter is for all of it.
+            // The key holds what the init left of the weight; the new adapter is for the whole weight.
             tensors.remove(&with_prefix(&path.parameter(adapter.base_weight_key())));
         }
         tensors.extend(own.into_iter().map(|(key, tensor)| (with_prefix(&path.parameter(key)), tensor)));

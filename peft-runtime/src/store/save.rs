@@ -1,4 +1,4 @@
-//! `save_pretrained`: an adapter as a folder that Python PEFT reads.
+//! `save_pretrained`: saves an adapter as a folder that Python PEFT reads.
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
@@ -32,18 +32,19 @@ impl SaveOptions {
         Self::default()
     }
 
-    /// Saves an adapter whose init changed the base weights (PiSSA, OLoRA, LoftQ) as plain LoRA of twice the rank for the
-    /// base model as it was.
+    /// Saves an adapter whose init changed the base weights (PiSSA, OLoRA, LoftQ) as plain LoRA of twice the rank for
+    /// the original base model.
     ///
-    /// The model computes the same, but for rounding, with PiSSA and OLoRA. With LoftQ it does so at full rank with alpha equal
-    /// to the rank alone; otherwise what the factors had not made up for of the quantisation is the difference.
+    /// With PiSSA and OLoRA the model computes the same, up to rounding. With LoftQ it does so only at full rank with
+    /// alpha equal to the rank; otherwise it differs by the part of the quantisation error that the factors do not
+    /// make up for.
     #[must_use]
     pub fn plain_lora(mut self, plain: bool) -> Self {
         self.plain_lora = plain;
         self
     }
 
-    /// Whether embedding weights go into the file.
+    /// Which embedding weights go into the file.
     #[must_use]
     pub fn embeddings(mut self, embeddings: SaveEmbeddings) -> Self {
         self.embeddings = embeddings;
@@ -51,7 +52,7 @@ impl SaveOptions {
     }
 }
 
-/// Writes config, weights and model card; an adapter that is not called `default` gets a folder of its name.
+/// Writes config, weights and model card; an adapter that is not called `default` gets a subfolder named after it.
 ///
 /// Returns the adapter's folder.
 pub(crate) fn save_pretrained<M: Injectable + ?Sized>(
@@ -67,9 +68,9 @@ pub(crate) fn save_pretrained<M: Injectable + ?Sized>(
     Ok(own_folder)
 }
 
-/// Writes config and weights into `own_folder`, and a model card into `card_folder` unless it has one.
+/// Writes config and weights into `own_folder`, and a model card into `card_folder` unless it already has one.
 ///
-/// All files are complete and on the disk before config and weights take their places, both of them in one step.
+/// All files are complete and on disk before config and weights move into place, both in one step.
 pub(super) fn write_folder(
     own_folder: &Path,
     card_folder: &Path,
@@ -99,7 +100,7 @@ pub(super) fn write_folder(
     Ok(())
 }
 
-/// Refuses an adapter's own folder that is a link out of the folder it should be in.
+/// Refuses an adapter's own folder if it is a link that leads out of the folder it should be in.
 fn check_inside(folder: &Path, own_folder: &Path) -> Result<()> {
     if own_folder == folder {
         return Ok(());
@@ -135,7 +136,7 @@ fn contents<M: Injectable + ?Sized>(
     Ok((method.to_json(&adapters)?, state_dict(model, name, options.embeddings)?))
 }
 
-/// Where the files of the adapter `name` lie below `folder`.
+/// Where the files of the adapter `name` are below `folder`.
 pub(super) fn adapter_folder(folder: &Path, name: &str) -> PathBuf {
     if name == DEFAULT_ADAPTER { folder.to_owned() } else { folder.join(name) }
 }

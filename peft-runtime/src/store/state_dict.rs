@@ -20,7 +20,7 @@ use crate::module::{Injectable, leaves};
 use crate::path::ModulePath;
 use crate::schema::Family;
 
-/// A tensor that belongs to an adapter, where it lives.
+/// A tensor that belongs to an adapter, and the variable that holds it.
 struct Entry {
     /// The key without the prefix.
     key: String,
@@ -34,14 +34,14 @@ impl Entry {
         Self { key, var, owner: None }
     }
 
-    /// Calls `f` with the adapter and its tensor, if it is an adapter's.
+    /// Calls `f` with the adapter that owns the tensor and with the tensor, if there is such an adapter.
     fn with_owner<T>(&self, f: impl FnOnce(&dyn Adapter, &AdapterTensor<'_>) -> T) -> Option<T> {
         let (adapter, key) = self.owner.as_ref()?;
         let tensors = adapter.tensors();
         tensors.iter().find(|tensor| tensor.key == *key).map(|tensor| f(adapter.as_ref(), tensor))
     }
 
-    /// A copy of the values as files have them.
+    /// A copy of the values as files store them.
     fn stored(&self) -> candle_core::Result<Tensor> {
         let stored = self.with_owner(Adapter::stored_tensor);
         let stored = stored.unwrap_or_else(|| Ok(self.var.as_detached_tensor()))?;
@@ -98,8 +98,8 @@ fn slot_entries(path: &ModulePath, slot: &Slot) -> Vec<Entry> {
     }
 }
 
-/// The base layer's own bias, if it trains together with the adapter; where the adapter has a copy of the layer, PEFT stores
-/// the copy's bias a second time.
+/// The base layer's own bias, if it trains together with the adapter; where the adapter has a copy of the layer, PEFT
+/// stores the copy's bias a second time.
 fn bias_entries(path: &ModulePath, leaf: &dyn Layer, slot: Option<&Slot>, bias: Bias) -> Vec<Entry> {
     let name = match (bias, slot) {
         (Bias::None, _) => return Vec::new(),
@@ -124,7 +124,7 @@ pub(crate) fn adapter_state_dict<M: Injectable + ?Sized>(
     state_dict(model, name, SaveEmbeddings::Auto)
 }
 
-/// The same with the embeddings that are asked for.
+/// The same, with the embedding weights that `save` asks for.
 pub(super) fn state_dict<M: Injectable + ?Sized>(
     model: &M,
     name: &str,
@@ -136,7 +136,7 @@ pub(super) fn state_dict<M: Injectable + ?Sized>(
     Ok(embeddings.into_iter().map(|(key, weight)| (with_prefix(&key), weight)).chain(own).collect())
 }
 
-/// Injects an adapter whose layers and ranks are read off the keys and shapes in `state`, with these values.
+/// Injects an adapter with the values in `state`, whose keys and shapes give its layers and ranks.
 pub(crate) fn inject_adapter_from_state_dict<M: Injectable + ?Sized>(
     model: &mut M,
     state: &BTreeMap<String, Tensor>,
@@ -153,7 +153,7 @@ pub(crate) fn inject_adapter_from_state_dict<M: Injectable + ?Sized>(
     commit(model, &plan, made, true)
 }
 
-/// Gives the adapter the values in `state`, which has to hold exactly its keys.
+/// Sets the adapter's tensors to the values in `state`, which must hold exactly its keys.
 pub(crate) fn load_adapter_state_dict<M: Injectable + ?Sized>(
     model: &mut M,
     state: &BTreeMap<String, Tensor>,

@@ -14,21 +14,21 @@ use crate::adapter::StoredTensor;
 use crate::error::{Error, Result};
 use crate::method::PeftConfig;
 
-/// What a file says of one tensor.
+/// What a file says about one tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct StoredShape {
     /// Its key as PEFT writes it.
     pub key: String,
-    /// Its dtype under safetensors' name.
+    /// Its dtype, as safetensors names it.
     pub dtype: String,
     /// Its shape.
     pub shape: Vec<usize>,
-    /// The number of its bytes.
+    /// Its size in bytes.
     pub bytes: usize,
 }
 
-/// An adapter but for its config.
+/// An adapter without its config.
 pub(super) struct StoredContents {
     /// The files that it is read from.
     files: Option<Files>,
@@ -47,12 +47,12 @@ enum Tensors {
 }
 
 impl StoredContents {
-    /// Opens the adapter in a folder, or the one whose `adapter_config.json` lies next to a safetensors file. Config and weights
-    /// are of one save.
+    /// Opens the adapter in a folder, or the one whose `adapter_config.json` is next to a safetensors file. Config and
+    /// weights are from the same save.
     pub(super) fn open(path: &Path) -> Result<(PeftConfig, Self)> {
         let file_name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         let is_own = [CONFIG_FILE, WEIGHTS_FILE].contains(&file_name);
-        // A file that is one of the adapter's own may not have come to its place yet.
+        // One of the adapter's own files may not have been moved into place yet.
         let is_file = path.is_file() || is_own && !path.is_dir();
         let folder = if is_file { path.parent().unwrap_or(Path::new("")) } else { path };
         let config_path = folder.join(CONFIG_FILE);
@@ -88,7 +88,7 @@ impl StoredContents {
         Ok(Self { files: None, tensors: Tensors::Memory(tensors) })
     }
 
-    /// What is known of every tensor without reading it, in the order of the keys.
+    /// What is known about every tensor without reading it, in the order of the keys.
     pub(super) fn shapes(&self) -> Vec<StoredShape> {
         match &self.tensors {
             Tensors::Mapped { entries, .. } => entries
@@ -120,7 +120,7 @@ impl StoredContents {
         }
     }
 
-    /// The shape of the tensor at `key`, which is without the prefix.
+    /// The shape of the tensor at `key`, a key without the prefix.
     pub(super) fn shape(&self, key: &str) -> Option<&[usize]> {
         match &self.tensors {
             Tensors::Mapped { entries, .. } => entries.get(key).map(|entry| entry.shape.as_slice()),
@@ -128,7 +128,7 @@ impl StoredContents {
         }
     }
 
-    /// The dtype of the tensor at `key`, which is without the prefix.
+    /// The dtype of the tensor at `key`, a key without the prefix.
     pub(super) fn dtype(&self, key: &str) -> Option<safetensors::Dtype> {
         match &self.tensors {
             Tensors::Mapped { entries, .. } => entries.get(key).map(|entry| entry.dtype),
@@ -142,7 +142,7 @@ impl StoredContents {
         self.keys().into_iter().filter_map(stored).collect()
     }
 
-    /// The tensor at `key`, which is without the prefix.
+    /// The tensor at `key`, a key without the prefix.
     pub(super) fn stored_at(&self, key: &str) -> Option<StoredTensor<'_>> {
         match &self.tensors {
             Tensors::Mapped { file, entries } => {
@@ -154,7 +154,7 @@ impl StoredContents {
         }
     }
 
-    /// The same error, said of the file of the config.
+    /// The same error, reported for the config file.
     pub(super) fn of_config(&self, error: Error) -> Error {
         match &self.files {
             Some(files) => error.in_file(&files.config),
@@ -162,7 +162,7 @@ impl StoredContents {
         }
     }
 
-    /// The same error, said of the file of the weights.
+    /// The same error, reported for the weights file.
     pub(super) fn of_weights(&self, error: Error) -> Error {
         match &self.files {
             Some(files) => error.in_file(&files.weights),

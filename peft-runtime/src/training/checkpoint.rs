@@ -1,4 +1,4 @@
-//! Checkpoints of a run of training: written whole or not at all, and read back to the bit.
+//! Checkpoints of a training run: written completely or not at all, and read back bit for bit.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -21,13 +21,13 @@ const PARAMETERS_FILE: &str = "parameters.safetensors";
 const OPTIMIZER_FILE: &str = "optimizer.safetensors";
 const ALLOCATOR_FILE: &str = "rank_allocator.safetensors";
 
-/// The files of tensors that a checkpoint can have.
+/// The tensor files that a checkpoint can have.
 const TENSOR_FILES: [&str; 3] = [PARAMETERS_FILE, OPTIMIZER_FILE, ALLOCATOR_FILE];
 
 /// A folder of checkpoints, one subfolder `step-N` each, of which the newest are kept. It belongs to one run.
 ///
-/// A subfolder is an adapter that Python PEFT loads, with more files that only training needs. It appears whole: a process
-/// that is killed while it writes leaves no half of one.
+/// Each subfolder is an adapter that Python PEFT can load, with additional files that only training needs. It appears
+/// complete: a process that is killed while it writes leaves no partial checkpoint.
 #[derive(Clone, Debug)]
 pub struct Checkpoints {
     folder: PathBuf,
@@ -35,7 +35,7 @@ pub struct Checkpoints {
     save: SaveOptions,
 }
 
-/// A checkpoint that is whole.
+/// A complete checkpoint.
 #[derive(Clone, Debug)]
 pub struct TrainingCheckpoint {
     folder: PathBuf,
@@ -45,7 +45,7 @@ pub struct TrainingCheckpoint {
 /// What goes into a checkpoint in addition to the adapter.
 pub(super) struct Contents<'a> {
     pub(super) state: TrainingState,
-    /// All that trains, by name.
+    /// Everything that trains, by name.
     pub(super) parameters: &'a [(String, Var)],
     pub(super) optimizer: BTreeMap<String, Tensor>,
     pub(super) allocator: Option<BTreeMap<String, Tensor>>,
@@ -76,7 +76,7 @@ impl Checkpoints {
         &self.folder
     }
 
-    /// The newest checkpoint that is whole; `None` if there is none at all.
+    /// The newest complete checkpoint; `None` if there is no checkpoint at all.
     ///
     /// # Errors
     /// If there are checkpoints and none of them can be read: the error of the newest.
@@ -91,12 +91,12 @@ impl Checkpoints {
         newest_error.map_or(Ok(None), Err)
     }
 
-    /// An error if a checkpoint is further than the run has come: it is another run's.
+    /// An error if a checkpoint is ahead of the run: it belongs to another run.
     pub(super) fn check_ahead(&self, step: u64) -> Result<()> {
         match step_folders::list(&self.folder)?.pop() {
             Some((last, path)) if last > step => {
                 let reason = format!(
-                    "it is further than this run, which has come to step {step}; resume from it, or choose another folder"
+                    "it is ahead of this run, which is at step {step}; resume from it, or choose another folder"
                 );
                 Err(Error::Checkpoint { path, reason })
             }
@@ -104,7 +104,7 @@ impl Checkpoints {
         }
     }
 
-    /// Writes a checkpoint, and removes those that are too old then.
+    /// Writes a checkpoint, then removes those that are too old.
     pub(super) fn save<M: Injectable + ?Sized>(&self, model: &M, contents: Contents<'_>) -> Result<PathBuf> {
         let step = contents.state.step;
         self.check_ahead(step)?;
@@ -162,7 +162,7 @@ impl TrainingCheckpoint {
         Ok(Self { folder, state })
     }
 
-    /// Where it is; the folder can be loaded as an adapter, too.
+    /// Where it is; the folder can also be loaded as an adapter.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
@@ -172,8 +172,8 @@ impl TrainingCheckpoint {
         &self.state
     }
 
-    /// Puts model and optimiser back to where they were. The model has the same adapters, fresh or trained; the optimiser
-    /// is made for them as at the start of the run; the allocator is that of the run, if it had one.
+    /// Restores the model and the optimiser. The model has to have the same adapters, fresh or trained; the optimiser
+    /// has to be created for them as at the start of the run; the allocator has to be that of the run, if it had one.
     ///
     /// # Errors
     /// [`Error::TrainingTensors`] if something in the checkpoint does not fit; nothing is changed then.
@@ -235,7 +235,7 @@ impl TrainingCheckpoint {
         Err(error.in_file(self.folder.join(PARAMETERS_FILE)))
     }
 
-    /// The tensors of one of the files.
+    /// The tensors in one of the files.
     fn read(&self, name: &str) -> Result<BTreeMap<String, Tensor>> {
         let path = self.folder.join(name);
         let bytes = std::fs::read(&path).map_err(Error::io("read", &path))?;
@@ -249,7 +249,7 @@ impl TrainingCheckpoint {
     }
 }
 
-/// All that training changes, by name: what the optimiser steps, and what else the model trains.
+/// Everything that training changes, by name: what the optimiser updates, and what else the model trains.
 pub(super) fn trained<M: Injectable + ?Sized>(
     model: &M,
     optimizer: &(impl Optimizer + ?Sized),

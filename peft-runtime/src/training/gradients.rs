@@ -1,4 +1,4 @@
-//! Gradients of several batches summed up, their length, and what is wrong with them.
+//! The gradients of several batches: their sum, their norm, and what is wrong with them.
 
 use candle_core::backprop::GradStore;
 use candle_core::{CpuStorage, DType, Storage, Tensor, Var, bail};
@@ -28,7 +28,7 @@ pub struct GradientAccumulator {
 }
 
 impl GradientAccumulator {
-    /// No gradients yet of these variables.
+    /// An accumulator for these variables, without gradients yet.
     pub fn new(parameters: Vec<(String, Var)>) -> Self {
         let sums = vec![None; parameters.len()];
         Self { parameters, sums, count: 0 }
@@ -39,15 +39,15 @@ impl GradientAccumulator {
         &self.parameters
     }
 
-    /// How many batches are summed up.
+    /// How many batches have been added.
     pub fn count(&self) -> usize {
         self.count
     }
 
-    /// Takes in the gradients of one batch. A variable without one counts as zero.
+    /// Adds the gradients of one batch. A missing gradient counts as zero.
     ///
     /// # Errors
-    /// If a gradient has another shape than the ones before; nothing is taken in then.
+    /// If a gradient has a different shape from the ones before; nothing is added then.
     pub fn add(&mut self, grads: &GradStore) -> Result<()> {
         let sum = |((_, var), sum): (&(String, Var), &Option<Tensor>)| match (grads.get(var), sum) {
             (Some(grad), Some(sum)) => Ok(Some((sum + grad)?.detach())),
@@ -60,10 +60,11 @@ impl GradientAccumulator {
         Ok(())
     }
 
-    /// The mean over the batches, after which there are none. A variable that had no gradient in any has none here.
+    /// Returns the mean over the batches and forgets them. A variable that had no gradient in any batch has none in the
+    /// mean.
     ///
     /// # Errors
-    /// If the device refuses.
+    /// If a device operation fails.
     pub fn take_mean(&mut self) -> Result<GradStore> {
         let mut mean = GradStore::default();
         for ((_, var), sum) in self.parameters.iter().zip(&self.sums) {
@@ -81,12 +82,12 @@ impl GradientAccumulator {
     }
 }
 
-/// The length of all gradients together: √(Σ g²) over every element of every variable's gradient.
+/// The global norm of the gradients: √(Σ g²) over every element of every variable's gradient.
 ///
-/// It is NaN or infinite exactly if an element is.
+/// It is NaN or infinite if and only if an element is.
 ///
 /// # Errors
-/// If the device refuses.
+/// If a device operation fails.
 pub fn global_norm(grads: &GradStore, parameters: &[(String, Var)]) -> Result<f64> {
     let mut sum = 0.0;
     for grad in parameters.iter().filter_map(|(_, var)| grads.get(var)) {
@@ -95,13 +96,13 @@ pub fn global_norm(grads: &GradStore, parameters: &[(String, Var)]) -> Result<f6
     Ok(sum.sqrt())
 }
 
-/// Shortens all gradients by one factor, so that their global norm is `max_norm` at most; returns the norm that
-/// they had. PyTorch's `clip_grad_norm_`.
+/// Scales all gradients by one factor so that their global norm is at most `max_norm`, and returns the norm that they
+/// had: PyTorch's `clip_grad_norm_`.
 ///
 /// Gradients with NaN or infinite elements stay as they are.
 ///
 /// # Errors
-/// If the device refuses.
+/// If a device operation fails.
 pub fn clip_by_global_norm(
     grads: &mut GradStore,
     parameters: &[(String, Var)],
@@ -122,10 +123,10 @@ pub fn clip_by_global_norm(
     Ok(norm)
 }
 
-/// The name of the first variable whose gradient has an element that is NaN or infinite.
+/// The name of the first variable whose gradient has a NaN or infinite element.
 ///
 /// # Errors
-/// If the device refuses.
+/// If a device operation fails.
 pub fn first_non_finite<'p>(grads: &GradStore, parameters: &'p [(String, Var)]) -> Result<Option<&'p str>> {
     for (name, var) in parameters {
         if let Some(grad) = grads.get(var)
@@ -158,14 +159,14 @@ fn sum_of_squares(tensor: &Tensor) -> candle_core::Result<f64> {
         CpuStorage::F64(values) => squares(&values[start..end], |value| value),
         CpuStorage::F16(values) => squares(&values[start..end], half::f16::to_f64),
         CpuStorage::BF16(values) => squares(&values[start..end], half::bf16::to_f64),
-        _ => bail!("a gradient holds {:?} and no floats", tensor.dtype()),
+        _ => bail!("a gradient holds {:?}, not floats", tensor.dtype()),
     })
 }
 
-/// Sums of pieces of one size, added in order: the result does not depend on the number of threads.
+/// Sums of pieces of a fixed size, added in order: the result does not depend on the number of threads.
 fn squares<T: Copy + Sync>(values: &[T], widen: impl Fn(T) -> f64 + Sync) -> f64 {
     let piece = |values: &[T]| {
-        // Eight sums side by side are independent of each other, which the processor can make use of.
+        // Eight sums side by side are independent, so the processor can compute them in parallel.
         let mut lanes = [0.0f64; 8];
         for values in values.chunks(lanes.len()) {
             for (lane, value) in lanes.iter_mut().zip(values) {

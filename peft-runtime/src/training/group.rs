@@ -36,12 +36,12 @@ const WEIGHT_DECAY: f64 = 0.01;
 impl ParameterGroup {
     /// A group called `name` with PyTorch's weight decay, 0.01.
     ///
-    /// `learning_rate` is the one before the schedule. Names of parameters are what checkpoints know them by.
+    /// `learning_rate` is the one before the schedule. Checkpoints identify parameters by their names.
     pub fn new(name: impl Into<String>, parameters: Vec<(String, Var)>, learning_rate: f64) -> Self {
         Self { name: name.into(), parameters, learning_rate, weight_decay: WEIGHT_DECAY }
     }
 
-    /// The share of its value that a weight loses in each step, times the learning rate.
+    /// In each step, a weight loses this share of its value times the learning rate.
     #[must_use]
     pub fn with_weight_decay(mut self, weight_decay: f64) -> Self {
         self.weight_decay = weight_decay;
@@ -69,7 +69,7 @@ impl ParameterGroup {
     }
 }
 
-/// An error unless every value can be trained with, and every variable and name comes once.
+/// An error unless every value can be trained with, and every variable and name occurs only once.
 pub(super) fn check(groups: &[ParameterGroup]) -> Result<(), OptimizerError> {
     let mut names = BTreeSet::new();
     let mut places = BTreeMap::new();

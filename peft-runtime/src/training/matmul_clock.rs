@@ -6,11 +6,11 @@ use crate::ops::cpu::clock;
 
 /// Measures how long the matrix products of this crate's layers and kernels take, in all threads of the process.
 ///
-/// What counts is the multiplying itself, in main memory: not candle's own products, nor what a quantized weight costs to be
-/// made dense. A process that never starts a clock pays nothing for it.
+/// Only the multiplying itself counts, in main memory: not candle's own products, nor the dequantization of weights. A
+/// process that never starts a clock pays nothing for it.
 ///
-/// It tells whether a run is bound by arithmetic, which only another processor makes faster, or by the rest, which another batch
-/// size or fewer layers that train may.
+/// It tells whether a run is bound by arithmetic, which only another processor makes faster, or by the rest, which a
+/// different batch size or fewer trainable layers may make faster.
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};

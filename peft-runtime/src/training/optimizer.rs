@@ -1,4 +1,4 @@
-//! What the training loop needs of an optimiser.
+//! What the training loop needs from an optimiser.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use candle_core::{Tensor, Var};
 
 use crate::error::Result;
 
-/// Changes variables by their gradients, and can be saved in the middle of it.
+/// Updates variables by their gradients, and can be saved in the middle of a run.
 pub trait Optimizer {
     /// The variables it changes, by name, in its order.
     fn parameters(&self) -> Vec<(String, Var)>;
@@ -21,13 +21,14 @@ pub trait Optimizer {
     /// If a gradient does not fit its variable; nothing is changed then.
     fn step(&mut self, grads: &GradStore, factor: f64) -> Result<()>;
 
-    /// All that [`step`](Self::step) depends on in addition to variables, gradients and settings, under names of its own.
+    /// Everything that [`step`](Self::step) depends on besides variables, gradients and settings, under names of its
+    /// own.
     ///
     /// # Errors
-    /// If a device refuses.
+    /// If a device operation fails.
     fn state(&self) -> Result<BTreeMap<String, Tensor>>;
 
-    /// Takes over what [`state`](Self::state) gave, of an optimiser over the same variables.
+    /// Loads what [`state`](Self::state) returned for an optimiser over the same variables.
     ///
     /// # Errors
     /// [`Error::TrainingTensors`](crate::Error::TrainingTensors) if it is not exactly that; nothing is changed then.

@@ -9,12 +9,12 @@ use candle_core::backprop::GradStore;
 use crate::error::Result;
 use crate::path::ModulePath;
 
-/// What a method that shares out ranks adds to training; [`Trainer`](crate::train::Trainer) calls it.
+/// What a method that distributes ranks adds to training; [`Trainer`](crate::train::Trainer) calls it.
 pub trait RankAllocation: Debug {
     /// How many ranks all layers together may have.
     fn budget(&self) -> usize;
 
-    /// The importance that a rank had to be above at the last cut, if ranks were cut.
+    /// The importance that a rank had to exceed at the last cut, if ranks were cut.
     fn threshold(&self) -> Option<f64>;
 
     /// The number of ranks that each layer has kept.
@@ -23,7 +23,7 @@ pub trait RankAllocation: Debug {
     /// A term that is added to each loss.
     ///
     /// # Errors
-    /// If the device refuses.
+    /// If a device operation fails.
     fn loss_term(&self) -> Result<Tensor>;
 
     /// Moves ranks after a step of the optimiser, with the gradients of that step. Steps count from 0.
@@ -32,19 +32,19 @@ pub trait RankAllocation: Debug {
     /// If a tensor of the adapter has no gradient; nothing is changed then.
     fn allocate(&mut self, step: usize, grads: &GradStore) -> Result<()>;
 
-    /// What a checkpoint has to hold.
+    /// What a checkpoint has to store.
     ///
     /// # Errors
-    /// If the device refuses.
+    /// If a device operation fails.
     fn state(&self) -> Result<BTreeMap<String, Tensor>>;
 
-    /// An error if `state` is not one of this allocation's; nothing is changed.
+    /// An error if `state` does not fit this allocation; nothing is changed.
     ///
     /// # Errors
     /// [`Error::TrainingTensors`](crate::Error::TrainingTensors).
     fn check_state(&self, state: &BTreeMap<String, Tensor>) -> Result<()>;
 
-    /// Takes over what [`state`](Self::state) gave.
+    /// Loads what [`state`](Self::state) returned.
     ///
     /// # Errors
     /// [`Error::TrainingTensors`](crate::Error::TrainingTensors); nothing is changed then.

@@ -1,4 +1,4 @@
-//! Learning-rate schedules, as transformers has them.
+//! Learning-rate schedules, as in transformers.
 
 use serde::{Deserialize, Serialize};
 
@@ -30,24 +30,24 @@ enum Shape {
 }
 
 impl Schedule {
-    /// 1 in every step: `get_constant_schedule`, with a warm-up `get_constant_schedule_with_warmup`.
+    /// 1 in every step: `get_constant_schedule`, or with a warm-up `get_constant_schedule_with_warmup`.
     pub fn constant() -> Self {
         Self { shape: Shape::Constant, warm_up: 0, total: 0 }
     }
 
-    /// Falls evenly to 0 at step `total`, and stays there: `get_linear_schedule_with_warmup`.
+    /// Falls linearly to 0 at step `total`, and stays there: `get_linear_schedule_with_warmup`.
     pub fn linear(total: u64) -> Self {
         Self { shape: Shape::Linear, warm_up: 0, total }
     }
 
     /// Falls along half a cosine wave to 0 at step `total`: `get_cosine_schedule_with_warmup`.
     ///
-    /// Later it stays at 0, where transformers' rises again.
+    /// After that it stays at 0, where the one in transformers rises again.
     pub fn cosine(total: u64) -> Self {
         Self { shape: Shape::Cosine, warm_up: 0, total }
     }
 
-    /// Lets the factor rise evenly from 0 in the first `steps` steps, which count towards the total.
+    /// Lets the factor rise linearly from 0 over the first `steps` steps, which count towards the total.
     #[must_use]
     pub fn with_warm_up(mut self, steps: u64) -> Self {
         self.warm_up = steps;

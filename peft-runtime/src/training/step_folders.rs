@@ -1,4 +1,4 @@
-//! Folders called `step-N`: there whole or not at all.
+//! Folders called `step-N`, which are either complete or absent.
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -8,14 +8,14 @@ use crate::store::sync_folder;
 
 const PREFIX: &str = "step-";
 
-/// What a folder that is being written or taken away starts with.
+/// What the name of a folder starts with while it is being written or removed.
 const HIDDEN_PREFIX: &str = ".step-";
 
 fn name(step: u64) -> String {
     format!("{PREFIX}{step}")
 }
 
-/// The step folders in `folder`, by rising step; none if it does not exist.
+/// The step folders in `folder`, in ascending order; none if it does not exist.
 pub(super) fn list(folder: &Path) -> Result<Vec<(u64, PathBuf)>> {
     let step = |entry: &str| {
         let step = entry.strip_prefix(PREFIX)?.parse().ok()?;
@@ -31,8 +31,8 @@ pub(super) fn list(folder: &Path) -> Result<Vec<(u64, PathBuf)>> {
     Ok(found)
 }
 
-/// Writes the folder of `step`, which `fill` is given under another name: it takes its place when all is on the disk. A
-/// folder of that step that is there already is replaced.
+/// Writes the folder of `step`. `fill` gets it under a temporary name; it is renamed once everything is on disk. An
+/// existing folder of that step is replaced.
 pub(super) fn write(folder: &Path, step: u64, fill: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
     std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
     remove_leftovers(folder)?;
@@ -53,14 +53,14 @@ pub(super) fn write(folder: &Path, step: u64, fill: impl FnOnce(&Path) -> Result
     Ok(place)
 }
 
-/// Removes the folder of `step` in one step: it is either whole or not there.
+/// Removes the folder of `step` atomically: it is either complete or absent.
 pub(super) fn remove(folder: &Path, step: u64) -> Result<()> {
     let (place, aside) = (folder.join(name(step)), folder.join(format!(".{}.old", name(step))));
     std::fs::rename(&place, &aside).map_err(Error::io("remove", &place))?;
     std::fs::remove_dir_all(&aside).map_err(Error::io("remove", &aside))
 }
 
-/// What a run that was killed left behind.
+/// Removes what a killed run left behind.
 fn remove_leftovers(folder: &Path) -> Result<()> {
     for (entry, path) in entries(folder)? {
         if entry.starts_with(HIDDEN_PREFIX) && path.is_dir() {

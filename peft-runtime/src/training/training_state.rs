@@ -1,4 +1,4 @@
-//! Where a run of training is: what a checkpoint holds in addition to tensors.
+//! Where a training run is: what a checkpoint holds besides tensors.
 
 use std::collections::BTreeMap;
 
@@ -11,31 +11,31 @@ use crate::manage::active_adapters;
 use crate::module::{Injectable, leaves};
 use crate::path::ModulePath;
 
-/// The form of `training.json`, which rises when an older program could misread a newer file.
+/// The format version of `training.json`, which is raised when an older program could misread a newer file.
 const FORMAT: u32 = 1;
 
-/// No run takes more steps: counts below it can go on without leaving their range.
+/// No run takes more steps, so counts below this cannot overflow.
 const MOST: u64 = 1 << 53;
 
-/// Where a run of training is: the contents of a checkpoint's `training.json`.
+/// Where a training run is: the contents of a checkpoint's `training.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct TrainingState {
     format: u32,
     /// How many steps the optimiser has taken.
     pub step: u64,
-    /// How many batches were used for them: the position in the data.
+    /// How many batches these steps used: the position in the data.
     pub batches: u64,
-    /// The schedule of the learning rate.
+    /// The learning-rate schedule.
     pub schedule: Schedule,
     /// The adapters that train.
     pub adapters: Vec<String>,
-    /// How many dropout masks each layer has drawn, by `adapter/layer`; dropout of the model's own by `/layer`.
+    /// How many dropout masks each layer has drawn, by `adapter/layer`; the model's own dropout is listed by `/layer`.
     pub dropout: BTreeMap<String, u64>,
     /// What the caller keeps with the run: the seed of the data's order, for example.
     #[serde(default)]
     pub notes: serde_json::Value,
-    /// The sizes in bytes of the checkpoint's files of tensors: a checkpoint is whole if they are all there.
+    /// The sizes in bytes of the checkpoint's tensor files: a checkpoint is complete if they are all there.
     pub(super) files: BTreeMap<String, u64>,
 }
 
@@ -84,7 +84,7 @@ fn key(adapter: &str, path: &ModulePath) -> String {
 /// The name that stands for the model itself, which no adapter can have.
 const BASE: &str = "";
 
-/// How many masks each adapter has drawn on each layer, and each dropout of the model's own.
+/// How many masks each adapter has drawn on each layer, and each of the model's own dropouts.
 pub(super) fn dropout_positions<M: Injectable + ?Sized>(model: &M) -> BTreeMap<String, u64> {
     let mut positions = BTreeMap::new();
     for (path, leaf) in leaves(model) {
@@ -98,7 +98,7 @@ pub(super) fn dropout_positions<M: Injectable + ?Sized>(model: &M) -> BTreeMap<S
     positions
 }
 
-/// Lets every stream go on at its position; one that is not listed stays where it is.
+/// Sets every stream to its position; one that is not listed stays where it is.
 pub(super) fn set_dropout_positions<M: Injectable + ?Sized>(model: &M, positions: &BTreeMap<String, u64>) {
     for (path, leaf) in leaves(model) {
         if let (Some(dropout), Some(position)) = (leaf.dropout(), positions.get(&key(BASE, &path))) {

@@ -12,7 +12,7 @@ use peft_runtime::module::{Cursor, CursorMut, Injectable};
 use peft_runtime::nn::linear_forward;
 use peft_runtime::schema::{Family, LayerKind, Schema};
 
-/// `y = x·Wᵀ + b`, with a count of how often it was computed.
+/// `y = x·Wᵀ + b`, which counts how often it is computed.
 #[derive(Clone, Debug)]
 pub struct CountedLinear {
     weight: Tensor,
@@ -26,7 +26,7 @@ impl CountedLinear {
         Self { weight, bias, calls: Arc::default() }
     }
 
-    /// How often the layer was computed. Its copies count with it.
+    /// How often the layer and its copies were computed.
     pub fn calls(&self) -> usize {
         self.calls.load(Ordering::Relaxed)
     }
@@ -72,7 +72,7 @@ impl BaseLayer for CountedLinear {
     }
 }
 
-/// The layer as it is, without a place for adapters.
+/// The layer without a place for adapters.
 impl Injectable for CountedLinear {
     const SCHEMA: &'static Schema = &Schema::plain(<Self as BaseLayer>::KIND);
 

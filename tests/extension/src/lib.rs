@@ -1,4 +1,4 @@
-//! A layer kind and an adapter method of a crate that is not part of `peft-runtime`: what is public has to be enough for them.
+//! A layer kind and an adapter method outside `peft-runtime`: its public interface has to be enough for them.
 
 mod counted;
 mod scale;

@@ -1,4 +1,4 @@
-//! `peft-with-scale`: the commands of `peft`, which know Scale as well.
+//! `peft-with-scale`: the commands of `peft` with support for Scale.
 
 use std::process::ExitCode;
 

@@ -23,7 +23,7 @@ pub type ScaleConfig = AdapterConfig<ScaleSettings>;
 /// The settings of the method.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ScaleSettings {
-    /// What the number starts as; with 1, a fresh adapter changes nothing.
+    /// The number's initial value; with 1, a fresh adapter changes nothing.
     #[serde(default = "one")]
     pub start: f64,
 }
@@ -32,7 +32,7 @@ fn one() -> f64 {
     1.0
 }
 
-/// What one layer gets: a number.
+/// The adapter of one layer: a number.
 #[derive(Debug)]
 pub struct Scale {
     factor: Var,
@@ -118,7 +118,7 @@ impl Method for ScaleSettings {
         shapes.contains_key(KEY).then(|| Geometry::of_weight(weight, transposed))
     }
 
-    /// 1 plus the weighted sum of what each number is more than 1, so that an adapter counts for nothing where it has none.
+    /// 1 plus the weighted sum of each number minus 1, so that an adapter has no effect on layers where it has no number.
     fn combine(config: &ScaleConfig, request: &Combination<'_>) -> Result<Combined> {
         let configs = request.configs::<ScaleConfig>()?;
         let mut tensors = BTreeMap::new();

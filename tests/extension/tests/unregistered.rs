@@ -1,4 +1,4 @@
-//! What a method is before and after its registration, which is for the whole process: this test has one of its own.
+//! A method before and after its registration, which applies to the whole process: this test has a process of its own.
 
 use std::sync::Arc;
 
@@ -19,7 +19,7 @@ struct Model {
     linear: Adapted<Linear>,
 }
 
-/// Another method under the name of Scale.
+/// A different method with the name of Scale.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct Impostor {}
 
@@ -57,7 +57,7 @@ impl Method for Impostor {
 }
 
 #[test]
-fn a_method_is_known_from_its_registration_on_and_its_name_is_taken() {
+fn a_method_is_known_once_registered_and_its_name_is_taken() {
     let config = ScaleConfig::of(ScaleSettings { start: 2.0 });
     let base = Model { linear: Linear::new(random(&[3, 2]), None).into() };
     let mut model = base.clone();

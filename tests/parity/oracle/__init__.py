@@ -1,1 +1,1 @@
-"""The oracle: runs the steps of a parity case on Python PEFT and writes down what it computes."""
+"""The oracle: runs the steps of a parity case with Python PEFT and records what it computes."""

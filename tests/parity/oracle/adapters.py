@@ -28,7 +28,7 @@ def produce(adapter: Adapter, name: str, base: nn.Module, inputs: dict[str, Tens
     """Create the adapter on a copy of the base, fill it and save it as `folder`.
 
     Each adapter gets a model of its own, since the keys that PEFT writes for biases depend on what else is loaded. The
-    model card that PEFT adds holds nothing that a reader needs, and stays behind in the temporary folder.
+    model card that PEFT adds is not needed, and stays in the temporary folder.
     """
     config = PEFT_TYPE_TO_CONFIG_MAPPING[adapter.method](**copy.deepcopy(adapter.config))
     peft = get_peft_model(copy.deepcopy(base), config, adapter_name=name).eval()
@@ -56,7 +56,7 @@ def _subfolder(folder: Path, name: str) -> Path:
 
 @torch.no_grad()
 def randomised(peft: PeftModel, name: str, inputs: dict[str, Tensor]) -> None:
-    """Random tensors, such that the adapter moves the output by a fair part of its size."""
+    """Random tensors, such that the adapter changes the output by a sizeable fraction."""
     for key, tensor in adapter_tensors(peft, name).items():
         noise = torch.randn(tensor.shape)
         if "lora_magnitude_vector" in key:
@@ -75,7 +75,7 @@ def randomised(peft: PeftModel, name: str, inputs: dict[str, Tensor]) -> None:
             tensor.copy_(noise / tensor[0].numel() ** 0.5)
         elif "lora_B" in key or "lora_embedding_B" in key:
             tensor.copy_(0.35 * noise / tensor.shape[1] ** 0.5)
-        else:  # a copy of a whole module, or a bias of the base
+        else:  # a copy of a whole module, or a bias of the base model
             tensor.add_(0.2 * noise)
 
 
@@ -84,14 +84,14 @@ def fresh(peft: PeftModel, name: str, inputs: dict[str, Tensor]) -> None:
 
 
 def nudged(peft: PeftModel, name: str, inputs: dict[str, Tensor]) -> None:
-    """A little away from the initial state, as a short training would leave it."""
+    """A little away from the initial state, as after a short training run."""
     with torch.no_grad():
         for tensor in adapter_tensors(peft, name).values():
             tensor.add_(0.1 * torch.randn(tensor.shape))
 
 
 def trained(start: Recipe = fresh, optimizer: str = "sgd", lr: float = 0.05, steps: int = 10) -> Recipe:
-    """Trained for a while; an AdaLoRA adapter goes through its allocator, and is saved with what that kept."""
+    """Trained for a while; an AdaLoRA adapter goes through its allocator, and is saved with the ranks that it kept."""
 
     def recipe(peft: PeftModel, name: str, inputs: dict[str, Tensor]) -> None:
         start(peft, name, inputs)
@@ -101,7 +101,7 @@ def trained(start: Recipe = fresh, optimizer: str = "sgd", lr: float = 0.05, ste
 
 
 def pruned(kept: dict[str, str]) -> Recipe:
-    """AdaLoRA's random state with some ranks dropped: for each layer a word of `x` (kept) and `.` (dropped)."""
+    """AdaLoRA's random state with some ranks dropped: for each layer, a string of `x` (kept) and `.` (dropped)."""
 
     def recipe(peft: PeftModel, name: str, inputs: dict[str, Tensor]) -> None:
         randomised(peft, name, inputs)
@@ -122,7 +122,7 @@ def edit_config(**changes: object) -> Edit:
 
 
 def keep_config(*fields: str) -> Edit:
-    """Drop all other fields of `adapter_config.json`, as a file from an early release looks."""
+    """Drop all other fields of `adapter_config.json`, as in a file from an early release."""
 
     def edit(folder: Path) -> None:
         config = json.loads((folder / CONFIG).read_text())

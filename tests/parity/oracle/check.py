@@ -1,4 +1,4 @@
-"""Reading written cases back and holding them against the format page."""
+"""Reads written cases back and checks them against the format page."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from .adapters import CONFIG, WEIGHTS
 from .models import CUSTOM, TRANSFORMERS
 
-#: What the cases may take on a disk whose files and folders come in blocks.
+#: How much space the cases may take on a disk that stores files and folders in blocks.
 SIZE_LIMIT = 17_000 * 1024
 BLOCK = 4096
 CASE_MINIMUM = 150
@@ -29,7 +29,7 @@ CUSTOM_CONFIG = {
     "conv2d": {"cin", "cout", "k", "stride", "padding", "dilation", "groups", "bias", "h", "w", "flat"},
 }
 
-#: Fields of each op: those it must have, those it may have.
+#: Fields of each op: those that it must have, those that it may have.
 FIELDS = {
     "load": ({"adapter"}, set()),
     "set_active": ({"adapters"}, set()),
@@ -108,7 +108,7 @@ def check_model(case: dict) -> Iterator[str]:
 
 
 def check_files(folder: Path, steps: list[dict]) -> Iterator[str]:
-    """Which files there are; a file of an adapter may miss, or be broken, only if the adapter has to be refused."""
+    """Which files there are; an adapter's file may be missing or damaged only if the adapter has to be refused."""
     if extra := {path.name for path in folder.iterdir()} - {
             "case.json", "base.safetensors", "inputs.safetensors", "expected.safetensors", "adapters"}:
         yield f"extra files {sorted(extra)}"

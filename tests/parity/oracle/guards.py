@@ -1,4 +1,4 @@
-"""What keeps the cases honest: none may be vacuous, and none may hang on the last bits of a float."""
+"""Guards on the cases: none may be vacuous, and none may depend on the last bits of a float."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor
 
 DEFAULT_TOLERANCE = {"atol": 2e-5, "rtol": 2e-4}
 
-#: What decides an output: for each place of the model the adapters that act there, in order, each with its state.
+#: What determines an output: for each layer of the model, the adapters that act there, in order, each with its state.
 Acting = dict[str, tuple]
 
-#: How far an adapter must move the output, and how large a gradient's or an update's largest entry must be, so that
+#: How far an adapter must change the output, and how large the largest entry of a gradient or update must be, so that
 #: the tolerance cannot hide an implementation that leaves it out.
 VISIBLE = 1e-3
 
@@ -30,7 +30,7 @@ class IllConditioned(AssertionError):
 
 
 class OutputGuard:
-    """Compares the outputs of a case with each other: same adapters, same output; other adapters, another output."""
+    """Compares the outputs of a case with each other: same adapters, same output; different adapters, different output."""
 
     def __init__(self, inert: bool, without: Tensor) -> None:
         """`without` is the output of the base model before anything is loaded."""
@@ -75,7 +75,7 @@ def check_training(before: dict[str, Tensor], result: dict[str, Tensor], still: 
 
 
 def check_rounding(expected: dict[str, Tensor], again: dict[str, Tensor], tolerance: dict[str, float]) -> None:
-    """Every expectation lies well within the tolerance of what a second run, in float64 or shaken, gives."""
+    """Every expectation is well within tolerance of the result of a second run, in float64 or shaken."""
     for key, tensor in expected.items():
         error = (tensor.double() - again[key].double()).abs()
         allowed = ROUNDING_SHARE * (tolerance["atol"] + tolerance["rtol"] * tensor.double().abs())
@@ -86,9 +86,9 @@ def check_rounding(expected: dict[str, Tensor], again: dict[str, Tensor], tolera
 
 @contextmanager
 def clear_thresholds() -> Iterator[None]:
-    """Inside, AdaLoRA's rank allocator may only cut where the scores leave a clear gap.
+    """Inside, AdaLoRA's rank allocator may prune only where the scores leave a clear gap.
 
-    A cut between two nearly equal scores would make the kept ranks a matter of rounding.
+    A cut between two nearly equal scores would make the kept ranks depend on rounding.
     """
     original = torch.kthvalue
 

@@ -132,7 +132,7 @@ def build(model: Model) -> nn.Module:
 
 @torch.no_grad()
 def randomise(base: nn.Module) -> None:
-    """Draw every weight anew: the usual initial scales are so small that a wrong adapter would drown in tolerance."""
+    """Redraw every weight: the usual initial scales are so small that a wrong adapter would be within tolerance."""
     for name, parameter in base.named_parameters():
         if parameter.dim() == 1:
             parameter.normal_(0.0, 0.1)

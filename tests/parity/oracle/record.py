@@ -20,12 +20,12 @@ from .models import base_tensors, build, draw_inputs, model_config
 from .session import Session
 from .spec import Case, Step, named, published
 
-#: Initialisations that PEFT cannot run, or runs in another way, on a float64 base.
+#: Initialisations that PEFT cannot run, or runs differently, on a float64 base.
 FLOAT32_ONLY = ("pissa", "olora")
 
 
 def record(case: Case, folder: Path) -> None:
-    """Write the case as `folder`, which is replaced."""
+    """Write the case to `folder`, which is replaced."""
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
@@ -53,7 +53,7 @@ def record(case: Case, folder: Path) -> None:
 
 
 def seed(case: Case) -> None:
-    """Every case starts from its own name, so that no case depends on which others were recorded before it."""
+    """Seed every case with its name, so that no case depends on which others were recorded before it."""
     number = zlib.crc32(f"{case.name}/{case.salt}".encode())
     random.seed(number)
     torch.manual_seed(number)
@@ -61,7 +61,7 @@ def seed(case: Case) -> None:
 
 def replay(case: Case, steps: list[Step], base: nn.Module, inputs: dict[str, Tensor], folder: Path,
            check_failures: bool = True) -> dict[str, Tensor]:
-    """Load the saved adapters into a fresh base and perform the steps; what they compared."""
+    """Load the saved adapters into a fresh base and perform the steps; returns what they compared."""
     seed(case)
     session = Session(base, inputs, folder / "adapters", trained_adapters(steps), case.inert, case.still,
                       check_failures)
@@ -77,7 +77,7 @@ def replay(case: Case, steps: list[Step], base: nn.Module, inputs: dict[str, Ten
 
 
 def trained_adapters(steps: list[Step]) -> set[str]:
-    """The adapters that are active at a `grads` or `train`: PEFT wants to know at load time which will train."""
+    """The adapters that are active at a `grads` or `train`: PEFT has to know at load time which will train."""
     active: list[str] = []
     trained: set[str] = set()
     for step in steps:
@@ -99,7 +99,7 @@ def factorises_base(folder: Path) -> bool:
     for adapter in (folder / "adapters").iterdir():
         try:
             init = getattr(PeftConfig.from_pretrained(str(adapter)), "init_lora_weights", None)
-        except Exception:  # a damaged config, which is the point of its case
+        except Exception:  # a damaged config, which is what its case tests
             continue
         if isinstance(init, str) and init.startswith(FLOAT32_ONLY):
             return True
@@ -108,7 +108,7 @@ def factorises_base(folder: Path) -> bool:
 
 @torch.no_grad()
 def shaken(base: nn.Module) -> nn.Module:
-    """A copy with the last bits of its weights changed, to see what a factorisation makes of them."""
+    """A copy with the last bits of its weights changed, to see their effect on a factorisation."""
     copied = copy.deepcopy(base)
     for parameter in copied.parameters():
         parameter.mul_(1 + 2e-7 * torch.randn(parameter.shape))

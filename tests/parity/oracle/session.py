@@ -70,7 +70,7 @@ class Session:
         return list(self.peft.base_model.active_adapters) if self.peft else []
 
     def merged(self) -> list[str]:
-        """The merged adapters in the order of merging, which no one layer knows: it lacks those that do not target it."""
+        """The merged adapters in merge order, which no single layer knows: it lacks those that do not target it."""
         names = {name for layer in self.layers() for name in layer.merged_adapters}
         return [name for name in self.merge_order if name in names]
 
@@ -78,7 +78,7 @@ class Session:
         return [module for module in self.peft.modules() if isinstance(module, BaseTunerLayer)] if self.peft else []
 
     def acting(self) -> Acting:
-        """Per layer, the adapters that act there now, each with its scale and the times it was trained."""
+        """For each layer, the adapters that act there now, each with its scale and the number of times it was trained."""
         if self.peft is None or not self.enabled:
             return {}
         acting = {}
@@ -107,7 +107,7 @@ class Session:
         if self.peft is None:
             self.peft = PeftModel.from_pretrained(self.base, folder, **options)
         elif adapter in self.names():
-            # `load_adapter` would reload the weights; the format page wants what `add_adapter` does.
+            # `load_adapter` would reload the weights; the format page requires what `add_adapter` does.
             self.peft.add_adapter(adapter, PeftConfig.from_pretrained(folder))
         else:
             self.peft.load_adapter(folder, **options)
@@ -150,8 +150,8 @@ class Session:
         self.record(expect, result)
 
     def do_disable(self) -> None:
-        """PEFT unmerges for good when a disabled model runs. The page wants the merge back after `enable`, so what is
-        merged is noted down, taken out, and merged again there."""
+        """PEFT unmerges for good when a disabled model runs. The page requires the merge to return after `enable`, so what
+        is merged is recorded, unmerged, and merged again there."""
         self.asleep = self.merged()
         if self.asleep:
             self.peft.base_model.unmerge_adapter()
@@ -191,7 +191,7 @@ class Session:
             raise Vacuous(f"{name} is active at once")
 
     def do_scale(self, adapter: str, factor: float) -> None:
-        """PEFT scales the active adapters of a layer, and skips embeddings; the page wants one adapter everywhere."""
+        """PEFT scales the active adapters of a layer, and skips embeddings; the page requires one adapter on all layers."""
         for layer in self.layers():
             if isinstance(layer, (LoraLayer, LycorisLayer)) and adapter in layer.scaling:
                 layer.scaling[adapter] *= factor
@@ -202,7 +202,7 @@ class Session:
         self.factors.pop(adapter, None)
 
     def do_fails(self, step: Step, contains: list[str] = (), lenient: bool = False) -> None:
-        """Tried on a copy: PEFT often leaves a half-changed model behind, and the page wants it as it was."""
+        """Tried on a copy: PEFT often leaves a half-changed model behind, and the page requires it to be unchanged."""
         if not self.check_failures:
             return
         trial = copy.deepcopy(self)

@@ -2,7 +2,7 @@
 
 A table entry is data. It names a model, the adapters with the keyword arguments of their PEFT configs, and the steps.
 Everything numeric (weights, inputs, expectations) follows from the case's name, so an entry never holds a number that
-somebody would have to keep in step with another one.
+somebody would have to keep in step with another.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ class Model:
     kind: str
     config: dict[str, Any] = field(default_factory=dict)
     batch: int = 3
-    #: Sequence length of token inputs, and whether a mask that hides the tail of some rows goes with them.
+    #: Sequence length of token inputs, and whether they come with a mask that hides the tail of some rows.
     length: int = 6
     masked: bool = False
-    #: The smallest token id drawn; 1 keeps BERT's padding token out.
+    #: The smallest token id drawn; 1 excludes BERT's padding token.
     first_token: int = 0
 
 
@@ -63,7 +63,7 @@ class Case:
     tolerance: dict[str, float] | None = None
     #: Endings of keys whose gradient is zero by nature, such as the bias of attention's keys.
     still: tuple[str, ...] = ()
-    #: Draws other random numbers, for a case whose first draw falls on a discontinuity (a tie, a sign near zero).
+    #: Draws different random numbers, for a case whose first draw falls on a discontinuity (a tie, a sign near zero).
     salt: int = 0
 
 
@@ -170,9 +170,9 @@ def delete(adapter: str) -> Step:
 
 
 def fails(step: Step, *contains: str, lenient: bool = False) -> Step:
-    """The inner step must fail. `lenient`: PEFT itself only warns or keeps silent, and the format page asks for more.
+    """The inner step must fail. `lenient`: PEFT itself only warns or does nothing, and the format page requires more.
 
-    `lenient` stays out of the written case; it keeps the generator honest about where the page goes beyond PEFT.
+    `lenient` is not part of the written case; it makes the generator check where the page goes beyond PEFT.
     """
     outer: Step = {"op": "fails", "step": step}
     if contains:

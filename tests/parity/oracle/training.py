@@ -17,7 +17,7 @@ def adapter_tensors(peft: PeftModel, name: str) -> dict[str, nn.Parameter]:
     """The trainable tensors of an adapter under their keys in the file, as live parameters.
 
     PEFT names the keys itself: it gets the model's parameters as the state dict to pick from. A rank pattern is hidden
-    meanwhile, because it would cut AdaLoRA's tensors to the kept ranks, and a training step is about all of them.
+    meanwhile, because it would cut AdaLoRA's tensors to the kept ranks, and a training step needs all of them.
     """
     config = peft.peft_config[name]
     pattern = None
@@ -72,8 +72,8 @@ def make_optimizer(parameters: list[nn.Parameter], step: dict) -> torch.optim.Op
 def with_orthogonality(tuner: AdaLoraModel, loss: Tensor) -> Tensor:
     """The loss plus AdaLoRA's orthogonality term.
 
-    PEFT adds the term in the tuner's own forward, to an output that has a `loss`, and its generic wrapper goes round
-    that forward. So the tuner's forward runs here over a model that only hands our loss through.
+    PEFT adds the term in the tuner's own forward, to an output that has a `loss`, and its generic wrapper bypasses
+    that forward. So the tuner's forward runs here over a model that only passes our loss through.
     """
     tuner.model.forward = lambda: SimpleNamespace(loss=loss)
     try:

@@ -19,7 +19,7 @@ def blocks(layers: int = 1) -> Model:
 
 def conv2d(cin: int = 3, cout: int = 8, k: int = 3, stride: int = 1, padding: int = 0, dilation: int = 1,
            groups: int = 1, bias: bool = True, h: int = 8, w: int = 8) -> Model:
-    """The model with one convolution; the size of what follows it is worked out."""
+    """The model with one convolution; the size of what follows it is computed."""
     def size(side: int) -> int:
         return (side + 2 * padding - dilation * (k - 1) - 1) // stride + 1
 
@@ -50,9 +50,9 @@ def gpt2(layers: int = 1, inner: int | None = 24, **options) -> Model:
 
 
 def tour(*trainings: Step, weights: bool = True) -> list[Step]:
-    """Everything that one adapter on a layer has to get right, and training it last.
+    """Everything that one adapter on a layer has to get right; training comes last.
 
-    Without `weights` the merged ones are seen only in the output, which keeps large models' cases small.
+    Without `weights`, merged weights are checked only through the output, which keeps the cases of large models small.
     """
     return [load("first"), forward(), grads(), merge(), forward(), *([base_weights()] if weights else []), unmerge(),
             disable(), forward(), enable(), forward(),
@@ -62,7 +62,7 @@ def tour(*trainings: Step, weights: bool = True) -> list[Step]:
 def parade(names: Iterable[str], gradients: bool = False, merged: bool = False) -> list[Step]:
     """Adapters that differ only in their configs, one after the other on one model.
 
-    Both gradients and state dict tell which layers have the adapter.
+    Both the gradients and the state dict show which layers have the adapter.
     """
     steps: list[Step] = []
     for name in names:

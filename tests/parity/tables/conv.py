@@ -4,14 +4,14 @@ from oracle.spec import (Case, active, adalora, base_weights, dora, fails, forwa
 
 from .common import conv2d, parade, parade_case, tour
 
-#: Every shape carries LoRA and DoRA.
+#: Every shape is tested with LoRA and DoRA.
 SHAPES = [
     ("1x1_stride_2_dilation_2", conv2d(k=1, stride=2, dilation=2)),
     ("5x5_stride_2_padding_2_no_bias", conv2d(cout=4, k=5, stride=2, padding=2, bias=False)),
     ("odd_picture", conv2d(h=5, w=7, k=3, stride=2, padding=1)),
 ]
 
-#: DoRA's norm reads the grouped factors as if they were not grouped; the numbers are PEFT's all the same.
+#: DoRA's norm reads the grouped factors as if they were not grouped; the numbers are still PEFT's.
 GROUPED = {"plain": lora("conv2d", r=4), "biased": lora("conv2d", r=2, lora_bias=True),
            "magnitudes": dora("conv2d", r=4)}
 
@@ -24,7 +24,7 @@ CASES = [
           train("adamw", 0.01, 3), forward(), fails(merge(), "conv2d"), forward(), base_weights()]),
     parade_case("conv_depthwise", conv2d(cin=4, cout=4, groups=4),
                 {"r_4": lora("conv2d", r=4), "r_8": lora("conv2d", r=8)}, gradients=True),
-    # LoRA's own branch knows no dilation; the methods that change the kernel or scale channels do.
+    # LoRA's branch ignores dilation; the methods that change the kernel or scale channels do not.
     parade_case("conv_adalora_stride_padding_dilation", conv2d(stride=2, padding=1, dilation=2),
                 {"first": adalora("conv2d")}, gradients=True, merged=True),
     Case("conv_ia3_groups_dilation_no_bias", conv2d(cin=4, groups=2, dilation=2, bias=False), {"first": ia3("conv2d")},

@@ -1,4 +1,4 @@
-"""DoRA on every kind of layer; on other convolutions than the plain one, see the table of those."""
+"""DoRA on every kind of layer; for convolutions other than the plain one, see `conv.py`."""
 
 from oracle.adapters import fresh, rename_tensor
 from oracle.spec import (Case, active, base_weights, disable, dora, enable, forward, grads, load, lora, merge, scale,

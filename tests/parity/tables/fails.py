@@ -1,6 +1,6 @@
 """Operations that must fail by name and leave the model as it was.
 
-`lenient` marks what PEFT lets pass in silence; there the format page asks for an error.
+`lenient` marks what PEFT silently accepts; there the format page requires an error.
 """
 
 import math
@@ -16,7 +16,7 @@ LOAD = [load("first"), load("second"), forward()]
 
 
 def seen(*failures: Step) -> list[Step]:
-    """After each failure a look at the output."""
+    """Each failure is followed by a check of the output."""
     return [step for failure in failures for step in (failure, forward())]
 
 

@@ -7,7 +7,7 @@ from oracle.spec import (Adapter, Case, Model, Step, adalora, base_weights, fail
 
 from .common import CONV1D, MLP, bert, blocks
 
-#: Name of an adapter, how it is made, the words its error must have, and whether PEFT lets it pass: as the first
+#: Name of an adapter, how it is made, the words that its error must contain, and whether PEFT accepts it: as the first
 #: adapter of a model, and next to another one.
 Bad = tuple[str, Adapter, tuple[str, ...], tuple[bool, bool]]
 

@@ -27,7 +27,7 @@ CASES = [
     # The padding row of an embedding gets no gradient, but its adapter still adds to the output.
     Case("language_bert_padding_token", bert(first_token=0, batch=4, length=16), {"first": lora("word_embeddings")},
          [load("first"), forward(), grads(), train("sgd", 0.3, 2)], salt=1),
-    # On tied weights the adapter of the embedding is not the head's; merging them is left to users who untie first.
+    # With tied weights, the adapter of the embedding is not the head's; users who merge have to untie first.
     Case("language_llama_tied", llama(tied=True),
          {"first": lora("q_proj", "o_proj"), "second": lora("embed_tokens")},
          [*tour(weights=False), load("second"), active("second"), forward(), grads()]),

@@ -7,7 +7,7 @@ from .common import CONV1D, MLP, bert, blocks, conv2d, parade, parade_case, tour
 from .delta import ADAMW, GENTLE_ADAMW, GENTLE_SGD, SGD, shared_cases
 from .fails_files import bad, refused
 
-#: Sizes with many divisors, and with none.
+#: Sizes with many divisors, and prime sizes.
 DIVISIBLE = Model("mlp", {"in": 12, "hidden": 36, "out": 10, "bias": True}, batch=3)
 PRIME = Model("mlp", {"in": 7, "hidden": 13, "out": 3, "bias": False}, batch=3)
 

@@ -29,7 +29,7 @@ LAYERS = {
     "patterns": lora("v_proj", layers_to_transform=[1, 2], layers_pattern=["h", "layers"]),
     "exact_name_bypasses": lora("q_proj", "layers.0.attn.k_proj", layers_to_transform=[1], layers_pattern="layers"),
     "empty_list": lora("q_proj", layers_to_transform=[]),
-    # So many that PEFT looks for shorter names that mean the same when it saves them.
+    # So many that PEFT looks for shorter names with the same meaning when it saves them.
     "many_exact_names": lora(r=1, lora_alpha=1, target_modules=["embed", "lm_head", *(
         f"layers.{layer}.{name}" for layer in range(3)
         for name in ("attn.q_proj", "attn.k_proj", "attn.v_proj", "attn.o_proj", "mlp.up_proj", "mlp.down_proj"))]),

@@ -1,4 +1,4 @@
-"""Long sequences of operations, where the state that one leaves decides what the next one does."""
+"""Long sequences of operations, where the state left by one determines what the next one does."""
 
 from oracle.spec import (Case, active, adalora, base_weights, delete, disable, dora, enable, fails, forward, grads, ia3,
                          load, lora, merge, mixed, scale, state_dict, train, unmerge, weighted)

@@ -1,4 +1,4 @@
-"""`add_weighted_adapter` on LoRA. The random types (dare) have no expectation that another library could meet.
+"""`add_weighted_adapter` on LoRA. The random types (dare) have no result that another library could reproduce.
 
 Results of the types that go through a singular value decomposition are compared by what they do: the signs of the
 factors are free. The others are compared tensor by tensor as well.
@@ -71,7 +71,7 @@ CASES = [
          {"first": lora("lin0", "lin1", alpha_pattern={"lin1": 2}),
           "second": lora("lin0", "lin1", use_rslora=True, lora_alpha=-3)},
          [*LOAD, *combinations("linear", "cat", "ties"),
-          # The sum of a first adapter with rsLoRA comes out too large by the root of the rank, and PEFT says nothing.
+          # If the first adapter uses rsLoRA, the sum is too large by the square root of the rank, and PEFT says nothing.
           fails(weighted("rs", ["second", "first"], [0.5, 0.5], "cat"), "second", lenient=True)]),
     Case("weighted_mlp_dora", MLP, {"first": dora("lin0", "lin1"), "second": dora("lin0", "lin1")},
          [*LOAD, *combinations("linear", "cat")]),

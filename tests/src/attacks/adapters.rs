@@ -5,11 +5,11 @@ use serde_json::{Map, Value, json};
 use super::build::{WEIGHTS, safetensors_with};
 use super::{Attack, Make};
 
-/// A tensor of a sound file.
+/// A tensor of a valid file.
 const KEY: &str = "base_model.model.lin0.lora_A.weight";
 const KEY_WITHOUT_PREFIX: &str = "lin0.lora_A.weight";
 
-/// The header of a sound file, and its data.
+/// The header of a valid file, and its data.
 fn parts(sound: &[u8]) -> (Map<String, Value>, &[u8]) {
     let Some((length, rest)) = sound.split_first_chunk::<8>() else { return Default::default() };
     let length = usize::try_from(u64::from_le_bytes(*length)).unwrap_or_default().min(rest.len());
@@ -29,7 +29,7 @@ fn entry(dtype: &str, shape: &[u64], start: u64, end: u64) -> Value {
     json!({"dtype": dtype, "shape": shape, "data_offsets": [start, end]})
 }
 
-/// The file with these data in the place of one tensor's.
+/// The file with these data in place of one tensor's.
 fn with_tensor(sound: &[u8], dtype: &str, shape: &[u64], data: &[u8]) -> Vec<u8> {
     let (header, old) = parts(sound);
     let offset = |value: &Value, place: usize| {
@@ -203,7 +203,7 @@ fn tensors() -> Vec<Attack> {
             "unsupported safetensor dtype",
             |sound| with_tensor(sound, "BOOL", &[2, 5], &[1; 10]),
         ),
-        refused("dtype-of-half-bytes", "numbers of 4 bits", "unsupported dtype", |sound| {
+        refused("dtype-of-half-bytes", "4-bit numbers", "unsupported dtype", |sound| {
             with_tensor(sound, "F4", &[2, 5], &[0; 5])
         }),
         refused("dtype-unknown", "a type that does not exist", "unknown variant", |sound| {

@@ -14,7 +14,7 @@ fn config(more: &str) -> Vec<u8> {
     format!(r#"{{"model_type": "llama", {sizes}, {heads}, {more}}}"#).into_bytes()
 }
 
-/// A folder with a sound config and these other files.
+/// A folder with a valid config and these other files.
 fn folder(files: &[(&str, &[u8])]) -> Files {
     let own = (CONFIG.to_owned(), config(r#""num_attention_heads": 2"#));
     let others = files.iter().map(|(name, bytes)| ((*name).to_owned(), bytes.to_vec()));
@@ -45,14 +45,14 @@ pub(super) fn attacks() -> Vec<Attack> {
     vec![
         refused(
             "shard-above-the-folder",
-            "a file outside of the folder",
+            "a file outside the folder",
             INDEX,
             "is not a file in the folder",
             || with_shard("../../../etc/passwd"),
         ),
         refused(
             "shard-at-the-root",
-            "a file outside of the folder",
+            "a file outside the folder",
             INDEX,
             "is not a file in the folder",
             || with_shard("/etc/passwd"),

@@ -1,4 +1,4 @@
-//! Files that are put together byte by byte, sound ones and others.
+//! Files that are put together byte by byte, valid or not.
 
 use std::collections::BTreeMap;
 
@@ -13,10 +13,10 @@ pub const CONFIG: &str = "adapter_config.json";
 /// The name of the weights' file.
 pub const WEIGHTS: &str = "adapter_model.safetensors";
 
-/// The text of a sound config, and the bytes of its weights.
+/// The text of a valid config, and the bytes of its weights.
 ///
 /// # Errors
-/// If the device refuses.
+/// If a tensor cannot be created.
 pub fn sound_adapter() -> Result<(String, Vec<u8>)> {
     let model = Variant(0).model("default")?;
     let config = model.adapter_config("default")?.to_json(&[])?;
@@ -26,7 +26,7 @@ pub fn sound_adapter() -> Result<(String, Vec<u8>)> {
 /// The bytes of a file with these tensors.
 ///
 /// # Errors
-/// If a tensor has no form in a file.
+/// If a tensor cannot be written to a file.
 pub fn safetensors_of(tensors: &BTreeMap<String, Tensor>) -> Result<Vec<u8>> {
     Ok(safetensors::serialize(tensors.iter(), None)?)
 }
@@ -36,21 +36,21 @@ pub fn safetensors_with(header: &str, data: &[u8]) -> Vec<u8> {
     [(header.len() as u64).to_le_bytes().as_slice(), header.as_bytes(), data].concat()
 }
 
-/// The numbers of GGUF's types of values.
+/// The numbers of GGUF's value types.
 pub mod kind {
-    /// A whole number of four bytes.
+    /// A four-byte integer.
     pub const U32: u32 = 4;
-    /// A number of four bytes.
+    /// A four-byte float.
     pub const F32: u32 = 6;
-    /// A text.
+    /// A string.
     pub const STRING: u32 = 8;
     /// An array.
     pub const ARRAY: u32 = 9;
-    /// A whole number of eight bytes.
+    /// An eight-byte integer.
     pub const U64: u32 = 10;
 }
 
-/// A text as GGUF files have it.
+/// A string as GGUF files store it.
 pub fn gguf_text(text: &str) -> Vec<u8> {
     [(text.len() as u64).to_le_bytes().as_slice(), text.as_bytes()].concat()
 }
@@ -64,7 +64,7 @@ pub struct GgufTensor {
     pub dims: Vec<u64>,
     /// The number of its type.
     pub dtype: u32,
-    /// Where its data begin; `None` for where they do.
+    /// Where its data begin; `None` for the true offset.
     pub offset: Option<u64>,
 }
 
@@ -75,13 +75,13 @@ pub struct Gguf {
     pub magic: [u8; 4],
     /// Its version.
     pub version: u32,
-    /// The number of tensors that it names; `None` for the true one.
+    /// The number of tensors that it states; `None` for the true one.
     pub tensor_count: Option<u64>,
-    /// The number of entries that it names; `None` for the true one.
+    /// The number of entries that it states; `None` for the true one.
     pub entry_count: Option<u64>,
     /// The entries: key, type, value.
     pub entries: Vec<(&'static str, u32, Vec<u8>)>,
-    /// The tensors, all zeros but for the norms.
+    /// The tensors, all zeros except the norms.
     pub tensors: Vec<GgufTensor>,
 }
 
@@ -125,7 +125,7 @@ impl Gguf {
         }
     }
 
-    /// The same file with another value at `key`, or with one more entry.
+    /// The same file with a different value at `key`, or with one more entry.
     #[must_use]
     pub fn with(mut self, key: &'static str, kind: u32, value: &[u8]) -> Self {
         self.entries.retain(|(known, ..)| *known != key);
@@ -161,7 +161,7 @@ impl Gguf {
             tensor.dims.iter().for_each(|size| bytes.extend(size.to_le_bytes()));
             bytes.extend(tensor.dtype.to_le_bytes());
             bytes.extend(tensor.offset.unwrap_or(data.len() as u64).to_le_bytes());
-            // Four bytes a value, as far as the shape is one that a file has.
+            // Four bytes per value, if the shape is one that a file can have.
             let count = tensor.dims.iter().fold(1u64, |count, size| count.saturating_mul(*size)).min(64);
             let value: f32 = if tensor.name.contains("norm") { 1.0 } else { 0.25 };
             (0..count).for_each(|_| data.extend(value.to_le_bytes()));

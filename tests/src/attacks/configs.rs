@@ -15,7 +15,7 @@ fn with(config: &str, values: &[(&str, &str)]) -> Vec<u8> {
     written(&fields, values)
 }
 
-/// The config with more entries, also at keys that it has.
+/// The config with more entries, also for keys that it already has.
 fn with_more(config: &str, values: &[(&str, &str)]) -> Vec<u8> {
     written(&serde_json::from_str(config).unwrap_or_default(), values)
 }
@@ -27,7 +27,7 @@ fn written(fields: &BTreeMap<String, Value>, values: &[(&str, &str)]) -> Vec<u8>
     format!("{{{}}}", entries.join(", ")).into_bytes()
 }
 
-/// The config with a pattern for targets.
+/// The config with a pattern as its targets.
 fn with_pattern(config: &str, pattern: &str) -> Vec<u8> {
     with(config, &[("target_modules", &json!(pattern).to_string())])
 }
@@ -113,13 +113,13 @@ fn patterns() -> Vec<Attack> {
         ),
         refused(
             "pattern-that-stands-still",
-            "a repeat of nothing, which never ends",
+            "a repetition of nothing, which never ends",
             "repeats too often",
             |config| with_pattern(config, r"(?:(?=a)){4000000000}"),
         ),
         refused(
             "pattern-that-multiplies",
-            "nested repeats, whose counts multiply",
+            "nested repetitions, whose counts multiply",
             "repeats too often",
             |config| with_pattern(config, r"((((a{99}){99}){99}){99}){99}"),
         ),

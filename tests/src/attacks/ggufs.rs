@@ -6,7 +6,7 @@ use super::{Attack, Make};
 /// The name of the file.
 pub(super) const FILE: &str = "model.gguf";
 
-/// The length of a text that no file can hold.
+/// The length of a string that no file can hold.
 const HUGE: u64 = 1 << 62;
 
 fn refused(name: &'static str, tries: &'static str, says: &'static str, make: fn() -> Vec<u8>) -> Attack {
@@ -17,12 +17,12 @@ pub(super) fn attacks() -> Vec<Attack> {
     [frames(), tensors(), settings()].into_iter().flatten().collect()
 }
 
-/// The file with a whole number at `key`.
+/// The file with an integer at `key`.
 fn with_number(key: &'static str, value: u32) -> Vec<u8> {
     Gguf::sound().with(key, kind::U32, &value.to_le_bytes()).bytes()
 }
 
-/// The file with a number at `key`.
+/// The file with a float at `key`.
 fn with_float(key: &'static str, value: f32) -> Vec<u8> {
     Gguf::sound().with(key, kind::F32, &value.to_le_bytes()).bytes()
 }
@@ -30,7 +30,7 @@ fn with_float(key: &'static str, value: f32) -> Vec<u8> {
 fn frames() -> Vec<Attack> {
     vec![
         refused("gguf-empty", "nothing at all", "failed to fill whole buffer", Vec::new),
-        refused("gguf-magic", "another format", "unknown magic", || {
+        refused("gguf-magic", "a different format", "unknown magic", || {
             Gguf { magic: *b"GGML", ..Gguf::sound() }.bytes()
         }),
         refused("gguf-version", "a version that does not exist", "unsupported magic/version", || {
@@ -42,7 +42,7 @@ fn frames() -> Vec<Attack> {
         refused("gguf-count-of-entries", "a map of 2³⁰ entries", "header declares", || {
             Gguf { entry_count: Some(1 << 30), ..Gguf::sound() }.bytes()
         }),
-        refused("gguf-length-of-text", "a text of 2⁶² bytes", "string length", || {
+        refused("gguf-length-of-text", "a string of 2⁶² bytes", "string length", || {
             Gguf::sound().with("general.name", kind::STRING, &HUGE.to_le_bytes()).bytes()
         }),
         refused("gguf-length-of-array", "an array of 2²⁹ numbers", "array of", || {
@@ -96,7 +96,7 @@ fn tensors() -> Vec<Attack> {
                     .bytes()
             },
         ),
-        refused("gguf-shape", "a weight of another size", "does not fit the model", || {
+        refused("gguf-shape", "a weight of a different size", "does not fit the model", || {
             Gguf::sound().with_tensor("blk.0.attn_q.weight", |tensor| tensor.dims = vec![4, 2]).bytes()
         }),
         refused(

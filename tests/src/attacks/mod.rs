@@ -1,4 +1,4 @@
-//! Hostile files: each has a name and a line about what it tries, and is made when it is needed.
+//! Hostile files: each has a name and a line about what it tries, and is created when needed.
 //!
 //! `tests/attacks/README.md` lists them; `cargo run -p peft-tests --bin attacks -- FOLDER` writes them out.
 
@@ -21,7 +21,7 @@ use crate::victim::Victim;
 
 pub use runs::RunFiles;
 
-/// Files with their names, which may hold a folder.
+/// Files with their names, which may contain a folder.
 pub type Files = Vec<(String, Vec<u8>)>;
 
 /// A set of hostile files.
@@ -37,18 +37,18 @@ pub struct Attack {
     make: Make,
 }
 
-/// How the files are made from sound ones.
+/// How the files are made from valid ones.
 #[derive(Clone, Copy)]
 enum Make {
-    /// The config of an adapter, out of a sound one.
+    /// The config of an adapter, made from a valid one.
     Config(fn(&str) -> Vec<u8>),
-    /// The weights of an adapter, out of sound ones.
+    /// The weights of an adapter, made from valid ones.
     Weights(fn(&[u8]) -> Vec<u8>),
     /// A GGUF file.
     Gguf(fn() -> Vec<u8>),
     /// The folder of a base model.
     Base(fn() -> Files),
-    /// The checkpoint of a run, out of a sound one.
+    /// The checkpoint of a run, made from a valid one.
     Run(Method, fn(&mut RunFiles) -> Result<()>),
 }
 
@@ -75,7 +75,7 @@ impl Attack {
     /// The files.
     ///
     /// # Errors
-    /// If the sound ones cannot be made.
+    /// If the valid ones cannot be made.
     pub fn files(&self) -> Result<Files> {
         let adapter = |config: Vec<u8>, weights: Vec<u8>| {
             vec![(build::CONFIG.to_owned(), config), (build::WEIGHTS.to_owned(), weights)]
@@ -102,7 +102,7 @@ impl Attack {
     /// Writes the files into `folder` and returns their size.
     ///
     /// # Errors
-    /// If the sound ones cannot be made, or a file cannot be written.
+    /// If the valid ones cannot be made, or a file cannot be written.
     pub fn write(&self, folder: &Path) -> Result<usize> {
         let files = self.files()?;
         for (name, bytes) in &files {

@@ -1,4 +1,4 @@
-//! Hostile checkpoints of runs of training.
+//! Hostile checkpoints of training runs.
 
 use std::collections::BTreeMap;
 
@@ -23,7 +23,7 @@ pub struct RunFiles {
 }
 
 impl RunFiles {
-    /// The last checkpoint of a short run; one of AdaLoRA has cut ranks.
+    /// The last checkpoint of a short run; a run of AdaLoRA has pruned ranks.
     ///
     /// # Errors
     /// If the run fails.
@@ -36,7 +36,7 @@ impl RunFiles {
         Ok(Self { folder: last, files: found.into_iter().collect() })
     }
 
-    /// The names of the files that are read when the run goes on.
+    /// The names of the files that are read when the run resumes.
     pub fn names(&self) -> Vec<String> {
         let read = [STATE, PARAMETERS, OPTIMIZER, ALLOCATOR];
         self.files.keys().filter(|name| read.contains(&name.as_str())).cloned().collect()
@@ -47,12 +47,12 @@ impl RunFiles {
         self.files.get(name).map(Vec::as_slice).unwrap_or_default()
     }
 
-    /// Gives a file other bytes, and leaves the sizes in the state as they were.
+    /// Replaces the bytes of a file, and leaves the sizes in the state as they were.
     pub fn damage(&mut self, name: &str, bytes: Vec<u8>) {
         self.files.insert(name.to_owned(), bytes);
     }
 
-    /// Gives a file other bytes, and writes its new size into the state.
+    /// Replaces the bytes of a file, and writes its new size into the state.
     pub fn replace(&mut self, name: &str, bytes: Vec<u8>) {
         let size = bytes.len();
         self.damage(name, bytes);
@@ -110,7 +110,7 @@ pub(super) fn attacks() -> Vec<Attack> {
     vec![
         refused(
             "run-with-a-file-outside",
-            "a file outside of the checkpoint",
+            "a file outside the checkpoint",
             STATE,
             "is not a file of a checkpoint",
             |run| {
@@ -170,14 +170,14 @@ pub(super) fn attacks() -> Vec<Attack> {
             run.replace(OPTIMIZER, safetensors_with(header, b""));
             Ok(())
         }),
-        refused("run-without-parameters", "a run of nothing", PARAMETERS, "missing: ", |run| {
+        refused("run-without-parameters", "a run that trains nothing", PARAMETERS, "missing: ", |run| {
             run.replace(PARAMETERS, safetensors_with("{}", b""));
             Ok(())
         }),
-        refused("run-with-other-moments", "moments of another shape", OPTIMIZER, "has shape [1]", |run| {
+        refused("run-with-other-moments", "moments of the wrong shape", OPTIMIZER, "has shape [1]", |run| {
             run.edit_tensors(OPTIMIZER, "exp_avg.", |_| Ok(Tensor::new(&[0f32], &Device::Cpu)?))
         }),
-        refused("run-with-other-means", "means of another shape", ALLOCATOR, "has shape [1]", |run| {
+        refused("run-with-other-means", "means of the wrong shape", ALLOCATOR, "has shape [1]", |run| {
             run.edit_tensors(ALLOCATOR, "sensitivity.", |_| Ok(Tensor::new(&[0f32], &Device::Cpu)?))
         }),
         refused(

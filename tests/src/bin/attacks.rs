@@ -1,4 +1,4 @@
-//! Writes the hostile files out, each into a folder of its name: `attacks FOLDER`.
+//! Writes out the hostile files, each set into a folder with its name: `attacks FOLDER`.
 
 use std::path::PathBuf;
 use std::process::ExitCode;

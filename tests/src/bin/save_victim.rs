@@ -1,7 +1,7 @@
-//! Saves one adapter over the other until it is done or killed: `save_victim FOLDER NAME FIRST COUNT`, where a COUNT of 0 goes
-//! on without end.
+//! Saves one adapter over another until it is done or killed: `save_victim FOLDER NAME FIRST COUNT`, where a COUNT of 0 never
+//! ends.
 //!
-//! It writes a line when it begins. When a save fails it ends with status 1, and prints the error on standard error.
+//! It writes a line when it begins. If a save fails, it ends with status 1 and prints the error on standard error.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -11,7 +11,7 @@ use peft_runtime::Result;
 use peft_runtime::prelude::*;
 use peft_tests::victim::Variant;
 
-/// What the program is called with.
+/// The program's arguments.
 struct Arguments {
     folder: PathBuf,
     name: String,

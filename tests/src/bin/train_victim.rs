@@ -1,4 +1,4 @@
-//! Trains until it is done or killed: `train_victim FOLDER STEPS`. A later call goes on where the last checkpoint is.
+//! Trains until it is done or killed: `train_victim FOLDER STEPS`. A later call resumes from the last checkpoint.
 
 use std::path::PathBuf;
 use std::process::ExitCode;

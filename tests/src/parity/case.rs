@@ -59,9 +59,9 @@ pub enum Step {
     Grads { expect: String },
     /// Steps of an optimiser on the squared error.
     Train { optimizer: Optimizer, lr: f64, weight_decay: f64, steps: usize, expect: String },
-    /// Adapters off.
+    /// Disables adapters.
     Disable {},
-    /// Adapters on.
+    /// Enables adapters.
     Enable {},
     /// Merges adapters into the base weights.
     Merge {
@@ -69,9 +69,9 @@ pub enum Step {
         #[serde(default)]
         safe: bool,
     },
-    /// Takes merged adapters out.
+    /// Unmerges adapters.
     Unmerge {},
-    /// The base weights as they act.
+    /// The base weights in use.
     BaseWeights { expect: String },
     /// The tensors that PEFT saves.
     StateDict { adapter: String, expect: Option<String> },
@@ -89,7 +89,7 @@ pub enum Step {
     Scale { adapter: String, factor: f64 },
     /// Deletes an adapter.
     Delete { adapter: String },
-    /// The inner step has to fail and to change nothing.
+    /// The inner step has to fail and change nothing.
     Fails {
         step: Box<Step>,
         #[serde(default)]

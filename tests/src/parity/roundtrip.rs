@@ -19,9 +19,9 @@ use super::{Case, Failure, open, passed};
 use crate::close::LargestErrors;
 use crate::tensors::Generator;
 
-/// Where an adapter that was loaded is saved again, below the case's folder.
+/// Where a loaded adapter is saved again, below the case's folder.
 const RESAVED: &str = "resaved";
-/// The inputs and the output of an adapter that was made here, in the folder that it is saved to.
+/// The inputs and the output of an adapter that was made here, in the folder where it is saved.
 const EXCHANGED: &str = "exchanged.safetensors";
 
 /// `roundtrip.json`.
@@ -32,13 +32,13 @@ struct Recipe {
     adapter: String,
     /// The fields of its `adapter_config.json` that differ from the defaults.
     config: Value,
-    /// Whether it is saved as plain LoRA for the base model as it was.
+    /// Whether it is saved as plain LoRA for the original base model.
     converted: bool,
     /// The size of the noise on its fresh tensors.
     noise: f64,
-    /// Of the steps that follow.
+    /// The learning rate of the steps that follow.
     learning_rate: f64,
-    /// How often all its tensors go down the gradient.
+    /// The number of gradient-descent steps for all its tensors.
     steps: usize,
 }
 
@@ -53,7 +53,7 @@ pub fn read_case(folder: &Path) -> Result<String, Failure> {
     Ok(passed(&case, errors))
 }
 
-/// Makes an adapter by the case's recipe on the case's base model, saves it with its output in a folder of the case's name
+/// Makes an adapter by the case's recipe on the case's base model, saves it with its output in a folder with the case's name
 /// below `out`, and returns the line of its report.
 ///
 /// # Errors

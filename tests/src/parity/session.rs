@@ -11,14 +11,14 @@ use super::{Case, Failure};
 use crate::close::LargestErrors;
 use crate::fingerprint::Fingerprint;
 
-/// A case and its model as the steps so far left it.
+/// A case and its model in the state that the steps so far left it in.
 pub(super) struct Session<'c, M> {
     pub(super) case: &'c Case,
     pub(super) model: M,
     pub(super) errors: LargestErrors,
 }
 
-/// Does all steps of a case; the largest errors on the way.
+/// Does all steps of a case; returns the largest errors on the way.
 pub(super) struct Replay<'c>(pub(super) &'c Case);
 
 impl ModelTask for Replay<'_> {
@@ -34,7 +34,7 @@ impl<'c, M: CaseModel> Session<'c, M> {
         Self { case, model, errors: LargestErrors::default() }
     }
 
-    /// Does all steps; the largest errors on the way.
+    /// Does all steps; returns the largest errors on the way.
     pub(super) fn replay(&mut self) -> Result<LargestErrors, Failure> {
         let case = self.case;
         for (number, step) in case.steps.iter().enumerate() {
@@ -74,7 +74,7 @@ impl<'c, M: CaseModel> Session<'c, M> {
         self.errors.compare_all(prefix, found, &self.case.expected, self.case.tolerance)
     }
 
-    /// The inner step must fail with these words in its text, and leave the model as it was.
+    /// The inner step must fail with these words in its error, and leave the model as it was.
     pub(super) fn fails(&mut self, step: &Step, contains: &[String]) -> Result<(), String> {
         let before = describe_error(Fingerprint::of(&self.model))?;
         let Err(text) = self.step(step) else { return Err(format!("`{}` did not fail", step.op())) };

@@ -60,9 +60,9 @@ impl<M: CaseModel> Session<'_, M> {
         let losses = describe_error(self.descend(&adapter, optimizer, lr, weight_decay, steps))?;
         let losses = Tensor::new(losses, &candle_core::Device::Cpu).map_err(|error| error.to_string())?;
         let mut found = describe_error(self.model.adapter_state_dict(&adapter))?;
-        // The weight of an embedding, which files hold too, does not train.
+        // The weight of an embedding, which is also in the file, does not train.
         found.retain(|key, _| !key.ends_with(".base_layer.weight"));
-        // AdaLoRA's at full rank, which files do not hold.
+        // AdaLoRA's tensors at full rank, which files do not hold.
         found.extend(self.parameters(&adapter));
         found.insert("loss".to_owned(), losses);
         self.compare_all(expect, &found)

@@ -1,4 +1,4 @@
-//! Small crates on which the rules have to see what is wrong.
+//! Small crates in which the rules have to find what is wrong.
 
 use std::path::PathBuf;
 
@@ -16,7 +16,7 @@ fn targets(source: &Source, module: &str) -> Vec<String> {
 }
 
 #[test]
-fn uses_are_found_wherever_a_path_stands() {
+fn uses_are_found_wherever_a_path_appears() {
     let files = |text| {
         source(&[
             ("lib.rs", "mod a; mod b; pub use b::Thing;"),
@@ -52,13 +52,13 @@ fn uses_are_found_wherever_a_path_stands() {
 }
 
 #[test]
-fn circles_of_files_and_of_folders_are_found() {
+fn cycles_of_files_and_of_folders_are_found() {
     let of_a_file_and_its_folder = source(&[
         ("lib.rs", "mod a;"),
         ("a/mod.rs", "mod part; pub struct Options; fn run() { part::compute() }"),
         ("a/part.rs", "use super::Options; pub fn compute() {}"),
     ]);
-    assert_eq!(of_a_file_and_its_folder.circles().len(), 1);
+    assert_eq!(of_a_file_and_its_folder.cycles().len(), 1);
     let of_folders = source(&[
         ("lib.rs", "mod top;"),
         ("top/mod.rs", "mod a; mod b;"),
@@ -69,11 +69,11 @@ fn circles_of_files_and_of_folders_are_found() {
         ("top/b/three.rs", "pub struct Three;"),
         ("top/b/four.rs", "use crate::top::a::two::Two;"),
     ]);
-    assert_eq!(of_folders.circles().len(), 1);
+    assert_eq!(of_folders.cycles().len(), 1);
     let a_list_of_contents = source(&[
         ("lib.rs", "mod a;"),
         ("a/mod.rs", "mod part; pub use part::compute; pub struct Options;"),
         ("a/part.rs", "use super::Options; pub fn compute() {}"),
     ]);
-    assert_eq!(a_list_of_contents.circles(), [] as [Vec<(String, String)>; 0]);
+    assert_eq!(a_list_of_contents.cycles(), [] as [Vec<(String, String)>; 0]);
 }

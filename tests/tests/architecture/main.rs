@@ -1,4 +1,4 @@
-//! The structure of the sources, as `docs/ARCHITECTURE.md` has it.
+//! The structure of the sources, as `docs/ARCHITECTURE.md` describes it.
 
 mod examples;
 mod source;
@@ -34,7 +34,7 @@ fn rows() -> BTreeMap<String, usize> {
     rows
 }
 
-/// The row of the longest path in the table that `module` is or lies in.
+/// The row of the longest path in the table that is `module` or contains it.
 fn row(rows: &BTreeMap<String, usize>, module: &str) -> Option<usize> {
     let mut path = module;
     loop {
@@ -65,7 +65,7 @@ fn a_file_imports_only_from_rows_above_its_own() {
 }
 
 #[test]
-fn modules_import_from_the_module_that_defines_a_thing_and_not_through_the_root() {
+fn modules_import_from_the_module_that_defines_an_item_and_not_through_the_root() {
     let source = runtime();
     let mut wrong = Vec::new();
     for (module, file) in source.files().filter(|(module, _)| !module.is_empty()) {
@@ -88,13 +88,13 @@ fn modules_import_from_the_module_that_defines_a_thing_and_not_through_the_root(
 }
 
 #[test]
-fn no_files_use_each_other_in_a_circle() {
+fn no_files_use_each_other_in_a_cycle() {
     let mut wrong = Vec::new();
     for folder in ["peft-runtime/src", "peft-macros/src", "peft-runtime/cli/src"] {
-        for circle in Source::read(&root().join(folder)).circles() {
+        for cycle in Source::read(&root().join(folder)).cycles() {
             let way: Vec<String> =
-                circle.iter().map(|(module, written)| format!("{module} ({written})")).collect();
-            wrong.push(format!("{folder}: {} -> {}", way.join(" -> "), circle[0].0));
+                cycle.iter().map(|(module, written)| format!("{module} ({written})")).collect();
+            wrong.push(format!("{folder}: {} -> {}", way.join(" -> "), cycle[0].0));
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
@@ -104,15 +104,15 @@ fn no_files_use_each_other_in_a_circle() {
 const NAME_METHODS: [(&str, &str); 3] = [
     ("", "the root re-exports the configs, and what methods add to training"),
     ("prelude", "it re-exports the configs"),
-    ("model", "`declared_config` gives a `LoraConfig`, and `initialise_eva` is a start of LoRA's only"),
+    ("model", "`declared_config` gives a `LoraConfig`, and `initialise_eva` is for LoRA only"),
 ];
 
-/// What begins or is a key or a `peft_type` of a method.
+/// What a key or `peft_type` of a method begins with, or is.
 const METHOD_WORDS: [&str; 10] =
     ["lora_", "ia3_", "hada_", "lokr_", "token_adapter", "trainable_tokens", "LORA", "IA3", "LOHA", "LOKR"];
 
 #[test]
-fn outside_of_their_folders_nothing_names_a_method() {
+fn nothing_outside_its_folder_names_a_method() {
     let source = runtime();
     let folders: Vec<String> = std::fs::read_dir(root().join("peft-runtime/src/method"))
         .unwrap()

@@ -1,4 +1,4 @@
-//! The sources of a crate as a graph: which file uses what of which other file.
+//! The sources of a crate as a graph: which file uses what from which other file.
 //!
 //! Files are read as tokens, so comments, documentation and strings are not searched. Items under `#[cfg(test)]` are left out.
 
@@ -26,7 +26,7 @@ pub struct Use {
     pub target: String,
     /// The path as it is written.
     pub written: String,
-    /// Whether the file only passes it on: a `pub use` of a name that its own code does not have.
+    /// Whether the file only re-exports it: a `pub use` of a name that its own code does not use.
     pub passes_on: bool,
 }
 
@@ -83,7 +83,7 @@ impl Source {
         Self::of(rust_files(folder).into_iter().map(text))
     }
 
-    /// The crate whose files have these texts.
+    /// A crate whose files have these texts.
     pub fn of(texts: impl IntoIterator<Item = (PathBuf, String)>) -> Self {
         let file = |(relative, text): (PathBuf, String)| {
             let contents = read(&text);
@@ -110,7 +110,7 @@ impl Source {
         self.files.contains_key(module)
     }
 
-    /// What the file of `module` uses of other files.
+    /// What the file of `module` uses from other files.
     pub fn uses(&self, module: &str) -> BTreeSet<Use> {
         let contents = &self.files[module].contents;
         let mut uses = BTreeSet::new();
@@ -159,12 +159,12 @@ impl Source {
         }
     }
 
-    /// What `path` means inside of `module`.
+    /// What `path` means inside `module`.
     fn walk(&self, module: &str, path: &[String], depth: usize) -> Option<Meaning> {
         let Some((first, rest)) = path.split_first() else { return Some(Meaning::Module(module.to_owned())) };
         let inner = child(module, first);
         let contents = &self.files[module].contents;
-        // A name can be a module and a function; with more behind it, it is the module.
+        // A name can be a module and a function; if more follows, it is the module.
         if self.files.contains_key(&inner) && (!rest.is_empty() || !contents.defined.contains(first)) {
             return self.walk(&inner, rest, depth);
         }
@@ -200,10 +200,10 @@ impl Source {
             || contents.imports.iter().any(|import| import.is_named(name))
     }
 
-    /// The circles of files that use each other, and of folders inside of one folder: each module with the path that leads on.
-    pub fn circles(&self) -> Vec<Vec<(String, String)>> {
+    /// The cycles of files that use each other, and of folders inside one folder: each module with its path to the next.
+    pub fn cycles(&self) -> Vec<Vec<(String, String)>> {
         let files = |module: &str| module.to_owned();
-        let mut circles = circles(&self.graph("", files));
+        let mut cycles = cycles(&self.graph("", files));
         let folders: BTreeSet<&str> = self.files.keys().map(|module| parent(module)).collect();
         for folder in folders.into_iter().filter(|folder| !folder.is_empty()) {
             let in_folder = |module: &str| {
@@ -211,14 +211,14 @@ impl Source {
                 let name = rest.and_then(|rest| rest.split("::").next());
                 name.map_or_else(|| folder.to_owned(), |name| child(folder, name))
             };
-            circles.extend(self::circles(&self.graph(folder, in_folder)));
+            cycles.extend(self::cycles(&self.graph(folder, in_folder)));
         }
-        circles.sort();
-        circles.dedup();
-        circles
+        cycles.sort();
+        cycles.dedup();
+        cycles
     }
 
-    /// Who uses whom among the files inside of `folder`, and by which path; `node` gives the node that a module belongs to.
+    /// Who uses whom among the files inside `folder`, and by which path; `node` returns the node that a module belongs to.
     fn graph(&self, folder: &str, node: impl Fn(&str) -> String) -> Graph {
         let is_inside = |module: &str| {
             let inner = if folder.is_empty() { Some("::") } else { module.strip_prefix(folder) };
@@ -239,35 +239,35 @@ impl Source {
 /// Modules with those that they use, and the path in the source that says so.
 type Graph = BTreeMap<String, BTreeMap<String, String>>;
 
-/// The shortest circle through each node, each circle once.
-fn circles(graph: &Graph) -> Vec<Vec<(String, String)>> {
-    let mut circles = Vec::new();
+/// The shortest cycle through each node, each cycle once.
+fn cycles(graph: &Graph) -> Vec<Vec<(String, String)>> {
+    let mut cycles = Vec::new();
     let mut known = BTreeSet::new();
     for start in graph.keys() {
-        let Some(circle) = shortest_circle(graph, start) else { continue };
-        let members: BTreeSet<String> = circle.iter().map(|(module, _)| module.clone()).collect();
+        let Some(cycle) = shortest_cycle(graph, start) else { continue };
+        let members: BTreeSet<String> = cycle.iter().map(|(module, _)| module.clone()).collect();
         if known.insert(members) {
-            circles.push(circle);
+            cycles.push(cycle);
         }
     }
-    circles
+    cycles
 }
 
-/// The shortest way from `start` back to it.
-fn shortest_circle(graph: &Graph, start: &str) -> Option<Vec<(String, String)>> {
+/// The shortest path from `start` back to itself.
+fn shortest_cycle(graph: &Graph, start: &str) -> Option<Vec<(String, String)>> {
     let mut from: BTreeMap<&str, (&str, &str)> = BTreeMap::new();
     let mut next = std::collections::VecDeque::from([start]);
     while let Some(at) = next.pop_front() {
         for (target, written) in graph.get(at).into_iter().flatten() {
             if target == start {
-                let mut circle = vec![(at.to_owned(), written.clone())];
+                let mut cycle = vec![(at.to_owned(), written.clone())];
                 let mut back = at;
                 while let Some((before, written)) = from.get(back).filter(|_| back != start) {
-                    circle.push(((*before).to_owned(), (*written).to_owned()));
+                    cycle.push(((*before).to_owned(), (*written).to_owned()));
                     back = before;
                 }
-                circle.reverse();
-                return Some(circle);
+                cycle.reverse();
+                return Some(cycle);
             }
             if !from.contains_key(target.as_str()) {
                 from.insert(target, (at, written));

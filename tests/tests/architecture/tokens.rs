@@ -4,15 +4,15 @@ use std::collections::BTreeSet;
 
 use proc_macro2::{Delimiter, TokenStream, TokenTree};
 
-/// What a file has outside of `#[cfg(test)]`.
+/// What a file has outside `#[cfg(test)]`.
 #[derive(Default)]
 pub struct Contents {
     /// The modules that have files of their own.
     pub children: BTreeSet<String>,
     pub imports: Vec<Import>,
-    /// Paths of two names or more, outside of `use`.
+    /// Paths of two names or more, outside `use`.
     pub paths: BTreeSet<Vec<String>>,
-    /// All names outside of `use`, without those of fields and methods.
+    /// All names outside `use`, without those of fields and methods.
     pub words: BTreeSet<String>,
     /// The text literals, without those of documentation and other attributes.
     pub literals: BTreeSet<String>,
@@ -20,10 +20,10 @@ pub struct Contents {
     pub defined: BTreeSet<String>,
 }
 
-/// One name that a `use` brings.
+/// One name that a `use` brings into scope.
 pub struct Import {
     pub path: Vec<String>,
-    /// `None` if it is all names of a module.
+    /// `None` if it stands for all names of a module.
     pub name: Option<String>,
     pub public: bool,
 }
@@ -59,13 +59,13 @@ fn is_colons(tokens: &[TokenTree], at: usize) -> bool {
     is_punct(tokens.get(at), ':') && is_punct(tokens.get(at + 1), ':')
 }
 
-/// Whether an attribute's contents keep an item for tests.
+/// Whether an attribute's contents restrict an item to tests.
 fn is_for_tests(attribute: &TokenStream) -> bool {
     let text = attribute.to_string().replace(' ', "");
     text.starts_with("cfg(test") || text.starts_with("cfg(all(test") || text.starts_with("cfg(doctest")
 }
 
-/// The position behind the item at `at`.
+/// The position after the item at `at`.
 fn behind_item(tokens: &[TokenTree], at: usize) -> usize {
     let is_use = tokens[at..].iter().take(3).any(|token| word(Some(token)).is_some_and(|word| word == "use"));
     for (position, token) in tokens.iter().enumerate().skip(at) {
@@ -150,7 +150,7 @@ impl Contents {
         end
     }
 
-    /// Adds what a `use` brings; `start` is the path before the tokens.
+    /// Adds what a `use` brings into scope; `start` is the path before the tokens.
     fn use_tree(&mut self, tokens: &[TokenTree], start: &[String], public: bool) {
         let mut path = start.to_vec();
         let mut name = None;
@@ -183,7 +183,7 @@ impl Contents {
     }
 }
 
-/// The position behind an attribute, and behind its item if that is for tests.
+/// The position after an attribute, and after its item if that is for tests.
 fn attribute(tokens: &[TokenTree], at: usize) -> usize {
     let group = if is_punct(tokens.get(at + 1), '!') { at + 2 } else { at + 1 };
     match tokens.get(group) {

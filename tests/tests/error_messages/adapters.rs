@@ -16,7 +16,7 @@ pub(super) fn configs() -> Vec<Failure> {
             ["invalid `r`: the rank is 0; it must be at least 1"]
         ),
         failure!(
-            "a budget above the start",
+            "a target rank above the initial one",
             RankAllocator::new(&model, "default").map(drop).unwrap_err(),
             Error::Config { field: "target_r", .. },
             ["invalid `target_r`"]
@@ -100,7 +100,7 @@ pub(super) fn state_dicts() -> Vec<Failure> {
             "half an adapter",
             half.layers().map(drop).unwrap_err(),
             Error::StateDict(StateDictError::NoAdapter { .. }),
-            ["`first` has `lora_A.weight` [2, 5]", "no adapter of LoRA"]
+            ["`first` has `lora_A.weight` [2, 5]", "do not form an adapter of LoRA"]
         ),
         failure!(
             "more ranks than the config has",
@@ -109,7 +109,7 @@ pub(super) fn state_dicts() -> Vec<Failure> {
             ["`first`", "rank 4", "`init_r` is 2"]
         ),
         failure!(
-            "what a random start took out",
+            "what a random init took out",
             inject(&factors, &pissa),
             Error::RandomStart { .. },
             ["pissa_niter_2", "`first`", "plain LoRA"]
@@ -131,13 +131,13 @@ pub(super) fn combinations() -> Vec<Failure> {
             ["`tie` is not a `combination_type`", "did you mean `ties`"]
         ),
         failure!(
-            "a way that is not one",
+            "an unknown sign method",
             "elections".parse::<MajoritySign>().unwrap_err(),
             Error::Combination(CombinationError::UnknownName { option: "majority_sign_method", .. }),
             ["it must be `total` or `frequency`"]
         ),
         failure!(
-            "no parts",
+            "no adapters to combine",
             sum(&[], CombineOptions::new(Cat)),
             Error::Combination(CombinationError::NoParts),
             ["at least one"]
@@ -152,7 +152,7 @@ pub(super) fn combinations() -> Vec<Failure> {
             "two methods",
             sum(&[("a", 1.0), ("ia3", 1.0)], CombineOptions::new(Cat)),
             Error::Combination(CombinationError::Methods { .. }),
-            ["`ia3` is one of IA3", "LORA"]
+            ["`ia3` uses IA3", "LORA"]
         ),
     ]
 }
@@ -168,19 +168,19 @@ pub(super) fn settings_of_combinations() -> Vec<Failure> {
             ["`ties` prunes", "`density`"]
         ),
         failure!(
-            "a density of nothing",
+            "a density of 0",
             sum(&both, CombineOptions::new(DareLinear).with_density(0.0)),
             Error::Combination(CombinationError::ZeroDensity { combination: "dare_linear" }),
             ["`dare_linear`", "must be above 0"]
         ),
         failure!(
-            "a density below nothing",
+            "a negative density",
             sum(&both, CombineOptions::new(Ties).with_density(-0.5)),
             Error::Setting { setting: "density", .. },
             ["`density` is -0.5; it must be at least 0"]
         ),
         failure!(
-            "a rank above all",
+            "a rank above a layer's",
             sum(&both, CombineOptions::new(Svd).with_svd_rank(4)),
             Error::Combination(CombinationError::RankOverUpdate { rank: 4, most: 3, .. }),
             ["rank 4", "`last`", "at most 3"]

@@ -8,7 +8,7 @@ fn write(folder: &Path, name: &str, tensors: &[&str]) {
     std::fs::write(folder.join(name), safetensors::serialize(tensors.iter(), None).unwrap()).unwrap();
 }
 
-/// The error inside of a file.
+/// The source of an error about a file.
 fn inside(error: Error) -> Error {
     match error {
         Error::InFile { source, .. } => *source,
@@ -34,7 +34,7 @@ pub(super) fn files() -> Vec<Failure> {
             ["the tensor `b` is in two files", "one.safetensors"]
         ),
         failure!(
-            "a shard elsewhere",
+            "a shard outside the folder",
             index(&json!({"weight_map": {"a": "../one.safetensors"}}).to_string()),
             Error::Shards(ShardsError::OutsideFolder { .. }),
             ["`weight_map` names `../one.safetensors`"]

@@ -1,4 +1,4 @@
-//! Each kind of failure has its variant of `Error`, and a sentence that names what is wrong.
+//! Each kind of failure has its variant of `Error`, and a message that names what is wrong.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -50,7 +50,7 @@ fn state(keys: &[(&str, &[usize])]) -> BTreeMap<String, Tensor> {
     keys.iter().map(|(key, shape)| ((*key).to_owned(), random(*shape))).collect()
 }
 
-/// A failure: what it is, whether its variant is the right one, what its sentence has to say.
+/// A failure: what it is, whether its variant is the right one, and what its message has to contain.
 struct Failure {
     what: &'static str,
     error: Error,
@@ -58,7 +58,7 @@ struct Failure {
     says: &'static [&'static str],
 }
 
-/// A failed call, the pattern of its variant, and parts of its sentence.
+/// A failed call, the pattern of its variant, and parts of its message.
 macro_rules! failure {
     ($what:literal, $error:expr, $pattern:pat, $says:expr) => {
         Failure { what: $what, error: $error, is_right: |error| matches!(error, $pattern), says: &$says }
@@ -93,7 +93,7 @@ fn each_kind_of_failure_has_its_variant_and_says_what_is_wrong() {
     ];
     for Failure { what, error, is_right, says } in groups.into_iter().flatten() {
         let text = error.chain();
-        assert!(is_right(&error), "{what} is another variant: {text}");
+        assert!(is_right(&error), "{what} is a different variant: {text}");
         for part in says {
             assert!(text.contains(part), "{what}: `{part}` is not in: {text}");
         }
@@ -113,7 +113,7 @@ fn faults_of_a_config_are_told_apart() {
 }
 
 #[test]
-fn a_fault_that_is_an_error_by_itself_keeps_its_sentence() {
+fn a_fault_that_becomes_an_error_keeps_its_sentence() {
     let ambiguous = lora(2).with_rank_pattern([("last", 1), (".*st", 3)]);
     for fault in faults(&ambiguous).into_iter().chain(faults(&lora(0))) {
         let sentence = fault.to_string();

@@ -17,7 +17,7 @@ pub(super) fn training() -> Vec<Failure> {
     let step = new(vec![("x", misshapen)], 0.1).unwrap().step(&grads, 1.0);
     vec![
         failure!(
-            "a negative rate",
+            "a negative learning rate",
             refused(vec![("x", var())], -1.0),
             Error::Optimizer(OptimizerError::Setting { setting: "learning_rate", .. }),
             ["`learning_rate` of the group `all` is -1", "at least 0"]
@@ -41,13 +41,13 @@ pub(super) fn training() -> Vec<Failure> {
             ["`x` and `y` are the same variable"]
         ),
         failure!(
-            "a decay of one",
+            "a beta of 1",
             betas.map(drop).unwrap_err(),
             Error::Setting { setting: "beta2", .. },
             ["`beta2` is 1; it must be at least 0 and below 1"]
         ),
         failure!(
-            "a gradient of another variable",
+            "a gradient of a different variable",
             step.unwrap_err(),
             Error::Optimizer(OptimizerError::GradientShape { .. }),
             ["the gradient of `x` has shape [3], expected [2]"]
@@ -74,7 +74,7 @@ pub(super) fn generation() -> Vec<Failure> {
             ["the prompt has no tokens"]
         ),
         failure!(
-            "a probability of nothing",
+            "a probability of 0",
             continued(&[1], options.with_top_p(0.0)),
             Error::Setting { setting: "top_p", .. },
             ["`top_p` is 0; it must be above 0 and at most 1"]

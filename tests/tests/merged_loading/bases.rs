@@ -16,7 +16,7 @@ use tempfile::TempDir;
 
 pub const VOCABULARY: usize = 23;
 
-/// Weights of a linear layer that keep the size of what goes through.
+/// Weights of a linear layer that keep the scale of its input.
 pub fn linear(tensors: &mut BTreeMap<String, Tensor>, name: &str, out: usize, inner: usize, bias: bool) {
     let deviation = 1.0 / (inner as f64).sqrt();
     tensors.insert(format!("{name}.weight"), random_with(&[out, inner], deviation));

@@ -68,7 +68,7 @@ fn own_bert_output(model: &BertModel) -> Tensor {
     model.forward(&ids(), None, None).unwrap()
 }
 
-/// Every method that can be saved, and everything that a config can add to it.
+/// Every method that can be saved, and every config option that adds to it.
 fn bert_adapters() -> Vec<(&'static str, Box<dyn AdapterMethod>)> {
     let target = Target { layers: &["query", "value", "output.dense"], seed: 0 };
     let saved = METHODS.iter().filter(|method| method.saves);
@@ -141,7 +141,7 @@ fn tensors_that_no_layer_takes_are_an_error_of_finish() {
     let base = sharded(&llama_tensors());
     let folder = saved(&mut own_llama(&base), &everywhere(), "default");
     let merged = MergedWeights::new(open(&base)).add(stored(&folder, "default"), 1.0).unwrap();
-    // A model with one block takes nothing of the second.
+    // A model with one block takes nothing from the second.
     their_llama_output(merged.var_builder(DType::F32, &Device::Cpu), 1);
     let error = merged.finish().unwrap_err().chain();
     assert!(error.contains("unexpected") && error.contains("model.layers.1."), "{error}");

@@ -1,4 +1,4 @@
-//! Single tensors: parts of fused ones, those that only an adapter has, those that do not fit; and files of them.
+//! Single tensors: parts of fused ones, tensors that only an adapter has, tensors that do not fit; and files of tensors.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -145,7 +145,7 @@ fn weight_and_bias_of_a_layer_are_merged_together_and_read_once() {
 }
 
 #[test]
-fn a_bias_in_another_dtype_than_its_weight_is_merged_again() {
+fn a_bias_requested_in_a_different_dtype_from_its_weight_is_merged_again() {
     let mut model = Specimen::new(Kind::Linear, DType::F32).unwrap();
     let base = Memory::new(model.base_state_dict());
     let config = LoraConfig::new(2, 4.0).with_targets(["layer"]).with_lora_bias(true);
@@ -160,7 +160,7 @@ fn a_bias_in_another_dtype_than_its_weight_is_merged_again() {
 fn merging_while_loading_is_merging_on_every_layer_kind() {
     for (kind, method) in every_pair().filter(|(_, method)| method.saves) {
         let mut model = Specimen::new(kind, DType::F32).unwrap();
-        // Before the adapter comes: some take a part of the weight away.
+        // Before injection: some inits take away a part of the weight.
         let base = Memory::new(model.base_state_dict());
         let folder = saved(&mut model, &*method.config(), "default");
         let merged = MergedWeights::new(base).add(stored(&folder, "default"), 1.0).unwrap();
@@ -190,7 +190,7 @@ fn classifier() -> Classifier {
     Classifier { encoder: layer(6, 5).into(), classifier: layer(2, 6).into() }
 }
 
-/// A base model without a head, as they are before they are fine-tuned.
+/// A base model without a head, as base models are before fine-tuning.
 fn headless(model: &Classifier) -> Memory {
     let mut tensors = model.base_state_dict();
     tensors.retain(|name, _| !name.starts_with("classifier"));
@@ -267,7 +267,7 @@ fn files_written_from_merged_weights_are_like_those_of_the_base_model() {
     // Nothing else is left, and nothing is overwritten.
     assert_eq!(files(parent.path()), ["merged"]);
     refusal(merged.write(&output, &mut |_| {}).unwrap_err(), &["merged", "there are files in it"]);
-    // A byte that changes is found.
+    // A changed byte is found.
     let path = &report.files[0];
     let mut bytes = std::fs::read(path).unwrap();
     *bytes.last_mut().unwrap() ^= 1;

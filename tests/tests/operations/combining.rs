@@ -1,4 +1,4 @@
-//! Sums of adapters: what parity cases leave out.
+//! Sums of adapters: what the parity cases leave out.
 
 use candle_core::{Device, Tensor};
 use peft_runtime::prelude::*;
@@ -61,7 +61,7 @@ fn a_clamp_cuts_the_factors_at_a_quantile_of_all_their_elements() {
 }
 
 #[test]
-fn weights_that_cancel_leave_nothing_and_their_double_twice_as_much() {
+fn weights_that_cancel_leave_nothing_and_equal_ones_double_the_update() {
     let mut model = model();
     for kind in [CombinationType::Cat, CombinationType::Svd] {
         let options = CombineOptions::new(kind);
@@ -69,7 +69,7 @@ fn weights_that_cancel_leave_nothing_and_their_double_twice_as_much() {
         let none = product(&factors(&model, "none"));
         assert_close(&none, &none.zeros_like().unwrap(), Tolerance::absolute(1e-6), kind);
         model.add_weighted_adapter(&[("a", 1.0), ("a", 1.0)], "twice", &options).unwrap();
-        // The scaling of `a` is 2, that of a sum 1.
+        // The scaling of `a` is 2, and that of a sum is 1.
         let expected = (product(&factors(&model, "a")) * 4.0).unwrap();
         assert_close(&product(&factors(&model, "twice")), &expected, Tolerance::absolute(1e-5), kind);
         model.delete_adapter("none").unwrap();
@@ -78,7 +78,7 @@ fn weights_that_cancel_leave_nothing_and_their_double_twice_as_much() {
 }
 
 #[test]
-fn a_sum_is_frozen_and_waits_and_acts_as_its_parts_do_together() {
+fn a_sum_is_frozen_and_inactive_and_acts_as_its_parts_do_together() {
     let mut model = model();
     let x = Model::input();
     model.set_adapters(&["a", "b"]).unwrap();

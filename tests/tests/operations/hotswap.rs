@@ -1,4 +1,4 @@
-//! Another adapter out of a folder in the place of the one that is there.
+//! Replacing an adapter with another one from a folder.
 
 use peft_runtime::adapter::AdapterMethod;
 use peft_runtime::prelude::*;
@@ -7,7 +7,7 @@ use peft_tests::tensors::same_bits;
 
 use crate::{Model, lora, texts};
 
-/// A folder with an acting adapter called `a` for the base model, and the model with it.
+/// A folder with an adapter called `a` that acts on the base model, and the model with it.
 fn saved(base: &Model, config: &dyn AdapterMethod) -> (tempfile::TempDir, Model) {
     let model = base.with(config, "a");
     let folder = tempfile::tempdir().unwrap();
@@ -76,14 +76,14 @@ fn a_hot_swap_leaves_other_adapters_their_order_and_what_is_active() {
     assert_eq!(head.available_adapters, ["a", "b"]);
     model.set_adapter("a").unwrap();
     assert!(same_bits(&model.forward(&x), &other.forward(&x)));
-    // In the tree the adapters keep the order in which they came.
+    // In the tree, the adapters keep the order in which they were added.
     let tree = model.module_tree();
     let head = tree.rsplit_once("(head)").unwrap().1;
     assert!(head.find("(a): Linear").unwrap() < head.find("(b): Linear").unwrap(), "{head}");
 }
 
 #[test]
-fn what_trained_trains_after_a_hot_swap_and_what_did_not_does_not() {
+fn after_a_hot_swap_an_adapter_trains_if_the_old_one_did() {
     let base = Model::new();
     let (folder, _) = saved(&base, &LoraConfig::new(3, 9.0).with_targets(["head"]));
     let names = |model: &Model| -> Vec<String> {

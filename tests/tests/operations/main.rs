@@ -17,7 +17,7 @@ use peft_runtime::adapter::AdapterMethod;
 use peft_runtime::prelude::*;
 use peft_tests::tensors::{random, randomise};
 
-/// A model in which the name of one layer is the end of another one's path.
+/// A model in which the name of one layer is the end of another layer's path.
 #[derive(Clone, Injectable)]
 struct Model {
     lin: Adapted<Linear>,

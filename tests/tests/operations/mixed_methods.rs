@@ -1,4 +1,4 @@
-//! LoRA and IA3 together on one model, by hand; and rows with an adapter each.
+//! LoRA and IA3 together on one model, compared with formulas; and an adapter for each row.
 
 use candle_core::{DType, Tensor};
 use candle_nn::{Linear, Module};
@@ -30,7 +30,7 @@ fn both(feedforward: bool) -> One {
     model
 }
 
-/// W, b, ΔW = 2·B·A and the vector of IA3, read off the state dicts.
+/// W, b, ΔW = 2·B·A and the vector of IA3, read from the state dicts.
 fn parts(model: &One) -> [Tensor; 4] {
     let (base, lora, ia3) = (
         model.base_state_dict(),
@@ -56,10 +56,10 @@ fn lora_and_ia3_act_one_after_the_other_in_either_order() {
         let plus = |a: &Tensor, b: &Tensor| a.broadcast_add(b).unwrap();
         let scaled = |y: &Tensor| y.broadcast_mul(&vector).unwrap();
         let expected = |lora_first: bool| match (feedforward, lora_first) {
-            // The whole output with its bias times the vector, or what IA3 makes of it plus LoRA's part.
+            // The whole output with its bias times the vector, or IA3's output plus LoRA's part.
             (false, true) => scaled(&plus(&times(&x, &(&weight + &delta).unwrap()), &bias)),
             (false, false) => plus(&scaled(&plus(&times(&x, &weight), &bias)), &times(&x, &delta)),
-            // IA3 scales the input of the layer as LoRA left it; LoRA after it has an input of its own.
+            // IA3 scales the input of the layer as LoRA left it; LoRA after it has its own input.
             (true, true) => plus(&times(&scaled(&x), &(&weight + &delta).unwrap()), &bias),
             (true, false) => plus(&plus(&times(&scaled(&x), &weight), &bias), &times(&x, &delta)),
         };
@@ -180,7 +180,7 @@ fn gradients_reach_both() {
 }
 
 #[test]
-fn while_adapters_are_disabled_rows_are_all_the_bases_also_where_something_is_merged() {
+fn while_adapters_are_disabled_all_rows_are_those_of_the_base_even_where_something_is_merged() {
     let (base, x) = (Model::new(), Model::input());
     let mut model = base.with(&lora(), "a");
     for merge in [false, true] {

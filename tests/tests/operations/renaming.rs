@@ -57,7 +57,7 @@ fn a_merged_adapter_can_be_renamed() {
 }
 
 #[test]
-fn a_name_may_be_given_again_and_an_old_one_to_another_adapter() {
+fn an_adapter_may_keep_its_name_and_an_old_name_may_be_used_again() {
     let mut model = Model::new().with(&lora(), "a");
     model.rename_adapter("a", "a").unwrap();
     model.rename_adapter("a", "b").unwrap();

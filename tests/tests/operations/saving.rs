@@ -1,4 +1,4 @@
-//! Saving in another form: as plain LoRA, with embeddings; and which folder is read.
+//! Saving in other forms: as plain LoRA, with embeddings; and which folder is read.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -22,7 +22,7 @@ fn plain() -> SaveOptions {
 }
 
 #[test]
-fn adapters_that_changed_the_base_are_saved_as_plain_lora_for_the_base_as_it_was() {
+fn adapters_that_changed_the_base_are_saved_as_plain_lora_for_the_original_base() {
     for init in [LoraInit::Pissa, LoraInit::PissaIterations(4), LoraInit::Olora] {
         for rslora in [false, true] {
             let what = format!("{init:?}, rank-stabilised: {rslora}");
@@ -39,7 +39,7 @@ fn adapters_that_changed_the_base_are_saved_as_plain_lora_for_the_base_as_it_was
             model.save_pretrained_with(folder.path(), "default", plain()).unwrap();
             let mut other = base.clone();
             other.load_adapter(folder.path(), "default").unwrap();
-            // The part that was taken out comes back through sums of another order; outputs are around 10.
+            // The part that was taken out is added back in a different order of summation; outputs are around 10.
             assert_close(&other.forward(&x), &model.forward(&x), Tolerance::absolute(1e-3), &what);
             let before = base.base_state_dict();
             assert!(
@@ -75,7 +75,7 @@ fn a_fresh_adapter_that_changed_the_base_is_zero_as_plain_lora() {
 }
 
 #[test]
-fn plain_lora_saved_as_plain_lora_is_what_it_was() {
+fn plain_lora_saved_as_plain_lora_is_unchanged() {
     let model = Model::new().with(&lora(), "default");
     let [usual, asked] = [SaveOptions::new(), plain()].map(|options| {
         let folder = tempfile::tempdir().unwrap();
@@ -87,7 +87,7 @@ fn plain_lora_saved_as_plain_lora_is_what_it_was() {
 }
 
 #[test]
-fn other_methods_have_no_form_as_plain_lora() {
+fn other_methods_cannot_be_saved_as_plain_lora() {
     let adalora = AdaLoraConfig::new(2, 1, 10).with_targets(["head"]);
     let model = Model::new().with(&adalora, "default");
     let folder = tempfile::tempdir().unwrap();
@@ -97,7 +97,7 @@ fn other_methods_have_no_form_as_plain_lora() {
     assert!(std::fs::read_dir(folder.path()).unwrap().next().is_none());
 }
 
-/// A language model by the names of its embeddings.
+/// A language model, judging by the names of its embeddings.
 #[derive(Clone, Injectable)]
 #[peft(input_embedding = "embed_tokens", output_embedding = "lm_head")]
 struct Language {
@@ -114,7 +114,7 @@ fn language() -> Language {
     }
 }
 
-/// A folder with an acting adapter, saved in this way, and the model.
+/// A folder with an acting adapter, saved with these options, and the model.
 fn saved(config: &LoraConfig, embeddings: SaveEmbeddings) -> (tempfile::TempDir, Language) {
     let mut model = language();
     model.inject_adapter(config, "default").unwrap();
@@ -168,7 +168,7 @@ fn plain_lora_is_saved_without_the_weight_that_an_init_took_from() {
     let mut model = base.clone();
     let pissa = on(&["embed_tokens", "lm_head"]).with_init(LoraInit::Pissa);
     model.inject_adapter(&pissa, "default").unwrap();
-    // Factors that training has moved, on the weight that the init left.
+    // Trained factors, on the weight that the init left.
     let mut state = model.adapter_state_dict("default").unwrap();
     for (key, tensor) in state.iter_mut().filter(|(key, _)| key.contains("lora_")) {
         *tensor = tensor.affine(1.5, 0.25 * key.len() as f64 / 50.0).unwrap();
@@ -203,17 +203,17 @@ fn embedding_weights_in_a_file_replace_those_of_the_model_that_loads_it() {
 }
 
 #[test]
-fn a_name_that_is_none_of_the_folders_adapters_is_not_answered_by_another_one() {
+fn a_name_that_no_adapter_in_the_folder_has_does_not_load_another_one() {
     let mut model = Model::new().with(&lora(), "default");
     model.add(&lora(), "chat");
     let folder = tempfile::tempdir().unwrap();
     model.save_pretrained(folder.path(), "default").unwrap();
-    // The only adapter of a folder may be given any name, as in PEFT.
+    // The only adapter in a folder may be given any name, as in PEFT.
     let mut other = Model::new();
     let report = other.load_adapter(folder.path(), "mine").unwrap();
     assert_eq!(report.folder, folder.path());
     assert_eq!(texts(&report.injection.adapted), ["block.out", "head"]);
-    // In a folder with several, the names are theirs.
+    // In a folder with several, the names have to match.
     model.save_pretrained(folder.path(), "chat").unwrap();
     let error = other.load_adapter(folder.path(), "caht").unwrap_err().chain();
     assert!(error.contains("`caht`") && error.contains("`chat`"), "{error}");

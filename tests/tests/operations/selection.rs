@@ -1,4 +1,4 @@
-//! Which modules a config means where it names none, and the rarer ways to name them.
+//! Which modules a config selects if it names none, and the rarer ways to name them.
 
 use candle_nn::Linear;
 use peft_runtime::adapter::AdapterMethod;
@@ -8,7 +8,7 @@ use peft_runtime::{Error, InjectionReport};
 
 use crate::{Model, linear, texts};
 
-/// The layers of a Llama block that PEFT's tables name, and one they do not.
+/// The layers of a Llama block that PEFT's tables name, and one that they do not.
 #[derive(Clone, Injectable)]
 #[peft(model_type = "llama")]
 struct Llama {
@@ -112,7 +112,7 @@ fn a_block_pattern_may_have_groups_of_its_own() {
 }
 
 #[test]
-fn all_linear_rules_out_nothing_where_a_file_excludes_it_and_is_refused_from_a_caller() {
+fn excluding_all_linear_has_no_effect_in_a_file_and_is_refused_from_a_caller() {
     let config = LoraConfig::new(2, 4.0).with_targets(["head"]);
     let folder = tempfile::tempdir().unwrap();
     Model::new().with(&config, "default").save_pretrained(folder.path(), "default").unwrap();
@@ -131,7 +131,7 @@ fn all_linear_rules_out_nothing_where_a_file_excludes_it_and_is_refused_from_a_c
 
 #[test]
 fn a_sum_of_adapters_with_layer_filters_covers_only_their_layers() {
-    // Of two layers called `lin`, the first adapter has the one whose name ends the path of the other.
+    // Of two layers called `lin`, the first adapter is on the one whose name is the end of the other's path.
     let filtered = LoraConfig::new(2, 4.0).with_targets(["lin"]).with_exclude_modules(["block.lin"]);
     let mut model = Model::new().with(&filtered, "a");
     model.add(&LoraConfig::new(2, 4.0).with_targets(["head"]), "b");

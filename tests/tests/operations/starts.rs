@@ -1,4 +1,4 @@
-//! How factors start: what the laws do not say of the inits that look at the weight.
+//! How factors start: what the laws do not cover about inits that depend on the weight.
 
 use candle_core::Tensor;
 use peft_runtime::method::LoftqConfig;
@@ -23,7 +23,7 @@ fn errors(base: &Model, config: &LoraConfig) -> (f32, f32) {
 }
 
 #[test]
-fn loftq_makes_up_for_a_part_of_the_quantisation_and_more_ranks_for_more() {
+fn loftq_makes_up_for_part_of_the_quantisation_and_for_more_with_more_ranks() {
     let base = Model::new();
     let loftq = |rank: usize, bits: usize| {
         // The factors are not divided by the scaling, as in PEFT: it has to be 1.
@@ -46,7 +46,7 @@ fn pissa_takes_out_more_than_olora_and_both_give_it_back() {
         taken
     };
     let (pissa, olora) = (taken(LoraInit::Pissa), taken(LoraInit::Olora));
-    // No three ranks hold more of a matrix than the leading three; a search that converges finds them.
+    // No rank-3 part holds more of a matrix than the three largest singular values; a search that converges finds them.
     assert!(pissa > olora && olora > 0.0, "{pissa} {olora}");
     let searched = taken(LoraInit::PissaIterations(200));
     assert!((pissa - searched).abs() < 1e-3 * pissa, "{pissa} {searched}");

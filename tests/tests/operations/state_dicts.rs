@@ -1,4 +1,4 @@
-//! Adapters read off a state dict, and the base model's own state dict.
+//! Adapters injected from a state dict, and the base model's own state dict.
 
 use std::collections::BTreeMap;
 
@@ -21,14 +21,14 @@ fn source(base: &Model, config: &dyn AdapterMethod, x: &Tensor) -> (State, Tenso
     (model.adapter_state_dict("source").unwrap(), model.forward(x))
 }
 
-/// The base with an adapter read off the state dict.
+/// The base model with an adapter injected from the state dict.
 fn injected(base: &Model, state: &State, config: &dyn AdapterMethod) -> (Model, InjectionReport) {
     let mut model = base.clone();
     let report = model.inject_adapter_from_state_dict(state, config, "x").unwrap();
     (model, report)
 }
 
-/// Checks that `config`, which names no layers and no ranks, makes the same adapter from the keys of the state dict.
+/// Checks that `config`, which names no layers and no ranks, gives the same adapter from the keys of the state dict.
 fn reads_off(full: &dyn AdapterMethod, config: &dyn AdapterMethod, adapted: &[&str]) -> Model {
     let (base, x) = (Model::new(), Model::input());
     let (state, output) = source(&base, full, &x);
@@ -42,10 +42,10 @@ fn reads_off(full: &dyn AdapterMethod, config: &dyn AdapterMethod, adapted: &[&s
 }
 
 #[test]
-fn targets_and_ranks_are_read_off_the_keys_and_the_rest_is_the_configs() {
+fn targets_and_ranks_are_read_off_the_keys_and_the_rest_comes_from_the_config() {
     let full = LoraConfig::new(2, 8.0).with_targets(["out", "head"]).with_rank_pattern([("head", 3)]);
     let model = reads_off(&full, &LoraConfig::new(99, 8.0), &["block.out", "head"]);
-    assert!(!model.trainable_parameters().is_empty(), "it is there to be trained on");
+    assert!(!model.trainable_parameters().is_empty(), "it can be trained further");
     // What is saved can be loaded, with both ranks.
     let folder = tempfile::tempdir().unwrap();
     model.save_pretrained(folder.path(), "x").unwrap();
@@ -57,7 +57,7 @@ fn targets_and_ranks_are_read_off_the_keys_and_the_rest_is_the_configs() {
 }
 
 #[test]
-fn one_tensor_under_two_names_is_an_error_that_has_both() {
+fn one_tensor_under_two_names_is_an_error_that_gives_both() {
     let mut model = Model::new().with(&lora(), "x");
     let mut state = model.adapter_state_dict("x").unwrap();
     let long = "base_model.model.head.lora_A.weight";
@@ -74,7 +74,7 @@ fn one_tensor_under_two_names_is_an_error_that_has_both() {
 }
 
 #[test]
-fn the_alpha_is_the_configs() {
+fn alpha_comes_from_the_config() {
     let (base, x) = (Model::new(), Model::input());
     let (state, _) = source(&base, &lora(), &x);
     let (model, _) = injected(&base, &state, &LoraConfig::new(8, 12.0));
@@ -102,11 +102,11 @@ fn a_layer_is_selected_without_the_one_whose_path_ends_in_its_name() {
     model.save_pretrained(folder.path(), "x").unwrap();
     let mut other = Model::new();
     let report = other.load_adapter(folder.path(), "x").unwrap();
-    assert_eq!(texts(&report.injection.adapted), ["lin"], "the saved config means only that layer, too");
+    assert_eq!(texts(&report.injection.adapted), ["lin"], "the saved config also selects only that layer");
 }
 
 #[test]
-fn biases_that_train_along_make_no_copies_of_their_layers() {
+fn biases_that_train_do_not_make_copies_of_their_layers() {
     let full = lora().with_bias(Bias::All);
     let model = reads_off(&full, &LoraConfig::new(2, 4.0).with_bias(Bias::All), &["block.out", "head"]);
     assert!(!model.module_tree().contains("ModulesToSaveWrapper"));
@@ -220,7 +220,7 @@ fn base_weights_can_be_replaced_under_an_adapter() {
     let (base, other, x) = (Model::new(), Model::new(), Model::input());
     let mut model = base.with(&lora(), "a");
     let state = model.adapter_state_dict("a").unwrap();
-    // Values come in any precision that holds them.
+    // Values may have any precision that holds them.
     let wide = other.base_state_dict().into_iter();
     let wide: State = wide.map(|(key, tensor)| (key, tensor.to_dtype(DType::F64).unwrap())).collect();
     model.load_base_state_dict(&wide).unwrap();
@@ -253,7 +253,7 @@ fn base_weights_that_do_not_fit_are_all_named() {
 }
 
 #[test]
-fn of_tied_weights_one_name_is_enough() {
+fn one_name_is_enough_for_tied_weights() {
     #[derive(Injectable)]
     struct Tied {
         embed: Adapted<Embedding>,

@@ -1,4 +1,4 @@
-//! What layers and the model say of their adapters.
+//! What layers and the model report about their adapters.
 
 use std::collections::BTreeMap;
 
@@ -37,7 +37,7 @@ fn every_layer_with_a_place_for_adapters_has_a_status_in_model_order() {
     for layer in &status {
         let available = layer.available_adapters.clone();
         assert!(layer.enabled && layer.merged_adapters.is_empty());
-        assert_eq!(layer.active_adapters, ["a"], "also where the layer does not have it");
+        assert_eq!(layer.active_adapters, ["a"], "even where the layer does not have it");
         assert_eq!(layer.trainable, available.iter().map(|name| (name.clone(), true)).collect());
         assert_eq!(layer.devices, available.into_iter().map(|name| (name, ["cpu"].into())).collect());
     }

@@ -1,7 +1,8 @@
-//! Laws over random shapes, ranks, dtypes and sets of adapters; what is expected is worked out by candle's plain ops.
+//! Laws over random shapes, ranks, dtypes and sets of adapters; expected values are computed with candle's plain ops.
 //!
 //! The random numbers are the same in every run.
 
+mod layer_cases;
 mod layers;
 mod methods;
 mod sequences;
@@ -34,7 +35,7 @@ fn run<S: Strategy>(strategy: S, cases: u32, test: impl Fn(S::Value)) {
     TestRunner::new_with_rng(config, rng).run(&strategy, attempt).unwrap();
 }
 
-/// Moves every tensor of an adapter somewhere else.
+/// Changes every tensor of an adapter.
 fn perturb<M: Injectable>(generator: &mut Generator, model: &mut M, name: &str) {
     let mut state = model.adapter_state_dict(name).unwrap();
     for tensor in state.values_mut() {
@@ -47,7 +48,7 @@ fn wide(tensor: &Tensor) -> Tensor {
     tensor.to_dtype(DType::F64).unwrap()
 }
 
-/// Asserts that two results are the same but for roundings of the type, seen from their largest value.
+/// Asserts that two results are the same up to rounding in the type, relative to their largest value.
 #[track_caller]
 fn assert_near(found: &Tensor, expected: &Tensor, dtype: DType, what: &str) {
     assert_close(found, expected, FloatType::of(dtype).rounding_of(expected), what);

@@ -69,13 +69,13 @@ impl Method {
     }
 }
 
-/// A linear map that computes what a layer and the adapters so far compute.
+/// A linear map equal to a layer with the adapters so far.
 struct LinearMap {
     weight: Tensor,
     bias: Tensor,
 }
 
-/// The tensor of an adapter under the end of its key.
+/// The tensor of an adapter, by the end of its key.
 fn find(model: &Model, name: &str, end: &str) -> Tensor {
     let state = model.adapter_state_dict(name).unwrap();
     state[&format!("base_model.model.layer.{end}")].clone()
@@ -106,7 +106,7 @@ fn kronecker(first: &Tensor, second: &Tensor) -> Tensor {
 }
 
 impl LinearMap {
-    /// The map with one adapter more; `own` is the layer's.
+    /// The map with one more adapter; `own` is the layer's map.
     fn then(self, method: &Method, model: &Model, name: &str, own: &Self) -> Self {
         let Self { weight, bias } = self;
         match *method {
@@ -119,7 +119,7 @@ impl LinearMap {
                 let lengths = (&own.weight + &delta).unwrap().sqr().unwrap().sum(1).unwrap().sqrt().unwrap();
                 let factor = (find(model, name, "lora_magnitude_vector") / lengths).unwrap();
                 let sum = (weight + delta).unwrap();
-                // Of the bias only what adapters have made of it is scaled.
+                // Of the bias, only the part that adapters added is scaled.
                 let change = ((bias - &own.bias).unwrap() * &factor).unwrap();
                 let weight = sum.broadcast_mul(&factor.unsqueeze(1).unwrap()).unwrap();
                 Self { weight, bias: (change + &own.bias).unwrap() }
@@ -153,7 +153,7 @@ impl LinearMap {
     }
 }
 
-/// The model with all adapters active, an input, and the map by hand.
+/// The model with all adapters active, an input, and the map computed by hand.
 fn models(case: &Case) -> (Model, Tensor, LinearMap) {
     let mut generator = Generator::from_seed(case.seed);
     let weight = generator.uniform(&[case.outputs, case.inputs], 1.0, DType::F64).unwrap();

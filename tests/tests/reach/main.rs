@@ -1,7 +1,8 @@
-//! What a LoRA config reaches apart from whole layers: rows of embeddings, bare parameters, repeated blocks.
+//! What a LoRA config reaches besides whole layers: rows of embeddings, bare parameters, repeated blocks.
 
 mod parameters;
 mod replication;
+mod token_model;
 mod tokens;
 
 use peft_runtime::adapter::AdapterMethod;

@@ -1,4 +1,4 @@
-//! `target_parameters`: bare weights, matrices or one for each expert.
+//! `target_parameters`: bare weights, either one matrix or one for each expert.
 
 use candle_core::Tensor;
 use candle_nn::{Linear, Module};
@@ -10,7 +10,7 @@ use peft_tests::tensors::{distance, random, randomise, same_bits};
 
 use crate::{keys, refusal, texts};
 
-/// A layer and a bare weight of one name, as mixtures have them.
+/// A layer and a bare weight of the same name, as mixtures of experts have them.
 #[derive(Clone, Injectable)]
 struct Model {
     mlp: Mlp,
@@ -74,7 +74,7 @@ fn factors(model: &Model, name: &str, place: &str) -> (Tensor, Tensor) {
     (factor("A"), factor("B"))
 }
 
-/// `ΔW[e, o, i] = s·Σ_ρ B[o, ρ, e]·A[e, ρ, i]`, number by number: A has expert by expert, B rank by rank.
+/// `ΔW[e, o, i] = s·Σ_ρ B[o, ρ, e]·A[e, ρ, i]`, element by element: A is ordered by expert, B by rank.
 fn update(a: &Tensor, b: &Tensor, rank: usize, scaling: f32) -> Vec<Vec<Vec<f32>>> {
     let (a, b) = (a.to_vec2::<f32>().unwrap(), b.to_vec2::<f32>().unwrap());
     let element = |e: usize, o: usize, i: usize| -> f32 {
@@ -96,7 +96,7 @@ fn assert_near(found: &Tensor, expected: &Tensor, what: &str) {
 }
 
 #[test]
-fn a_matrix_is_adapted_as_a_linear_layer_is() {
+fn a_matrix_is_adapted_like_a_linear_layer() {
     let model = acting(&["gate.proj"], "a");
     assert_eq!(keys(&model, "a"), ["gate.lora_A.weight", "gate.lora_B.weight"]);
     let (a, b) = factors(&model, "a", "gate");
@@ -106,7 +106,7 @@ fn a_matrix_is_adapted_as_a_linear_layer_is() {
 }
 
 #[test]
-fn experts_have_a_product_each_with_the_factors_in_pefts_order() {
+fn each_expert_has_its_own_product_with_the_factors_in_pefts_order() {
     let model = acting(&["experts.up"], "a");
     assert_eq!(keys(&model, "a"), ["experts.lora_A.weight", "experts.lora_B.weight"]);
     let (a, b) = factors(&model, "a", "experts");
@@ -127,7 +127,7 @@ fn transposed_experts_store_the_inputs_first() {
 
 #[test]
 fn several_parameters_of_a_module_nest_in_the_order_of_the_model() {
-    // In whatever order they are named.
+    // Whatever the order in which they are named.
     for names in [["experts.up", "experts.down"], ["experts.down", "experts.up"]] {
         let model = acting(&names, "a");
         let wanted = ["experts.base_layer.lora_A.weight", "experts.base_layer.lora_B.weight"];
@@ -149,7 +149,7 @@ fn several_parameters_of_a_module_nest_in_the_order_of_the_model() {
 }
 
 #[test]
-fn a_fresh_adapter_leaves_the_weight_and_a_disabled_one_gives_it_back() {
+fn a_fresh_adapter_leaves_the_weight_unchanged_and_disabling_restores_it() {
     let mut model = model();
     let before = model.experts.up.weight().unwrap();
     model.inject_adapter(&lora(&["experts.up"]), "a").unwrap();
@@ -198,7 +198,7 @@ fn gradients_reach_both_factors_and_not_the_weight() {
 }
 
 #[test]
-fn what_several_adapters_add_adds_up() {
+fn the_updates_of_several_adapters_add_up() {
     let mut model = acting(&["experts.up"], "a");
     add(&mut model, &["experts.up"], "b");
     let sum = (delta(&model, "a", "experts") + delta(&model, "b", "experts")).unwrap();
@@ -220,7 +220,7 @@ fn layers_and_parameters_may_be_adapted_together() {
 }
 
 #[test]
-fn names_of_modules_do_not_mean_parameters() {
+fn names_of_modules_do_not_refer_to_parameters() {
     let adapted = |config: &LoraConfig| -> Vec<String> {
         let report = model().inject_adapter(config, "a").unwrap();
         report.adapted.iter().chain(&report.copied).map(ToString::to_string).collect()
@@ -275,7 +275,7 @@ fn parameters_that_cannot_be_adapted_are_refused_and_say_why() {
         (gate().with_lora_bias(true), "`lora_bias` needs a layer"),
         (gate().with_dora(true), "`use_dora` needs a layer"),
         (gate().with_init(LoraInit::Pissa), "`init_lora_weights` needs a layer"),
-        (LoraConfig::new(13, 3.0).with_target_parameters(["gate.proj"]), "rank 13 is over the dimensions"),
+        (LoraConfig::new(13, 3.0).with_target_parameters(["gate.proj"]), "rank 13 is too large for"),
     ];
     for (config, says) in cases {
         let text = refusal(&mut model(), &config);

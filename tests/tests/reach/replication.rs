@@ -1,4 +1,4 @@
-//! `layer_replication`: the list of blocks is built anew from ranges of it, and the copies have adapters of their own.
+//! `layer_replication`: the list of blocks is rebuilt from ranges of it, and the copies have their own adapters.
 
 use candle_core::Tensor;
 use candle_nn::{Linear, Module};
@@ -37,7 +37,7 @@ impl Model {
         })
     }
 
-    /// What a model with these of the blocks would compute.
+    /// What a model with only these blocks would compute.
     fn forward_through(&self, order: &[usize], x: &Tensor) -> Tensor {
         let layers = order.iter().map(|number| self.layers[*number].clone()).collect();
         Self { first: self.first.clone(), layers }.forward(x)
@@ -57,7 +57,7 @@ fn the_list_of_blocks_becomes_the_ranges_one_after_the_other() {
     let adapted = texts(&report.adapted);
     assert_eq!(adapted, ["layers.0.lin", "layers.1.lin", "layers.2.lin", "layers.3.lin"]);
     assert_eq!(model.layers.len(), 4);
-    // A fresh adapter changes nothing of what the four blocks compute.
+    // A fresh adapter does not change what the four blocks compute.
     assert!(same_bits(&model.forward(&x), &base.forward_through(&[0, 1, 1, 2], &x)));
     let (before, after) = (base.base_state_dict(), model.base_state_dict());
     for (new, old) in [0, 1, 1, 2].into_iter().enumerate() {
@@ -129,7 +129,7 @@ fn a_second_adapter_with_the_same_ranges_finds_the_blocks_as_they_are() {
     model.inject_adapter(&lora(), "b").unwrap();
     assert_eq!(model.layers.len(), 4);
     assert!(same_bits(&model.forward(&x), &before));
-    // So do one from a file, and one that does not mention blocks.
+    // So does one from a file, and one that does not mention blocks.
     let folder = tempfile::tempdir().unwrap();
     model.save_pretrained(folder.path(), "b").unwrap();
     model.delete_adapter("b").unwrap();
@@ -160,13 +160,13 @@ fn adalora_repeats_blocks_as_well() {
 }
 
 #[test]
-fn ranges_that_cannot_be_are_refused_and_change_nothing() {
+fn impossible_ranges_are_refused_and_change_nothing() {
     let config = |ranges: &[(usize, usize)]| {
         let ranges = ranges.iter().map(|(start, end)| *start..*end);
         LoraConfig::new(1, 2.0).with_targets(["lin"]).with_layer_replication(ranges)
     };
     for (ranges, says) in [
-        ([(0, 2), (1, 4)], "the range 1..4 leaves `layers`, which has 3 blocks"),
+        ([(0, 2), (1, 4)], "the range 1..4 exceeds `layers`, which has 3 blocks"),
         ([(0, 2), (2, 2)], "the range 2..2 holds no block"),
         ([(2, 1), (0, 1)], "the range 2..1 holds no block"),
     ] {

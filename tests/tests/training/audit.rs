@@ -9,7 +9,7 @@ use peft_runtime::train::{AdamW, MissingCause, Schedule, Trainer, audit};
 use peft_tests::tensors::random;
 use peft_tests::training::{Method, Mlp};
 
-/// Attention with a softmax of choice, and a layer that is never called.
+/// Attention with a given softmax, and a layer that is never called.
 #[derive(Injectable)]
 struct Attention {
     norm: LayerNorm,
@@ -93,7 +93,7 @@ fn the_audit_says_why_adapters_do_not_act() {
     model.merge_adapters(&MergeOptions::active()).unwrap();
     assert_eq!(causes(&model, &GradStore::default()), only(MissingCause::Merged));
     model.unmerge_adapters().unwrap();
-    // An adapter that trains but waits is fine while another one acts, and is reported once none does.
+    // A trainable but inactive adapter is fine while another one is active, and is reported once none is.
     model.inject_adapter(&LoraConfig::new(2, 4.0).with_targets(["k_proj"]), "other").unwrap();
     audit(&model, &model.grads(softmax)).ensure_complete().unwrap();
     model.set_adapters(&[]).unwrap();
@@ -124,7 +124,7 @@ fn a_trainer_refuses_to_train_nothing() {
     let mut trainer = new(&model);
     model.disable_adapters();
     let x = Var::new(1f32, &Device::Cpu).unwrap();
-    // A loss that has a graph, and none of the adapter's.
+    // A loss whose graph contains none of the adapter's tensors.
     let loss = (model.loss(0).unwrap() * x.as_tensor()).unwrap();
     let error = trainer.step(&model, &loss).unwrap_err();
     assert!(error.to_string().contains("enable_adapters"), "{error}");

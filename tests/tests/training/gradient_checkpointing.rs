@@ -1,4 +1,4 @@
-//! Blocks that are computed once more in the backward pass.
+//! Blocks that are recomputed in the backward pass.
 
 use peft_runtime::prelude::*;
 use peft_runtime::train::audit;
@@ -8,7 +8,7 @@ use peft_tests::training::{Method, Mlp, input};
 #[test]
 fn recomputed_blocks_have_the_same_gradients_with_dropout() {
     let model = Mlp::adapted(Method::Lora).unwrap();
-    // A clone shares the variables, and its dropout begins where the model's does.
+    // A clone shares the variables, and its dropout starts from where the model's is.
     let twin = model.clone();
     for number in 0..3 {
         let x = input(number).unwrap();

@@ -1,4 +1,4 @@
-//! Training: optimisers, checkpoints of a run, losses that are not finite, the gradient audit, checkpoints of the graph.
+//! Training: optimisers, checkpoints of a run, losses that are not finite, the gradient audit, gradient checkpointing.
 
 mod audit;
 mod gradient_checkpointing;
@@ -10,7 +10,7 @@ use peft_runtime::prelude::*;
 use peft_tests::tensors::bits;
 use peft_tests::training::Mlp;
 
-/// The bits of everything that trains.
+/// The bits of everything that is trainable.
 fn trained(model: &Mlp) -> Vec<(String, Vec<u64>)> {
     let parameters = model.trainable_parameters().into_iter();
     parameters.map(|(name, var)| (name, bits(&var).unwrap())).collect()

@@ -85,7 +85,7 @@ fn accumulated_losses_train_as_their_mean() {
     }
 }
 
-/// A model with a layer of each sort that LoRA+ tells apart.
+/// A model with a layer of each kind that LoRA+ distinguishes.
 #[derive(Injectable)]
 struct Sorts {
     table: Adapted<Embedding>,

@@ -1,4 +1,4 @@
-//! Checkpoints of a run, and what it goes on with.
+//! Checkpoints of a run, and what a run resumes with.
 
 use std::path::Path;
 
@@ -16,12 +16,12 @@ fn step_folder(folder: &Path, step: u64) -> Vec<(String, Vec<u8>)> {
 }
 
 #[test]
-fn a_resumed_run_ends_with_the_bytes_of_one_without_a_break() {
+fn a_resumed_run_ends_with_the_bytes_of_an_uninterrupted_one() {
     for method in [Method::Lora, Method::AdaLora] {
         let folder = tempfile::tempdir().unwrap();
         let (through, broken) = (folder.path().join("through"), folder.path().join("broken"));
         let model = run(method, &through, 2, 30, || ()).unwrap();
-        // Breaks that are a checkpoint, that are none, and that come in the middle of the cuts of AdaLoRA.
+        // Breaks at a checkpoint, between checkpoints, and in the middle of AdaLoRA's pruning.
         for steps in [1, 4, 9, 9, 10, 17, 25] {
             run(method, &broken, 2, steps, || ()).unwrap();
         }
@@ -65,7 +65,7 @@ fn a_checkpoint_that_is_cut_short_is_passed_over() {
     let latest = checkpoints.latest().unwrap().unwrap();
     assert_eq!((latest.state().step, latest.state().batches), (2, 4));
     std::fs::write(folder.path().join("step-2/training.json"), "{").unwrap();
-    // Starting anew is not what somebody wants who has checkpoints.
+    // Somebody who has checkpoints does not want to start from the beginning.
     let error = checkpoints.latest().unwrap_err().chain();
     assert!(error.contains("optimizer.safetensors"), "{error}");
 }
@@ -83,7 +83,7 @@ fn a_checkpoint_of_another_run_is_refused_and_changes_nothing() {
     let error = trainer.resume(&other).unwrap_err().chain();
     assert!(error.contains("blocks.0.down.lora_A.default.weight"), "{error}");
     assert_eq!((trained(&other), trainer.steps()), (before, 0));
-    // Training on would mix two runs in one folder.
+    // Continuing to train would mix two runs in one folder.
     let error = trainer.step(&other, &other.loss(0).unwrap()).unwrap_err();
     assert!(matches!(error, Error::Checkpoint { .. }), "{error}");
 }

@@ -9,9 +9,10 @@ use peft_runtime::adapter::AdapterMethod;
 use peft_runtime::prelude::*;
 use peft_runtime::train::Schedule;
 
-/// Fine-tunes a language model of the Llama family on a text with an adapter, and shows what it writes before and after.
+/// Fine-tunes a language model of the Llama family on a text with an adapter, and shows what it writes before and
+/// after.
 ///
-/// Progress goes to standard error, results to standard output; the last line of it is one JSON object.
+/// Progress goes to standard error, and results to standard output, whose last line is one JSON object.
 #[derive(Parser)]
 pub struct Arguments {
     /// The model: a folder (`config.json`, safetensors weights, `tokenizer.json`), a GGUF file, or an id on the hub.
@@ -20,7 +21,8 @@ pub struct Arguments {
     /// A `tokenizer.json` to use instead of the model's own tokenizer.
     #[arg(long)]
     pub tokenizer: Option<PathBuf>,
-    /// The text: a `.txt` file, or a `.jsonl` file of objects with a `text`. Without it: the beginning of Alice in Wonderland.
+    /// The text: a `.txt` file, or a `.jsonl` file of objects with a `text`; the beginning of Alice in Wonderland by
+    /// default.
     #[arg(long)]
     pub data: Option<PathBuf>,
     /// The adapter method.
@@ -32,13 +34,13 @@ pub struct Arguments {
     /// The rank of the adapter.
     #[arg(long, default_value_t = 8)]
     pub rank: usize,
-    /// The adapter's alpha; twice the rank if it is not given.
+    /// The adapter's alpha; twice the rank by default.
     #[arg(long)]
     pub alpha: Option<f64>,
     /// The dropout on the adapter's input.
     #[arg(long, default_value_t = 0.0)]
     pub dropout: f64,
-    /// The layers to adapt, by name; all seven projections of a block if none are given, for IA3 those that PEFT takes.
+    /// The layers to adapt, by name; all seven projections of a block by default, for IA3 those that PEFT adapts.
     #[arg(long, value_delimiter = ',')]
     pub targets: Option<Vec<String>>,
     /// Tokens in a sequence.
@@ -47,7 +49,7 @@ pub struct Arguments {
     /// Sequences in a batch.
     #[arg(long, default_value_t = 1)]
     pub batch: usize,
-    /// Batches to one step of the optimiser.
+    /// Batches in one step of the optimiser.
     #[arg(long, default_value_t = 1)]
     pub accumulate: usize,
     /// Steps of the optimiser.
@@ -56,47 +58,47 @@ pub struct Arguments {
     /// The highest learning rate.
     #[arg(long, default_value_t = 5e-4)]
     pub lr: f64,
-    /// How the learning rate goes after a warm-up over the first 5% of the steps.
+    /// How the learning rate continues after a warm-up over the first 5% of the steps.
     #[arg(long, value_enum, default_value_t = Decay::Cosine)]
     pub schedule: Decay,
-    /// Shortens gradients that are longer than this.
+    /// Scales gradients with a larger norm down to this norm.
     #[arg(long, default_value_t = 1.0)]
     pub clip: f64,
-    /// Computes each block once more in the backward pass: less memory, more time.
+    /// Computes each block again in the backward pass: less memory, more time.
     #[arg(long)]
     pub checkpointing: bool,
-    /// Steps between two looks at the held-out text.
+    /// Steps between two evaluations on the held-out text.
     #[arg(long, default_value_t = 25)]
     pub eval_every: u64,
     /// Saves the adapter here, and checkpoints in its subfolder `checkpoints`.
     #[arg(long)]
     pub save: Option<PathBuf>,
-    /// Steps between two checkpoints; without it there are none.
+    /// Steps between two checkpoints; none are saved by default.
     #[arg(long, requires = "save")]
     pub checkpoint_every: Option<u64>,
-    /// Goes on from the newest checkpoint, if there is one.
+    /// Resumes from the newest checkpoint, if there is one.
     #[arg(long, requires = "save")]
     pub resume: bool,
-    /// Writes what the trained model computes for the first sequence of the held-out text here, as safetensors: `input_ids`
-    /// and `logits`.
+    /// Writes the trained model's `input_ids` and `logits` for the first sequence of the held-out text here, as
+    /// safetensors.
     #[arg(long)]
     pub logits: Option<PathBuf>,
     /// Draws the losses here, as PNG.
     #[arg(long)]
     pub plot: Option<PathBuf>,
-    /// What the model goes on from, before and after training; the beginning of the held-out text if it is not given.
+    /// The text that the model continues before and after training; the beginning of the held-out text by default.
     #[arg(long)]
     pub prompt: Option<String>,
-    /// Tokens to write.
+    /// Tokens to generate.
     #[arg(long, default_value_t = 60)]
     pub new_tokens: usize,
-    /// How freely tokens are drawn; at 0 the most probable one is taken.
+    /// How freely tokens are drawn; 0 always takes the most probable one.
     #[arg(long, default_value_t = 0.7)]
     pub temperature: f64,
     /// The seed of the batches, the adapter and the drawn tokens.
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
-    /// Threads to compute on; as many as the machine has cores if it is not given.
+    /// Threads to compute on; all cores by default.
     #[arg(long)]
     pub threads: Option<usize>,
 }
@@ -108,20 +110,21 @@ pub enum Method {
     Lora,
     /// The same on quantized weights.
     Qlora,
-    /// Low-rank factors, and lengths of their own for the directions of the weight.
+    /// Low-rank factors, and separate magnitudes for the directions of the weight.
     Dora,
-    /// Factors with singular values, of which training drops some: `--rank` on average in the end, half as much more at first.
+    /// Factors with singular values, some of which training drops: 1.5 times `--rank` at first, `--rank` on average
+    /// in the end.
     Adalora,
-    /// Scales on keys, values and the input of the layer that leaves the feed-forward part.
+    /// Scales on keys, values and the input of the last layer of the feed-forward part.
     Ia3,
 }
 
-/// How the learning rate goes after the warm-up.
+/// How the learning rate continues after the warm-up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Decay {
-    /// It stays.
+    /// It stays the same.
     Constant,
-    /// It falls evenly to zero.
+    /// It falls linearly to zero.
     Linear,
     /// It falls along half a cosine wave.
     Cosine,
@@ -130,7 +133,7 @@ pub enum Decay {
 /// The projections of a block.
 const PROJECTIONS: [&str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
 
-/// Of these, the one whose input IA3 scales.
+/// The projection whose input IA3 scales.
 const FEEDFORWARD: &str = "down_proj";
 
 impl Arguments {
@@ -171,14 +174,14 @@ impl Arguments {
     fn ia3(&self) -> Ia3Config {
         let config =
             Ia3Config::new().with_task_type("CAUSAL_LM").with_base_model(&self.model).with_seed(self.seed);
-        // Without targets, those that PEFT has for the model's type.
+        // Without targets, those that PEFT has for the model type.
         let Some(names) = &self.targets else { return config };
         let feedforward = names.iter().filter(|name| name.ends_with(FEEDFORWARD));
         let feedforward = TargetModules::names(feedforward.cloned());
         config.with_targets(names.as_slice()).with_feedforward(feedforward)
     }
 
-    /// The schedule of the learning rate.
+    /// The learning rate schedule.
     pub fn schedule(&self) -> Schedule {
         let schedule = match self.schedule {
             Decay::Constant => Schedule::constant(),

@@ -13,16 +13,16 @@ use super::language::Language;
 /// The beginning of a book; see `data/README.md` for its origin.
 const ALICE: &str = include_str!("../../../data/alice.txt");
 
-/// One token of so many is held out.
+/// One token in this many is held out.
 const HELD_OUT: usize = 10;
 
-/// The most sequences of the held-out text that are looked at.
+/// The most sequences of the held-out text that are evaluated.
 const MOST_WINDOWS: usize = 16;
 
-/// Tokens of the held-out text that make a prompt.
+/// The tokens of the held-out text that form the prompt.
 const PROMPT: usize = 24;
 
-/// A text as tokens, of which the last ones are held out.
+/// A text as tokens, the last of which are held out.
 pub struct Data {
     training: Vec<u32>,
     held_out: Vec<u32>,
@@ -37,7 +37,7 @@ impl Data {
             Some(path) => read(path, language).with_context(|| format!("reading {}", path.display()))?,
         };
         let held_out = training.split_off(training.len() - training.len() / HELD_OUT);
-        ensure!(seq > 1, "`--seq` has to be at least 2");
+        ensure!(seq > 1, "`--seq` must be at least 2");
         ensure!(
             training.len() > seq && held_out.len() > 1,
             "{} tokens are too few for sequences of {seq}, with one in {HELD_OUT} held out",
@@ -53,7 +53,7 @@ impl Data {
 
     /// Batch `number` of a run with this seed, `[batch, seq]`: pieces of the text from random places.
     pub fn batch(&self, number: u64, batch: usize, seed: u64) -> candle_core::Result<Tensor> {
-        // Each batch has a stream of its own: a resumed run goes on with the batch that comes next.
+        // Each batch has a stream of its own: a resumed run continues with the batch that comes next.
         let mut random = ChaCha8Rng::seed_from_u64(seed);
         random.set_stream(number);
         let mut tokens = Vec::with_capacity(batch * self.seq);
@@ -87,7 +87,7 @@ fn read(path: &Path, language: &Language) -> Result<Vec<u32>> {
         let text = value.get("text").and_then(Value::as_str);
         let text = text.with_context(|| format!("line {} has no string called `text`", number + 1))?;
         tokens.extend(language.encode(text)?);
-        // Texts are kept apart by what ends one.
+        // Texts are separated by the token that ends one.
         tokens.extend(language.last.first());
     }
     Ok(tokens)

@@ -14,9 +14,9 @@ use super::vocabulary;
 /// A model's tokenizer, and the tokens that begin and end a text.
 pub struct Language {
     tokenizer: Tokenizer,
-    /// What begins every text, where the tokenizer does not know it by itself.
+    /// The token that begins every text, where the tokenizer does not add it itself.
     first: Option<u32>,
-    /// What the model ends a text with.
+    /// The tokens with which the model ends a text.
     pub last: Vec<u32>,
 }
 

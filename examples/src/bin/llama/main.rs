@@ -30,7 +30,7 @@ fn main() -> Result<()> {
     on_threads(arguments.threads, || run(&arguments))
 }
 
-/// Loads, trains, and shows what came of it.
+/// Loads, trains, and shows the result.
 fn run(arguments: &Arguments) -> Result<()> {
     let path = model_path(&arguments.model)?;
     let language = Language::open(&path, arguments.tokenizer.as_deref())?;
@@ -64,7 +64,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     run.train(&mut model)?;
     let after = run.evaluate(&mut model)?;
     model.eval();
-    result(format!("held-out loss in the end: {after:.4}\n"));
+    result(format!("held-out loss at the end: {after:.4}\n"));
     result(format!("after training:\n{}\n", write(&model)?));
     if let Some(table) = run.ranks() {
         say(table);
@@ -102,7 +102,7 @@ fn write_files(arguments: &Arguments, data: &Data, model: &LlamaModel, run: &Run
     Ok(())
 }
 
-/// What the model computes for the first sequence of the held-out text, for others to compare theirs with.
+/// Writes what the model computes for the first sequence of the held-out text, so that others can compare with it.
 fn write_logits(data: &Data, model: &LlamaModel, path: &Path) -> Result<()> {
     let ids = data.held_out().next().context("there is no held-out text")??;
     let logits = no_grad(|| model.forward(&ids, None))?;
@@ -112,7 +112,7 @@ fn write_logits(data: &Data, model: &LlamaModel, path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The model of a folder or a GGUF file; with QLoRA its linear layers are quantized.
+/// The model in a folder or a GGUF file; with QLoRA its linear layers are quantized.
 fn load(arguments: &Arguments, path: &Path) -> Result<LlamaModel> {
     let device = &Device::Cpu;
     let quantized = arguments.method == Method::Qlora;

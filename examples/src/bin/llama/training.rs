@@ -1,4 +1,4 @@
-//! The run: steps, looks at the held-out text, checkpoints, curves.
+//! The run: steps, evaluations on the held-out text, checkpoints, curves.
 
 use std::path::Path;
 use std::time::Instant;
@@ -15,17 +15,17 @@ use serde_json::json;
 use super::arguments::{Arguments, Method};
 use super::data::Data;
 
-/// Batches over which the loss that is shown is averaged.
+/// The number of batches over which the displayed loss is averaged.
 const WINDOW: usize = 20;
 
-/// A run of training.
+/// A training run.
 pub struct Run<'a> {
     arguments: &'a Arguments,
     data: &'a Data,
     trainer: Trainer,
-    /// The loss of each batch, and the number of steps taken then.
+    /// The number of steps taken, and the loss of the batch then.
     losses: Vec<(f64, f64)>,
-    /// The loss on the held-out text, and the number of steps taken then.
+    /// The number of steps taken, and the loss on the held-out text then.
     held_out: Vec<(f64, f64)>,
     /// The tokens of this run's batches, and the seconds they took.
     tokens: usize,
@@ -33,7 +33,7 @@ pub struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    /// A run at its beginning or, with `--resume`, where the newest checkpoint left it.
+    /// A run at its beginning or, with `--resume`, at the newest checkpoint.
     pub fn new(arguments: &'a Arguments, data: &'a Data, model: &LlamaModel) -> Result<Self> {
         let optimizer = AdamW::for_model(model, arguments.lr)?;
         let Arguments { batch, seq, seed, .. } = *arguments;
@@ -54,16 +54,16 @@ impl<'a> Run<'a> {
             match trainer.resume(model)? {
                 Some(checkpoint) => {
                     let found = &checkpoint.state().notes;
-                    ensure!(*found == notes, "the checkpoint's run had {found}, and this one has {notes}");
-                    say(format!("going on from {}", checkpoint.folder().display()));
+                    ensure!(*found == notes, "the checkpoint's run had {found}, but this one has {notes}");
+                    say(format!("resuming from {}", checkpoint.folder().display()));
                 }
-                None => say("there is no checkpoint yet: starting anew"),
+                None => say("there is no checkpoint yet: starting from the beginning"),
             }
         }
         Ok(Self { arguments, data, trainer, losses: vec![], held_out: vec![], tokens: 0, seconds: 0.0 })
     }
 
-    /// Takes all steps that are left, with looks at the held-out text in between.
+    /// Takes all remaining steps, with evaluations on the held-out text in between.
     pub fn train(&mut self, model: &mut LlamaModel) -> Result<()> {
         let steps = self.arguments.steps;
         let progress = bar(steps as usize, "training");
@@ -95,7 +95,7 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// The mean loss on the held-out text, noted for the plot; the model is in training mode afterwards.
+    /// The mean loss on the held-out text, which is recorded for the plot; the model is in training mode afterwards.
     pub fn evaluate(&mut self, model: &mut LlamaModel) -> Result<f64> {
         model.eval();
         let (mut sum, mut count) = (0.0, 0.0);
@@ -118,7 +118,7 @@ impl<'a> Run<'a> {
         format!("loss {mean:.3}")
     }
 
-    /// The tokens of this run's batches a second; `None` if there were none.
+    /// The tokens of this run's batches per second; `None` if there were none.
     pub fn tokens_per_second(&self) -> Option<f64> {
         (self.tokens > 0).then(|| self.tokens as f64 / self.seconds)
     }
@@ -128,7 +128,7 @@ impl<'a> Run<'a> {
         self.seconds
     }
 
-    /// The rank that each layer has kept, if the method shares out ranks.
+    /// The rank that each layer has kept, if the method allocates ranks.
     pub fn ranks(&self) -> Option<String> {
         let allocator = self.trainer.rank_allocator()?;
         let mut table = format!("ranks, {} in all:", allocator.budget());
@@ -154,7 +154,7 @@ impl<'a> Run<'a> {
     }
 }
 
-/// What the process took at most so far, where the system tells.
+/// The most memory that the process has used so far, where the system reports it.
 fn memory() -> String {
     peak_resident_mib().map(|memory| format!(", {memory} MiB")).unwrap_or_default()
 }

@@ -1,4 +1,4 @@
-//! The tokenizer that a GGUF file carries.
+//! The tokenizer in a GGUF file.
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use candle_core::quantized::gguf_file::{Content, Value as Metadata};
@@ -9,7 +9,7 @@ use tokenizers::Tokenizer;
 const CONTROL: i64 = 3;
 const ADDED: i64 = 4;
 
-/// How Llama 3 and Qwen 2 cut a text into words, but for the digits of a number that stay together.
+/// How Llama 3 and Qwen 2 split a text into words, except for how many digits of a number stay together.
 const WORDS: [&str; 2] = [
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|",
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
@@ -20,7 +20,7 @@ pub fn tokenizer(content: &Content) -> Result<Tokenizer> {
     let kind = text(content, "tokenizer.ggml.model")?;
     ensure!(
         kind == "gpt2",
-        "its tokenizer is of the kind `{kind}`; only byte-level ones (`gpt2`) are read from GGUF files, so name a \
+        "its tokenizer is of the kind `{kind}`; only byte-level ones (`gpt2`) are read from GGUF files; pass a \
          `tokenizer.json` with `--tokenizer`"
     );
     let tokens = strings(content, "tokenizer.ggml.tokens")?;
@@ -63,7 +63,7 @@ pub fn tokenizer(content: &Content) -> Result<Tokenizer> {
     Tokenizer::from_bytes(file.to_string()).map_err(|error| anyhow!("{error}"))
 }
 
-/// How a text is cut into words before it becomes tokens, by llama.cpp's name for it.
+/// How a text is split into words before it becomes tokens, by llama.cpp's name for it.
 fn pre_tokenizer(words: &str) -> Result<Value> {
     let split = |digits: &str| {
         let pattern = [WORDS[0], digits, WORDS[1]].concat();
@@ -75,8 +75,8 @@ fn pre_tokenizer(words: &str) -> Result<Value> {
         "llama-bpe" => [split(r"\p{N}{1,3}"), byte_level(false)],
         "qwen2" => [split(r"\p{N}"), byte_level(false)],
         other => bail!(
-            "its tokenizer cuts words as `{other}` does; known are `gpt-2`, `smollm`, `llama-bpe` and `qwen2`, so name a \
-             `tokenizer.json` with `--tokenizer`"
+            "its tokenizer splits words as `{other}` does; only `gpt-2`, `smollm`, `llama-bpe` and `qwen2` are known; \
+             pass a `tokenizer.json` with `--tokenizer`"
         ),
     };
     Ok(json!({"type": "Sequence", "pretokenizers": parts}))

@@ -7,7 +7,7 @@ use candle_core::{Device, Tensor};
 use peft_examples::batches::shuffled;
 use tokenizers::{Tokenizer, TruncationParams};
 
-/// How many snippets are never trained on.
+/// How many snippets are held out from training.
 const HELD_OUT: usize = 2000;
 
 /// All snippets with a rating other than zero.
@@ -26,7 +26,7 @@ impl Reviews {
         let truncation = TruncationParams { max_length: max_len, ..TruncationParams::default() };
         tokenizer.with_padding(None).with_truncation(Some(truncation)).map_err(|error| anyhow!("{error}"))?;
         let bytes = std::fs::read(path).with_context(|| format!("reading {}", path.display()))?;
-        // The file is in Latin-1 here and there.
+        // Some lines of the file are in Latin-1.
         let text = String::from_utf8_lossy(&bytes);
         let (mut texts, mut labels) = (Vec::new(), Vec::new());
         for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
@@ -51,7 +51,7 @@ impl Reviews {
         let mut training = shuffled(self.labels.len(), seed);
         let mut held_out = training.split_off(training.len() - HELD_OUT);
         training.truncate(limit.unwrap_or(usize::MAX));
-        // In order of length, so that evaluation pads little.
+        // Ordered by length, so that evaluation needs little padding.
         held_out.sort_by_key(|index| self.tokens[*index].len());
         (training, held_out)
     }

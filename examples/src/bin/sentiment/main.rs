@@ -25,12 +25,13 @@ use data::Reviews;
 use model::SentimentModel;
 use training::{Batches, Curves};
 
-/// A training step makes and drops hundreds of megabytes of tensors; an allocator that keeps what was dropped saves the system
-/// handing out zeroed pages again and again. An epoch took a sixth less time with it, and a tenth more memory.
+/// A training step allocates and drops hundreds of megabytes of tensors. This allocator keeps dropped memory, so the
+/// system does not have to hand out zeroed pages again and again. An epoch took a sixth less time with it, and a tenth
+/// more memory.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Trains a sentiment classifier on a sentence encoder with an adapter, and says how good it is.
+/// Trains a sentiment classifier on a sentence encoder with an adapter, and prints its accuracy.
 ///
 /// Progress goes to standard error; the last line of standard output is one JSON object.
 #[derive(Parser)]
@@ -38,7 +39,7 @@ pub struct Arguments {
     /// The folder of a BERT encoder (`config.json`, `model.safetensors`, `tokenizer.json`), or its id on the hub.
     #[arg(long)]
     model: String,
-    /// The rated snippets: one a line, `id TAB rating TAB text`.
+    /// The rated snippets, one per line: `id TAB rating TAB text`.
     #[arg(long)]
     data: PathBuf,
     /// The adapter method.
@@ -50,22 +51,22 @@ pub struct Arguments {
     /// The adapter's alpha.
     #[arg(long, default_value_t = 16.0)]
     alpha: f64,
-    /// The learning rate; 4e-3 if it is not given, 2e-3 for AdaLoRA, 5e-3 for IA3.
+    /// The learning rate; by default 4e-3, for AdaLoRA 2e-3, for IA3 5e-3.
     #[arg(long)]
     lr: Option<f64>,
     /// Whether the learning rate falls to zero after a short warm-up.
     #[arg(long, value_enum, default_value_t = Decay::Linear)]
     schedule: Decay,
-    /// LoRA+: the factors B learn so many times as fast as everything else.
+    /// LoRA+: the factors B learn this many times as fast as everything else.
     #[arg(long)]
     lora_plus: Option<f64>,
-    /// Passes over the data.
+    /// Epochs, which are passes over the data.
     #[arg(long, default_value_t = 1)]
     epochs: usize,
     /// Snippets in a batch.
     #[arg(long, default_value_t = 32)]
     batch: usize,
-    /// Tokens of a snippet that are read.
+    /// The most tokens of a snippet that are read.
     #[arg(long, default_value_t = 64)]
     max_len: usize,
     /// The seed of the split, the batches, the head and the adapter.
@@ -77,10 +78,10 @@ pub struct Arguments {
     /// Draws loss and accuracy here, as PNG.
     #[arg(long)]
     plot: Option<PathBuf>,
-    /// Trains on this many snippets only.
+    /// Trains on only this many snippets.
     #[arg(long)]
     limit: Option<usize>,
-    /// The number of threads; all cores if it is not given.
+    /// The number of threads; all cores by default.
     #[arg(long)]
     threads: Option<usize>,
 }
@@ -90,23 +91,24 @@ pub struct Arguments {
 enum Method {
     /// Low-rank factors on query and value.
     Lora,
-    /// The same with singular values, of which training drops some: `--rank` on average in the end, half as much more at first.
+    /// The same with singular values, some of which training drops: 1.5 times `--rank` at first, `--rank` on average
+    /// in the end.
     Adalora,
-    /// Scales on keys, values and the output layers, on the input of the latter.
+    /// Scales on keys, values and the input of the output layers.
     Ia3,
 }
 
-/// How the learning rate goes.
+/// How the learning rate changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Decay {
-    /// It stays.
+    /// It stays the same.
     Constant,
     /// It rises over the first 6% of the steps and then falls to zero.
     Linear,
 }
 
 impl Arguments {
-    /// The config of the adapter for a run of so many steps; the head trains in full with every method.
+    /// The config of the adapter for a run of `steps` steps; the head trains in full with every method.
     fn config(&self, steps: usize) -> Box<dyn AdapterMethod> {
         let targets = targets!(SentimentModel; "query", "value");
         match self.method {

@@ -1,4 +1,4 @@
-//! Passes over the data, and what came of them.
+//! Epochs over the data, and their results.
 
 use std::path::Path;
 
@@ -21,7 +21,7 @@ pub struct Batches<'a> {
     pub device: Device,
 }
 
-/// The losses of all batches, the accuracies between epochs, and what AdaLoRA's ranks came to.
+/// The losses of all batches, the accuracies between epochs, and AdaLoRA's ranks.
 pub struct Curves {
     losses: Vec<f64>,
     /// The number of batches seen, and the accuracy then.
@@ -62,7 +62,7 @@ impl Batches<'_> {
         Ok(())
     }
 
-    /// The share of snippets whose rating is told right.
+    /// The share of snippets whose rating is predicted correctly.
     pub fn accuracy(&self, model: &SentimentModel, indices: &[usize]) -> Result<f64> {
         let progress = bar(indices.len().div_ceil(self.batch), "evaluating");
         let mut right = 0.0;
@@ -82,7 +82,7 @@ impl Curves {
         Self { losses: Vec::new(), accuracies: vec![(0, accuracy)], ranks: Vec::new() }
     }
 
-    /// Notes the ranks every tenth batch.
+    /// Records the ranks every tenth batch.
     fn add_ranks(&mut self, allocator: &dyn RankAllocation) {
         if self.losses.len().is_multiple_of(10) {
             let ranks = allocator.ranks().into_iter().map(|(path, rank)| (path.to_string(), rank));
@@ -90,7 +90,7 @@ impl Curves {
         }
     }
 
-    /// A curve for each layer that AdaLoRA shares out ranks between.
+    /// A curve for each layer that AdaLoRA allocates ranks to.
     fn rank_curves(&self) -> Vec<Curve> {
         let Some((_, layers)) = self.ranks.first() else { return Vec::new() };
         let points = |layer: usize| {

@@ -1,4 +1,4 @@
-//! The same training step as in `train_bench`, of candle's own differentiable ops: what it costs without this library.
+//! The same training step as in `train_bench`, made of candle's own differentiable ops: its cost without this library.
 
 mod model;
 
@@ -15,10 +15,10 @@ use peft_examples::threads::on_threads;
 
 use model::Llama;
 
-/// Measures training steps of LoRA on all seven projections, built only of candle and candle-nn.
+/// Measures training steps of LoRA on all seven projections, built only with candle and candle-nn.
 ///
-/// Progress goes to standard error; with `--json` the last line of standard output is one JSON object, in which the share of
-/// matrix products is null: candle does not tell.
+/// Progress goes to standard error; with `--json` the last line of standard output is one JSON object, in which the
+/// share of matrix products is null, because candle does not measure it.
 #[derive(Parser)]
 struct Arguments {
     #[command(flatten)]

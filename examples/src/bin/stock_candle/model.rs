@@ -1,6 +1,6 @@
-//! Llama with LoRA as one writes it with candle-nn, of ops that have a gradient.
+//! Llama with LoRA as one writes it with candle-nn, using only ops that have a gradient.
 //!
-//! candle-nn's fast softmax, RMS norm and rotary embedding have none; their slow forms stand in for them.
+//! candle-nn's fast softmax, RMS norm and rotary embedding have none, so their slow forms are used.
 
 use candle_core::{D, DType, Device, Result, Tensor, Var};
 use candle_nn::ops::softmax;
@@ -39,7 +39,8 @@ pub struct Llama {
     rope_theta: f64,
 }
 
-/// What all blocks share: the angles' cosines and sines, `[length, head size / 2]`, and −∞ above the diagonal.
+/// What all blocks share: the angles' cosines and sines, `[length, head size / 2]`, and a mask that is −∞ above the
+/// diagonal.
 struct Context {
     cos: Tensor,
     sin: Tensor,
@@ -126,7 +127,7 @@ impl Block {
         self.o_proj.forward(&attended.transpose(1, 2)?.reshape((batch, length, ()))?)
     }
 
-    /// Each head of keys or values, `[batch, heads, length, size]`, as often as query heads share it.
+    /// Each head of keys or values, `[batch, heads, length, size]`, repeated once for each query head that shares it.
     fn repeated(&self, heads: &Tensor) -> Result<Tensor> {
         let times = self.heads / self.key_value_heads;
         if times == 1 {
@@ -156,7 +157,7 @@ impl Llama {
         })
     }
 
-    /// What trains.
+    /// The trainable variables.
     pub fn variables(&self) -> Vec<Var> {
         let projections = self.blocks.iter().flat_map(Block::projections);
         projections.flat_map(|projection| [projection.a.clone(), projection.b.clone()]).collect()

@@ -1,4 +1,5 @@
-//! What a training step costs: time, memory, and the share of matrix products, for random weights of a model's sizes.
+//! What a training step costs: time, memory, and the share of matrix products, for a known model's sizes with random
+//! weights.
 
 use std::time::Instant;
 
@@ -16,7 +17,7 @@ use peft_runtime::models::llama::LlamaModel;
 use peft_runtime::prelude::*;
 use peft_runtime::train::{AdamW, MatmulClock, RankAllocator, Schedule, Trainer};
 
-/// Measures training steps of an adapter on a language model with random weights and tokens that mean nothing.
+/// Measures training steps of an adapter on a language model with random weights and random tokens.
 ///
 /// Progress goes to standard error; with `--json` the last line of standard output is one JSON object.
 #[derive(Parser)]
@@ -26,10 +27,10 @@ struct Arguments {
     /// The adapter method.
     #[arg(long, value_enum, default_value_t = Method::Lora)]
     method: Method,
-    /// Quantizes the weights of linear layers to this type; `qlora` takes Q4_1 if it is not given.
+    /// Quantizes the weights of linear layers to this type; for `qlora`, Q4_1 by default.
     #[arg(long, value_parser = ggml_type, value_name = "TYPE")]
     quantized: Option<GgmlDType>,
-    /// Computes each block once more in the backward pass, instead of keeping what it needs.
+    /// Computes each block again in the backward pass, instead of keeping what it needs.
     #[arg(long)]
     checkpointing: bool,
 }
@@ -41,11 +42,11 @@ enum Method {
     Lora,
     /// The same on quantized weights.
     Qlora,
-    /// The same with lengths of their own for the directions of the weight.
+    /// The same, with separate magnitudes for the directions of the weight.
     Dora,
-    /// Factors with singular values, of which training drops a third.
+    /// Factors with singular values, a third of which training drops.
     Adalora,
-    /// Scales on keys, values and the input of the layer that leaves the feed-forward part.
+    /// Scales on keys, values and the input of the last layer of the feed-forward part.
     Ia3,
 }
 

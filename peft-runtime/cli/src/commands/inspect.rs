@@ -15,10 +15,10 @@ use crate::heat_map;
 use crate::table::{Table, number};
 use crate::terminal::{print, print_json, warn};
 
-/// How the name of the factor A ends, whatever the method.
+/// The end of the factor A's name, whatever the method.
 const A: &str = "_A";
 
-/// How the name of the factor B ends.
+/// The end of the factor B's name.
 const B: &str = "_B";
 
 /// What an adapter contains.
@@ -117,7 +117,7 @@ fn inspect(adapter: &StoredAdapter) -> Result<Report, Failure> {
     Ok(report)
 }
 
-/// Adds a warning for each suspicious tensor of a layer; returns whether one is not finite.
+/// Adds a warning for each suspicious tensor of a layer; returns whether any of them has values that are not finite.
 fn warnings(layer: &StoredLayer, warnings: &mut Vec<String>) -> Result<bool, Failure> {
     let mut broken = false;
     for (end, tensor) in &layer.tensors {
@@ -127,7 +127,7 @@ fn warnings(layer: &StoredLayer, warnings: &mut Vec<String>) -> Result<bool, Fai
             broken = true;
             warnings.push(format!("`{}.{end}` has {wrong} values that are NaN or infinite", layer.path));
         } else if !values.is_empty() && values.iter().all(|value| *value == 0.0) {
-            // Not every tensor that is zero adds nothing: a factor of the output takes all of it away.
+            // A tensor that is zero does not always mean no effect: if the output is multiplied by it, nothing is left.
             let is_idle = layer.update_norm()? == Some(0.0);
             let what = if is_idle { ": the adapter does nothing there" } else { "" };
             warnings.push(format!("`{}.{end}` is zero everywhere{what}", layer.path));

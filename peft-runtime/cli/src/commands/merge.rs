@@ -52,7 +52,8 @@ pub fn run(arguments: &MergeArguments) -> Result<(), Failure> {
     ))
 }
 
-/// Warns of modules that an adapter's config targets and its file has no tensors for, such as a head that its model lacked.
+/// Warns about modules that an adapter's config targets but its file has no tensors for, such as a head that its model
+/// lacked.
 fn warn_of_unadapted(report: &WriteReport) {
     let modules: Vec<&str> = report.unadapted.iter().map(|left| left.module.as_str()).collect();
     if modules.is_empty() {

@@ -39,7 +39,7 @@ fn every_combination_is_the_one_a_model_makes() {
         let mut model = model.clone();
         model.add_weighted_adapter(&[("first", 0.7), ("second", -0.4)], "sum", &options).unwrap();
         let found = StoredAdapter::open(folder.path()).unwrap().tensors(&Device::Cpu).unwrap();
-        // Factors of one product may differ: the products are compared.
+        // Different factors can give the same product, so the products are compared.
         let mut loaded = model.clone();
         loaded.load_adapter(folder.path(), "loaded").unwrap();
         assert_same(&loaded.merged(&["loaded"]), &model.merged(&["sum"]), 1e-4);

@@ -48,7 +48,7 @@ thread_local! {
     static GENERATOR: RefCell<ChaCha8Rng> = RefCell::new(ChaCha8Rng::seed_from_u64(0));
 }
 
-/// Values with the mean 0 and the standard deviation 1, the same in every run.
+/// Values with mean 0 and standard deviation 1, the same in every run.
 pub fn random(shape: &[usize]) -> Tensor {
     let bound = 3f32.sqrt();
     let values: Vec<f32> = GENERATOR.with_borrow_mut(|generator| {

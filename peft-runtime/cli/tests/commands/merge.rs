@@ -121,7 +121,7 @@ fn a_failed_merge_leaves_no_files_behind() {
         error.starts_with("error: ") && error.contains("\nhelp: ") && error.contains("--rename"),
         "{error}"
     );
-    // Another number of weights than of adapters.
+    // A number of weights that differs from the number of adapters.
     let error = merge(&["--weights", "1", "2"], adapter.path(), 2);
     assert!(error.contains("1 adapters and 2 weights"), "{error}");
     // Values that are NaN.

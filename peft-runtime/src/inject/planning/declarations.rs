@@ -16,7 +16,7 @@ impl<'m> Declarations<'m> {
         Self { declared: &M::DECLARED, model_type: model.model_type() }
     }
 
-    /// The layer that `all-linear` leaves out: the one that writes the logits or, in a classifier, the head.
+    /// The layer that `all-linear` leaves out: the one that computes the logits or, in a classifier, the head.
     pub(super) fn head(&self, items: &[Item<'_>], task_type: Option<&str>) -> Option<ModulePath> {
         let find = |name: &str| {
             let mut paths = items.iter().filter_map(Item::path);

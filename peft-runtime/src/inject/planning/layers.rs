@@ -21,7 +21,7 @@ impl Planner<'_> {
                     let (path, kind, method) = (path.clone(), schema.name(), self.method.peft_type());
                     self.faults.push(Fault::UnsupportedLayer { path, kind, method, reason });
                 }
-                // A bare weight is a parameter, which target names do not mean.
+                // A bare weight is a parameter, which target names do not refer to.
                 Item::Leaf { layer, .. } if is_parameter(*layer) => {}
                 Item::Leaf { path, layer } if layer.can_carry_adapters() => {
                     if self.decide(path, Some(layer.kind().family)) {
@@ -59,7 +59,7 @@ impl Planner<'_> {
         self.contents.insert(path.clone(), PlannedContent::Adapter(settings));
     }
 
-    /// Whether the config means the module at `path`; `family` is that of a layer, `None` for other modules.
+    /// Whether the config selects the module at `path`; `family` is that of a layer, `None` for other modules.
     fn decide(&mut self, path: &ModulePath, family: Option<Family>) -> bool {
         if path.is_root() {
             return false;

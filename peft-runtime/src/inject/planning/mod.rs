@@ -12,7 +12,7 @@ mod tokens;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::name::name_fault;
+use super::name_fault;
 use super::plan::{Origin, Plan};
 use crate::adapter::{AdapterMethod, Selection};
 use crate::config::Bias;
@@ -26,7 +26,7 @@ use planner::Planner;
 
 pub(crate) use parameters::stored_paths;
 
-/// Plans to inject `method` as `adapter` into the model.
+/// Plans the injection of `method` as `adapter` into the model.
 pub(crate) fn plan<M: Injectable + ?Sized>(
     model: &M,
     method: &dyn AdapterMethod,
@@ -43,7 +43,7 @@ pub(crate) fn plan<M: Injectable + ?Sized>(
     Ok(Plan { replication, ..plan })
 }
 
-/// Plans to inject `method` as `adapter` into the model with these items.
+/// Plans the injection of `method` as `adapter` into the model with these items.
 fn plan_items(
     items: &[Item<'_>],
     model: Declarations<'_>,
@@ -66,7 +66,7 @@ fn plan_items(
         return refuse(faults);
     };
     if selection.exclude == Some(&TargetModules::AllLinear) {
-        // PEFT reads it as a regular expression there, which matches nothing.
+        // PEFT reads it here as a regular expression, which matches nothing.
         selection.exclude = None;
         if origin == Origin::Caller {
             let reason = "`all-linear` excludes nothing in PEFT; name the modules".to_owned();
@@ -122,14 +122,14 @@ fn conflicts(
         if slot.name == adapter {
             faults.insert("", Fault::DuplicateName { name: adapter.to_owned() });
         } else if method.bias() != Bias::None && slot.method.bias() != Bias::None {
-            let reason = "both train biases of the base model, which exist once".to_owned();
+            let reason = "both train biases of the base model, which exist only once".to_owned();
             faults.insert(slot.name.as_str(), Fault::Conflict { other: slot.name.clone(), reason });
         }
     }
     faults.into_values().collect()
 }
 
-/// The method with targets that are whole paths, also where one of them is the end of another module's path.
+/// The method with targets that match only whole paths, even if one of them is also the end of another module's path.
 pub(crate) fn exactly_targeted<M: Injectable + ?Sized>(
     model: &M,
     method: Arc<dyn AdapterMethod>,

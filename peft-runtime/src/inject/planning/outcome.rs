@@ -1,4 +1,4 @@
-//! What a selection comes to: names that match nothing, nothing left to adapt, and the names that are saved.
+//! The outcome of a selection: names that match nothing, nothing left to adapt, and the names that are saved.
 
 use std::collections::BTreeSet;
 
@@ -11,7 +11,7 @@ use crate::schema::nearest_names;
 use crate::select::{TargetModules, proper_suffixes};
 
 impl Planner<'_> {
-    /// Names in a list of targets that are the end of no path.
+    /// Names in a list of targets that match the end of no path.
     pub(super) fn unmatched_targets(&self) -> Vec<String> {
         let TargetModules::Names(names) = self.targets else { return Vec::new() };
         let mut unmatched = names.clone();
@@ -73,7 +73,7 @@ impl Planner<'_> {
 /// How many names a list may have before it is shortened.
 const LONG_LIST: usize = 20;
 
-/// The shortest ends of paths that name the same modules and none of the others.
+/// The shortest ends of paths that name the same modules and no others.
 fn shortest_names(paths: &[&ModulePath], others: &[&ModulePath]) -> BTreeSet<String> {
     let full: BTreeSet<String> = paths.iter().map(|path| path.as_str().to_owned()).collect();
     if full.len() < LONG_LIST {

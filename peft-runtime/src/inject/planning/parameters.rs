@@ -1,4 +1,4 @@
-//! Which bare parameters are adapted, and where files have their adapters.
+//! Which bare parameters are adapted, and where files store their adapters.
 
 use std::collections::BTreeMap;
 
@@ -32,7 +32,7 @@ impl Planner<'_> {
         unmatched
     }
 
-    /// Where files have the adapters of the bare parameters that get one.
+    /// Where files store the adapters of the bare parameters that get one.
     pub(super) fn stored_paths(&self) -> BTreeMap<ModulePath, ModulePath> {
         let parameters =
             self.carriers().filter(|(path, layer)| is_parameter(*layer) && self.is_adapted(path));
@@ -40,7 +40,7 @@ impl Planner<'_> {
     }
 }
 
-/// Where files have the adapters of bare parameters: PEFT wraps their module once for each, the first one innermost.
+/// Where files store the adapters of bare parameters: PEFT wraps their module once for each, the first one innermost.
 ///
 /// `parameters` are in model order.
 pub(crate) fn stored_paths<'p>(

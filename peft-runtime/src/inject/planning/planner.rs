@@ -1,4 +1,4 @@
-//! What is decided so far on a walk over a model, and every fault found.
+//! What has been decided so far in a walk over a model, and every fault found.
 
 use std::collections::BTreeMap;
 
@@ -18,7 +18,7 @@ pub(super) struct Planner<'a> {
     pub(super) origin: Origin,
     pub(super) items: &'a [Item<'a>],
     pub(super) targets: &'a TargetModules,
-    /// The layer that `all-linear` does not mean.
+    /// The layer that `all-linear` leaves out.
     pub(super) head: Option<ModulePath>,
     pub(super) selector: Selector,
     pub(super) faults: Vec<Fault>,
@@ -26,7 +26,7 @@ pub(super) struct Planner<'a> {
     pub(super) contents: BTreeMap<ModulePath, PlannedContent>,
     /// Whether all linear layers so far store their weights transposed.
     pub(super) transposed: Option<bool>,
-    /// How many modules the config rules out, and how many it does not mean.
+    /// How many modules the config rules out, and how many it does not select.
     pub(super) excluded: usize,
     pub(super) unmatched: usize,
 }
@@ -56,7 +56,7 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// Notes a fault, unless it is known: the same pattern fails on many paths.
+    /// Records a fault, unless it is already recorded: the same pattern fails on many paths.
     pub(super) fn note(&mut self, fault: Fault) {
         let is_same = |known: &Fault| match (known, &fault) {
             (Fault::Pattern { pattern: a, .. }, Fault::Pattern { pattern: b, .. }) => a == b,

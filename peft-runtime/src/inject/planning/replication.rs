@@ -1,4 +1,4 @@
-//! `layer_replication`: a model's list of blocks built anew from ranges of it, before adapters come in.
+//! `layer_replication`: a model's list of blocks rebuilt from ranges of it, before any adapter is added.
 
 use crate::error::Fault;
 use crate::layer::{AdapterStack, Slot};
@@ -7,8 +7,8 @@ use crate::module::{Injectable, block_lists, leaves};
 /// The most blocks that a model can get.
 const MOST_BLOCKS: usize = 4096;
 
-/// The numbers of the blocks that `ranges` make up, each range without its end; `None` if the list stays as it is, because
-/// nothing is asked for or because another adapter has done the same before.
+/// The numbers of the blocks that `ranges` make up, each range excluding its end; `None` if the list stays as it is,
+/// because nothing is requested or because another adapter has already done the same.
 pub(super) fn plan<M: Injectable + ?Sized>(
     model: &M,
     ranges: &[(usize, usize)],
@@ -25,7 +25,7 @@ pub(super) fn plan<M: Injectable + ?Sized>(
     }
     if let Some(slot) = slots.first() {
         let reason =
-            "its layers would be repeated with it; replicate before the first adapter comes".to_owned();
+            "its layers would be repeated with it; replicate before adding the first adapter".to_owned();
         return Err(Fault::Conflict { other: slot.name.clone(), reason });
     }
     let lists = block_lists(model);
@@ -39,7 +39,7 @@ pub(super) fn plan<M: Injectable + ?Sized>(
     }
     let count: usize = ranges.iter().map(|(start, end)| end.saturating_sub(*start)).sum();
     if count > MOST_BLOCKS {
-        return Err(wrong(format!("the ranges make {count} blocks, and at most {MOST_BLOCKS} can be had")));
+        return Err(wrong(format!("the ranges make {count} blocks, and at most {MOST_BLOCKS} are allowed")));
     }
     Ok(Some(ranges.iter().flat_map(|(start, end)| *start..*end).collect()))
 }

@@ -11,11 +11,11 @@ use crate::ops::storage_address;
 use crate::path::ModulePath;
 use crate::schema::nearest_names;
 
-/// The embedding that PEFT takes where a model declares none.
+/// The embedding that PEFT uses if a model declares none.
 const INPUT_EMBEDDING: &str = "embed_tokens";
 
 impl Planner<'_> {
-    /// Finds the embeddings of which rows train, and the output layer that is tied to the input embedding.
+    /// Finds the embeddings with rows that train, and the output layer that is tied to the input embedding.
     pub(super) fn choose_tokens(
         &mut self,
         indices: &TokenIndices,
@@ -77,7 +77,7 @@ impl Planner<'_> {
             }
         };
         if let Some(token) = tokens.iter().find(|token| **token as usize >= rows) {
-            self.faults.push(wrong(format!("there is no token {token}: it has {rows} rows")));
+            self.faults.push(wrong(format!("there is no token {token}: the layer has {rows} rows")));
         }
         if self.contents.contains_key(path) {
             self.faults.push(wrong("it is a target or one of `modules_to_save` as well".to_owned()));

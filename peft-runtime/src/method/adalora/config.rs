@@ -10,8 +10,8 @@ use crate::config::{
 };
 use crate::method::AdapterConfig;
 
-/// The config of an AdaLoRA adapter: `ΔW = α / rank · B·diag(E)·A`, with ranks that training takes from layers that need them
-/// less.
+/// The config of an AdaLoRA adapter: `ΔW = α / rank · B·diag(E)·A`, with ranks that training takes away from layers
+/// that need them less.
 ///
 /// ```
 /// use peft_runtime::AdaLoraConfig;
@@ -23,7 +23,7 @@ use crate::method::AdapterConfig;
 /// ```
 pub type AdaLoraConfig = AdapterConfig<AdaLoraSettings>;
 
-/// What only AdaLoRA's config has.
+/// The settings that only AdaLoRA's config has.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AdaLoraSettings {
     #[serde(default = "default_init_rank", rename = "init_r")]
@@ -89,8 +89,8 @@ fn default_alpha() -> f64 {
 const E_NAME: &str = ".lora_E";
 
 impl AdaLoraConfig {
-    /// A config with the given rank of each layer at the beginning, the average rank at the end, and the number of training
-    /// steps; PEFT's defaults for the rest.
+    /// A config with the given initial rank of each layer, average rank at the end, and number of training steps;
+    /// PEFT's defaults for the rest.
     pub fn new(init_rank: usize, target_rank: usize, total_steps: usize) -> Self {
         Self::of(AdaLoraSettings {
             init_rank,
@@ -112,7 +112,7 @@ impl AdaLoraConfig {
         })
     }
 
-    /// Alpha; the scaling is alpha itself, divided by the rank at the beginning.
+    /// Alpha, which is the scaling; it is divided by the initial rank.
     #[must_use]
     pub fn with_alpha(mut self, alpha: f64) -> Self {
         self.settings.alpha = alpha;
@@ -126,8 +126,8 @@ impl AdaLoraConfig {
         self
     }
 
-    /// Keeps all ranks for `warm_up` steps, keeps the ranks for the last `final_phase` steps, and in between cuts
-    /// every `interval` steps.
+    /// Keeps all ranks for the first `warm_up` steps, then cuts ranks every `interval` steps, and leaves them unchanged
+    /// for the last `final_phase` steps.
     #[must_use]
     pub fn with_schedule(mut self, warm_up: usize, final_phase: usize, interval: usize) -> Self {
         let settings = &mut self.settings;
@@ -156,7 +156,7 @@ impl AdaLoraConfig {
         self
     }
 
-    /// Builds the model's list of blocks anew from ranges of the old one, before adapters are put in.
+    /// Rebuilds the model's list of blocks from ranges of the old one, before adapters are added.
     #[must_use]
     pub fn with_layer_replication(mut self, ranges: impl IntoIterator<Item = Range<usize>>) -> Self {
         self.settings.layer_replication =
@@ -171,7 +171,7 @@ impl AdaLoraConfig {
         self
     }
 
-    /// The rank of each layer at the beginning.
+    /// The initial rank of each layer.
     pub fn init_rank(&self) -> usize {
         self.settings.init_rank
     }
@@ -236,7 +236,7 @@ impl AdaLoraConfig {
         self.settings.fan_in_fan_out
     }
 
-    /// The scaling, before it is divided by the rank: alpha, or without one the rank at the beginning.
+    /// The scaling, before it is divided by the rank: alpha, or the initial rank if alpha is not positive.
     pub(super) fn scaling(&self) -> f64 {
         #[expect(clippy::cast_precision_loss, reason = "a rank is far below 2^53")]
         let rank = self.init_rank() as f64;
@@ -248,7 +248,7 @@ impl AdaLoraConfig {
         Some(self.settings.rank_pattern.as_ref()?.get(&format!("{path}{E_NAME}"))?.as_slice())
     }
 
-    /// The config as it is written with these ranks kept.
+    /// The config as it is saved when these ranks are kept.
     pub(super) fn with_kept_ranks(&self, kept: BTreeMap<String, Vec<bool>>) -> Self {
         let named = kept.into_iter().map(|(path, kept)| (format!("{path}{E_NAME}"), kept));
         let pattern: BTreeMap<String, Vec<bool>> = named.collect();
@@ -261,22 +261,19 @@ impl AdaLoraSettings {
     fn schedule_fault(&self) -> Option<ConfigFault> {
         let total = self.total_steps.filter(|steps| *steps > 0);
         let Some(total) = total else {
-            return Some((
-                "total_step",
-                "the number of training steps has to be given, and above 0".to_owned(),
-            ));
+            return Some(("total_step", "the number of training steps must be given and above 0".to_owned()));
         };
         if self.warm_up.saturating_add(self.final_phase) >= total {
             let reason = format!(
-                "{} steps of warm-up and {} of the final phase (`tfinal`) leave nothing of {total} in between",
+                "{} steps of warm-up and {} of the final phase (`tfinal`) leave none of the {total} in between",
                 self.warm_up, self.final_phase
             );
             return Some(("tinit", reason));
         }
-        (self.interval == 0).then(|| ("deltaT", "there is at least 1 step between two cuts".to_owned()))
+        (self.interval == 0).then(|| ("deltaT", "there must be at least 1 step between two cuts".to_owned()))
     }
 
-    /// All that is wrong with the values.
+    /// Everything that is wrong with the values.
     pub(super) fn faults(&self) -> Vec<ConfigFault> {
         let mut faults: Vec<ConfigFault> = self.schedule_fault().into_iter().collect();
         faults.extend(large_rank_fault("init_r", self.init_rank));

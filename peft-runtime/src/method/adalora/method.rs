@@ -21,7 +21,7 @@ use crate::path::ModulePath;
 use crate::schema::LayerKind;
 use crate::select::TargetModules;
 
-/// The fields of the file that LoRA's does not have, or means otherwise.
+/// The fields of the file that LoRA's does not have, or that mean something else there.
 const OWN_FIELDS: [&str; 10] = [
     "beta1",
     "beta2",

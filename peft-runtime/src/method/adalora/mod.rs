@@ -25,12 +25,12 @@ pub struct AdaLora {
     a: Var,
     b: Var,
     e: Var,
-    /// The rank at the beginning, which divides the scaling; 0 where no rank is left.
+    /// The initial rank, which divides the scaling; 0 if no rank is left.
     rank_number: Var,
     scaling: f64,
     dropout: f64,
     geometry: Geometry,
-    /// Which of the ranks at the beginning are kept, once some were cut.
+    /// Which of the initial ranks are kept, once some have been cut.
     kept: Arc<RwLock<Option<Vec<bool>>>>,
 }
 
@@ -57,7 +57,7 @@ impl AdaLora {
         &self.e
     }
 
-    /// Which of the ranks at the beginning are kept, once some were cut.
+    /// Which of the initial ranks are kept, once some have been cut.
     pub fn kept_ranks(&self) -> Option<Vec<bool>> {
         self.kept.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -71,7 +71,7 @@ impl AdaLora {
         self.kept_positions().map_or_else(|| self.rows(), |kept| kept.len())
     }
 
-    /// Sets the singular values of ranks that were cut to zero.
+    /// Sets to zero the singular values of ranks that were cut.
     pub(crate) fn clear_cut_ranks(&self) -> candle_core::Result<()> {
         let Some(kept) = self.kept_ranks().filter(|kept| kept.len() == self.rows() && !kept.is_empty())
         else {
@@ -86,7 +86,7 @@ impl AdaLora {
         self.e.dims().first().copied().unwrap_or_default()
     }
 
-    /// The positions of the kept ranks, where the tensors still hold all of them.
+    /// The positions of the kept ranks, if the tensors still hold all ranks.
     fn kept_positions(&self) -> Option<Vec<u32>> {
         let kept = self.kept_ranks().filter(|kept| kept.len() == self.rows())?;
         Some((0..).zip(kept).filter_map(|(position, keep)| keep.then_some(position)).collect())
@@ -213,12 +213,12 @@ impl Adapter for AdaLora {
         Some(self.kept_rank())
     }
 
-    /// A has the singular values in it; `None` where no rank is left.
+    /// A includes the singular values; `None` if no rank is left.
     fn low_rank_update(&self) -> candle_core::Result<Option<LowRank>> {
         if self.rows() == 0 { Ok(None) } else { self.terms(Var::as_detached_tensor).map(Some) }
     }
 
-    /// The factors of LoRA that compute the same: A with the singular values in it. Without a rank, one of zeros.
+    /// The LoRA factors that compute the same: A includes the singular values. If no rank is left, one rank of zeros.
     fn plain_factors(&self) -> candle_core::Result<Option<PlainFactors>> {
         let geometry = &self.geometry;
         let factors = |a, b, scaling| {

@@ -8,7 +8,7 @@ use crate::method::AdapterConfig;
 use crate::path::ModulePath;
 use crate::select::{Pattern, TargetModules};
 
-/// The config of an IA3 adapter: one vector a layer, which scales its output or, on feed-forward layers, its input.
+/// The config of an IA3 adapter: one vector per layer, which scales its output or, on feed-forward layers, its input.
 ///
 /// ```
 /// use peft_runtime::Ia3Config;
@@ -19,7 +19,7 @@ use crate::select::{Pattern, TargetModules};
 /// ```
 pub type Ia3Config = AdapterConfig<Ia3Settings>;
 
-/// What only IA3's config has.
+/// The settings that only IA3's config has.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Ia3Settings {
     #[serde(rename = "feedforward_modules", default)]
@@ -43,7 +43,7 @@ impl Ia3Config {
         Self::default()
     }
 
-    /// Those of the targets whose input is scaled instead of their output; an empty list for none.
+    /// The targets whose input is scaled instead of their output; an empty list for none.
     #[must_use]
     pub fn with_feedforward(mut self, modules: impl Into<TargetModules>) -> Self {
         self.settings.feedforward = Some(modules.into());
@@ -57,7 +57,7 @@ impl Ia3Config {
         self
     }
 
-    /// Those of the targets whose input is scaled.
+    /// The targets whose input is scaled.
     pub fn feedforward(&self) -> Option<&TargetModules> {
         self.settings.feedforward.as_ref()
     }

@@ -6,7 +6,7 @@ fn names(names: &[&str]) -> TargetModules {
     TargetModules::names(names.iter().copied())
 }
 
-/// IA3's targets in models of transformers' type `model_type` and, of those, the feed-forward layers.
+/// IA3's targets in models of transformers' type `model_type`, and which of them are feed-forward layers.
 pub(super) fn default_targets(model_type: &str) -> Option<(TargetModules, TargetModules)> {
     let (targets, feedforward): (&[&str], &[&str]) = match model_type {
         "t5" => (&["k", "v", "wo"], &["wo"]),

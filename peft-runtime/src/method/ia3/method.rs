@@ -74,7 +74,7 @@ impl Method for Ia3Settings {
         settings: &LayerSettings,
         source: &mut dyn TensorSource,
     ) -> Result<Built> {
-        // The bias is the output's, which is scaled unless the input is.
+        // The bias is part of the output, which is scaled unless the input is.
         let feedforward = !settings.changes_bias;
         let init = if config.starts_as_ones() { Init::Constant(1.0) } else { Init::Normal(1.0) };
         let vector = source.tensor(KEY, &shape(site.geometry, feedforward), init)?;
@@ -83,7 +83,7 @@ impl Method for Ia3Settings {
 
     fn set_transposed(&mut self, transposed: bool) {
         self.fan_in_fan_out = transposed;
-        // A file says that none are.
+        // A file states explicitly that there are none.
         self.feedforward.get_or_insert_with(|| TargetModules::names(Vec::<String>::new()));
     }
 
@@ -91,7 +91,7 @@ impl Method for Ia3Settings {
         self.fan_in_fan_out
     }
 
-    /// The weighted sum of the vectors; weights that add up to 1 keep ones.
+    /// The weighted sum of the vectors; weights that add up to 1 keep vectors of ones.
     fn combine(_: &Ia3Config, request: &Combination<'_>) -> Result<Combined> {
         let configs = request.configs::<Ia3Config>()?;
         let mut tensors = BTreeMap::new();
@@ -106,7 +106,7 @@ impl Method for Ia3Settings {
             }) {
                 return Combination::refuse(
                     part,
-                    format!("it scales the other side of `{path}` than the first one"),
+                    format!("it does not scale the same side of `{path}` as the first one"),
                 );
             }
             let sum = weighted_sum(&vectors, &weights).map_err(Error::on_layer(path))?;
@@ -130,7 +130,8 @@ impl Method for Ia3Settings {
     }
 }
 
-/// A layer with a vector over its outputs, `[out, 1]`, or over its inputs, `[1, in]`; of a convolution `[1, channels, 1, 1]`.
+/// A layer with a vector over its outputs, `[out, 1]`, or over its inputs, `[1, in]`; for a convolution, `[1, channels,
+/// 1, 1]`.
 fn scaled(vector: &[usize], weight: Option<&[usize]>, transposed: bool) -> Option<Geometry> {
     match *vector {
         [out_features, 1] => Some(match weight {
@@ -162,7 +163,7 @@ fn scaled(vector: &[usize], weight: Option<&[usize]>, transposed: bool) -> Optio
             Some(Geometry::Linear { in_features, out_features, transposed })
         }
         [1, channels, ref kernel @ ..] => Some(match weight {
-            // Where the vector may be over the inputs it is taken to be: one over the outputs does not look at groups.
+            // A vector that may be over the inputs is taken to be: one over the outputs does not depend on groups.
             Some(&[out_channels, own, ref kernel @ ..]) if channels.is_multiple_of(own.max(1)) => {
                 convolution_of(channels, out_channels, kernel, channels / own.max(1))
             }

@@ -29,7 +29,7 @@ impl Ia3 {
     }
 }
 
-/// `(out, 1)` or `(1, in)`; for a convolution `(1, channels, 1, 1)`.
+/// `(out, 1)` or `(1, in)`; for a convolution, `(1, channels, 1, 1)`.
 fn shape(geometry: &Geometry, feedforward: bool) -> Vec<usize> {
     let features = if feedforward { geometry.in_features() } else { geometry.out_features() };
     match geometry {

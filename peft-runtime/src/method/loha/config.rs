@@ -6,7 +6,8 @@ use crate::config::{truth, yes};
 use crate::method::AdapterConfig;
 use crate::method::weight_delta::DeltaSettings;
 
-/// The config of a LoHa adapter: `ΔW = alpha / rank · (A₁·B₁) ∘ (A₂·B₂)`, whose rank is up to the square of the factors'.
+/// The config of a LoHa adapter: `ΔW = alpha / rank · (A₁·B₁) ∘ (A₂·B₂)`, whose rank is up to the square of the
+/// factors' rank.
 ///
 /// ```
 /// use peft_runtime::LohaConfig;
@@ -20,7 +21,7 @@ pub type LohaConfig = AdapterConfig<LohaSettings>;
 /// LoHa's settings.
 pub type LohaSettings = DeltaSettings<LohaStart>;
 
-/// What only LoHa's config has.
+/// The settings that only LoHa's config has.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LohaStart {
     #[serde(default = "yes", deserialize_with = "truth")]

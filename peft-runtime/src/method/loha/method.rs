@@ -29,7 +29,7 @@ impl Method for LohaSettings {
         config.settings.faults()
     }
 
-    /// PEFT has LoRA's.
+    /// PEFT uses LoRA's.
     fn default_targets(model_type: &str) -> Option<TargetModules> {
         LoraSettings::default_targets(model_type)
     }
@@ -88,7 +88,7 @@ impl Method for LohaSettings {
         weight: Option<&[usize]>,
         transposed: bool,
     ) -> Option<Geometry> {
-        // An empty tensor may have any number of columns, and no adapter has one.
+        // An empty tensor may have any number of columns, and no adapter contains one.
         if shapes.values().any(|shape| shape.contains(&0)) {
             return None;
         }

@@ -33,11 +33,12 @@ pub struct Loha {
 impl Loha {
     /// The rank of the factors.
     fn factor_rank(&self) -> usize {
-        // B₁ has it first in both forms.
+        // The rank is the first dimension of B₁ in both forms.
         self.factors[1].dims().first().copied().unwrap_or_default()
     }
 
-    /// ΔW as LoRA's factors, of the squared rank: each row of A is a product of rows, each column of B one of columns.
+    /// ΔW as LoRA factors with the squared rank: each row of A is a product of rows, and each column of B is a product
+    /// of columns.
     fn squared(&self, tensor: impl Fn(&Var) -> Tensor) -> CandleResult<LowRank> {
         let rank = self.factor_rank();
         let [a1, b1, a2, b2] = self.factors.each_ref().map(tensor);

@@ -7,8 +7,8 @@ use crate::config::ConfigFault;
 use crate::method::AdapterConfig;
 use crate::method::weight_delta::DeltaSettings;
 
-/// The config of a LoKr adapter: `ΔW = alpha / rank · W₁ ⊗ W₂`, a Kronecker product of two small matrices, each of them whole
-/// or a product of factors of the rank.
+/// The config of a LoKr adapter: `ΔW = alpha / rank · W₁ ⊗ W₂`, a Kronecker product of two small matrices, each of them
+/// stored whole or as a product of factors with the given rank.
 ///
 /// ```
 /// use peft_runtime::LokrConfig;
@@ -22,7 +22,7 @@ pub type LokrConfig = AdapterConfig<LokrSettings>;
 /// LoKr's settings.
 pub type LokrSettings = DeltaSettings<LokrShape>;
 
-/// What only LoKr's config has.
+/// The settings that only LoKr's config has.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LokrShape {
     #[serde(default)]
@@ -87,22 +87,22 @@ impl Default for LokrShape {
 }
 
 impl LokrConfig {
-    /// Whether the rows that `rank_dropout` leaves are divided by their share.
+    /// Whether the rows that `rank_dropout` keeps are divided by the share of rows kept.
     #[must_use]
     pub fn with_rank_dropout_scale(mut self, scales: bool) -> Self {
         self.settings.own.rank_dropout_scale = scales;
         self
     }
 
-    /// Makes W₁ a product of factors too, where that has fewer parameters.
+    /// Makes W₁ a product of factors too, if that has fewer parameters.
     #[must_use]
     pub fn with_decompose_both(mut self, both: bool) -> Self {
         self.settings.own.decompose_both = both;
         self
     }
 
-    /// The number of rows and columns of W₁, as near as the sides of the weight allow; without it, the one that makes both
-    /// matrices most alike in size.
+    /// The number of rows and columns of W₁, as close as the dimensions of the weight allow; without it, the number
+    /// that makes the two matrices closest in size.
     #[must_use]
     pub fn with_decompose_factor(mut self, factor: usize) -> Self {
         self.settings.own.decompose_factor = i64::try_from(factor).unwrap_or(i64::MAX);
@@ -118,7 +118,7 @@ impl LokrConfig {
 }
 
 impl LokrShape {
-    /// The number that the sides of W₁ are near to, if there is one.
+    /// The number that the dimensions of W₁ are close to, if there is one.
     pub(super) fn factor(&self) -> Option<usize> {
         usize::try_from(self.decompose_factor).ok()
     }

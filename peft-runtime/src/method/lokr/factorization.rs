@@ -1,9 +1,9 @@
-//! How LoKr splits the sides of a weight.
+//! How LoKr splits the dimensions of a weight.
 
-/// Two factors of `size`: `factor` and the rest where `factor` divides it, otherwise the two that are nearest to each other
-/// with the smaller one at most `factor`; without a factor, the two nearest.
+/// Two factors of `size`: `factor` and the quotient if `factor` divides `size`, otherwise the two closest to each other
+/// whose smaller one is at most `factor`; without `factor`, the two closest.
 ///
-/// This is what LyCORIS's search comes to, which goes through the divisors from below.
+/// LyCORIS's search, which goes through the divisors in increasing order, has the same result.
 pub(super) fn factorization(size: usize, factor: Option<usize>) -> (usize, usize) {
     if let Some(factor) = factor.filter(|factor| *factor > 0 && size.is_multiple_of(*factor)) {
         return (factor, size / factor);

@@ -31,7 +31,7 @@ impl Method for LokrSettings {
         settings.faults().into_iter().chain(settings.own.fault()).collect()
     }
 
-    /// PEFT has LoRA's.
+    /// PEFT uses LoRA's.
     fn default_targets(model_type: &str) -> Option<TargetModules> {
         LoraSettings::default_targets(model_type)
     }
@@ -78,7 +78,7 @@ impl Method for LokrSettings {
         {
             return Some(convolution_of(inputs, outputs, kernel, 1));
         }
-        // An empty tensor may have any number of columns, and no adapter has one.
+        // An empty tensor may have any number of columns, and no adapter contains one.
         if shapes.values().any(|shape| shape.contains(&0)) {
             return None;
         }
@@ -108,7 +108,7 @@ impl Method for LokrSettings {
 }
 
 impl LokrSettings {
-    /// W₁ of these sides.
+    /// W₁ with these dimensions.
     fn first_matrix(&self, [a, c]: [usize; 2], rank: usize, source: &mut dyn TensorSource) -> Result<Matrix> {
         let zero = self.own.init_weights == LokrInit::Default;
         let start = |fan_in: usize| if zero { Init::Constant(0.0) } else { Init::kaiming(fan_in) };
@@ -119,7 +119,7 @@ impl LokrSettings {
         Ok(Matrix::Whole(source.tensor(W1, &[a, c], start(c))?))
     }
 
-    /// W₂ of these sides, with the window of a convolution.
+    /// W₂ with these dimensions and, for a convolution, its window.
     fn second_matrix(
         &self,
         [b, d]: [usize; 2],
@@ -148,8 +148,8 @@ impl LokrSettings {
         Ok(Matrix::Product(left, source.tensor(W2_B, &[rank, columns], start(columns))?))
     }
 
-    /// The second side of W₂ and the window of the layer, of which only the product is known: of a linear layer, or of a
-    /// convolution with a square window.
+    /// The second dimension of W₂ and the window of the layer, of which only the product is known; the layer is linear,
+    /// or a convolution with a square window.
     fn window_in(&self, c: usize, columns: usize) -> (usize, Vec<usize>) {
         let fits =
             |d: usize| c.checked_mul(d).is_some_and(|side| factorization(side, self.own.factor()) == (c, d));

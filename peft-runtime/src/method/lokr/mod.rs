@@ -54,7 +54,7 @@ impl Matrix {
         }
     }
 
-    /// The tensors, with the keys that they have of `[whole, left, right, core]`.
+    /// The tensors, each with its key from `[whole, left, right, core]`.
     fn tensors(&self, [whole, left, right, core]: [&'static str; 4]) -> Vec<(&'static str, &Var)> {
         match self {
             Self::Whole(own) => vec![(whole, own)],
@@ -80,7 +80,7 @@ impl Lokr {
         let (outputs, inputs) = (shape[0] / a.max(1), shape[1] / c.max(1));
         let second = second.reshape((outputs, inputs, ()))?;
         let elements = second.dim(2)?;
-        // PEFT multiplies out a whole W₂ of a one-dimensional convolution in another order, and files mean that.
+        // PEFT multiplies out a whole W₂ of a one-dimensional convolution in another order, which files follow.
         let swaps = shape.len() == 3 && matches!(self.second, Matrix::Whole(_));
         let product = if swaps {
             first

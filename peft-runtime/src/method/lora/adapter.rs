@@ -112,7 +112,7 @@ impl Adapter for Lora {
         Some(self.rank)
     }
 
-    /// DoRA's is that of the update before the lengths; in groups the update is not a matrix.
+    /// For DoRA, this is the update before the magnitudes are applied; with groups, the update is not a matrix.
     fn low_rank_update(&self) -> candle_core::Result<Option<LowRank>> {
         if let Geometry::Conv { settings, .. } = &self.geometry
             && settings.groups > 1
@@ -124,7 +124,7 @@ impl Adapter for Lora {
         Ok(Some(LowRank { a, b, scaling }))
     }
 
-    /// The factors for the base weight as it was before the adapter changed it, and what else the adapter adds.
+    /// The factors for the base weight as it was before the adapter changed it, and whatever else the adapter adds.
     fn plain_factors(&self) -> candle_core::Result<Option<PlainFactors>> {
         let restores = self.start().is_some();
         let (a, b) = if restores {

@@ -1,11 +1,14 @@
-//! Configs that are made out of a config: for other ranks, for sums, for the base model as it was.
+//! Configs derived from something else: from what a model declares, or from a config, for other ranks, for sums, or for
+//! the base model as it was.
 
 use std::collections::BTreeMap;
 
 use super::config::{LoraConfig, LoraSettings};
 use super::init::LoraInit;
 use crate::config::{BlockFields, ModuleFields, PatternMap};
+use crate::declared::Declared;
 use crate::path::ModulePath;
+use crate::schema::Schema;
 use crate::select::{TargetModules, glob_regex};
 
 /// The pattern that matches only one path.
@@ -14,7 +17,25 @@ fn anchored(path: &str) -> String {
 }
 
 impl LoraConfig {
-    /// The config at twice the rank with the same scaling, for the base model as it was before the init changed it.
+    /// The config that a model declares, with the ranks that fields of its schema declare.
+    pub(crate) fn declared(declared: &Declared, schema: &Schema) -> Option<Self> {
+        let lora = declared.lora?;
+        let ranks = schema.declared_ranks().into_iter();
+        // Anchored, so that a field's rank does not reach fields of the same name elsewhere.
+        let patterns: PatternMap<usize> =
+            ranks.map(|(path, rank)| (format!("^{}", glob_regex(&path)), rank)).collect();
+        let config = Self::new(lora.rank, lora.alpha)
+            .with_dropout(lora.dropout)
+            .with_rslora(lora.rslora)
+            .with_bias(lora.bias)
+            .with_rank_pattern(patterns);
+        Some(match declared.target_modules() {
+            Some(targets) => config.with_targets(targets),
+            None => config,
+        })
+    }
+
+    /// The config with twice the rank and the same scaling, for the base model as it was before the init changed it.
     pub(super) fn doubled(&self) -> Self {
         let settings = &self.settings;
         let factor = if settings.use_rslora { std::f64::consts::SQRT_2 } else { 2.0 };

@@ -1,6 +1,6 @@
-//! DoRA: the weight's direction by LoRA, its length by a vector. <https://arxiv.org/abs/2402.09353>
+//! DoRA: LoRA adapts the weight's direction, and a vector its magnitude. <https://arxiv.org/abs/2402.09353>
 //!
-//! W' = m ⊙ (W + s·B·A) / ‖W + s·B·A‖, one length for each output. The norm is a constant of the backward pass.
+//! W' = m ⊙ (W + s·B·A) / ‖W + s·B·A‖, with one magnitude for each output. The norm is a constant in the backward pass.
 
 use candle_core::{DType, Result, Tensor, Var};
 
@@ -13,13 +13,13 @@ use crate::schema::Family;
 
 pub(super) const KEY: &str = "lora_magnitude_vector";
 
-/// The lengths m, one for each output: `[out]`, for a convolution `[1, out, 1, …]`.
+/// The magnitudes m, one for each output: `[out]`, or `[1, out, 1, …]` for a convolution.
 #[derive(Clone, Debug)]
 pub(super) struct Magnitude {
     var: Var,
 }
 
-/// The shape of the lengths of a layer.
+/// The shape of a layer's magnitudes.
 pub(super) fn shape(geometry: &Geometry) -> Vec<usize> {
     match geometry {
         Geometry::Conv { out_channels, kernel, .. } => {
@@ -37,7 +37,7 @@ pub(super) fn norm(geometry: &Geometry, weight: &Tensor, terms: &LowRank) -> Res
     let dtype = if matches!(dtype, DType::F16 | DType::BF16) { DType::F32 } else { dtype };
     let rank = terms.a.dim(0)?;
     let a = terms.a.detach().to_dtype(dtype)?.reshape((rank, ()))?;
-    // In groups, PEFT's view of B has fewer rows and more ranks, and the product is read in the weight's shape.
+    // With groups, PEFT's view of B has fewer rows and more ranks, and the product is reshaped to the weight's shape.
     let b = terms.b.detach().to_dtype(dtype)?.reshape(((), rank))?;
     let weight = geometry.to_matrix(&weight.detach().to_dtype(dtype)?)?;
     let delta = product(&b, &a, terms.scaling)?.reshape(weight.shape())?;
@@ -64,7 +64,7 @@ impl Magnitude {
         div_constant(&magnitude.flatten_all()?, &norm(geometry, weight, terms)?.to_dtype(self.var.dtype())?)
     }
 
-    /// k ⊙ (y − b + residual) + b; where dropout acts, the base's part is that of the dropped input.
+    /// k ⊙ (y − b + residual) + b; with dropout, the base's part is computed from the input after dropout.
     pub(super) fn adapt_output(
         &self,
         geometry: &Geometry,
@@ -103,7 +103,8 @@ impl Magnitude {
 
     /// k ⊙ (`running` + s·B·A), with the norm of the layer's own weight.
     ///
-    /// What adapters before this one added to the bias is scaled as well: the forward pass takes off only the layer's own.
+    /// What adapters before this one added to the bias is scaled as well: the forward pass subtracts only the layer's
+    /// own.
     pub(super) fn merge(
         &self,
         geometry: &Geometry,

@@ -1,5 +1,5 @@
-//! EVA: A starts as the directions in which a layer's inputs vary most, and ranks go where they explain most.
-//! <https://arxiv.org/abs/2410.07170>
+//! EVA: A starts as the directions in which a layer's inputs vary most, and ranks go where they explain the most
+//! variance. <https://arxiv.org/abs/2410.07170>
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use crate::schema::Family;
 
 const OPERATION: &str = "initialise from data";
 
-/// A linear layer of the adapter, and what is known of its inputs.
+/// A linear layer of the adapter, and what is known about its inputs.
 struct Layer {
     path: ModulePath,
     is_linear: bool,
@@ -29,7 +29,7 @@ struct Layer {
     group: Option<usize>,
 }
 
-/// Gives the adapter `name` the principal directions of the inputs that `batches` bring to its layers.
+/// Initialises the adapter `name` with the principal directions of its layers' inputs over `batches`.
 pub(crate) fn initialise_eva<M, B, F>(
     model: &mut M,
     name: &str,
@@ -48,10 +48,10 @@ where
     let method = method_of(model, name)?;
     let config = method.downcast_ref::<LoraConfig>();
     let Some((config, eva)) = config.and_then(|config| Some((config, config.eva()?))) else {
-        let reason = "its config does not start as LoRA's `with_eva(…)` does".to_owned();
+        let reason = "its config does not select EVA, as LoRA's `with_eva(…)` does".to_owned();
         return Err(Error::Unsupported { operation: OPERATION, adapter: name.to_owned(), reason });
     };
-    // Inputs are recorded under the paths that the layers know, which this brings up to date.
+    // Inputs are recorded under the paths that the layers store, which this brings up to date.
     for_each_stack(model, |_| {});
     let mut layers = adapted_layers(model, name);
     let moments = watch(model, name, &mut layers, batches, forward)?;
@@ -78,7 +78,7 @@ fn adapted_layers<M: Injectable + ?Sized>(model: &M, name: &str) -> Vec<Layer> {
     with_adapter.collect()
 }
 
-/// Runs the batches through the base model and gathers the moments of what the layers see.
+/// Runs the batches through the base model and gathers the moments of the layers' inputs.
 fn watch<M, B, F>(
     model: &M,
     name: &str,
@@ -95,7 +95,7 @@ where
     for batch in batches {
         let (output, inputs) = record_inputs(name, || no_grad(|| forward(model, batch)));
         output?;
-        // The first batch tells which layers read the same tensor; one of them then stands for all.
+        // The first batch shows which layers read the same tensor; one of them then stands for all.
         let mut groups: BTreeMap<String, usize> = BTreeMap::new();
         let mut counted = BTreeSet::new();
         for (path, input) in inputs {
@@ -120,13 +120,13 @@ where
     Ok(moments)
 }
 
-/// The place of each linear layer in the list, by its path.
+/// The index of each linear layer in the list, by its path.
 fn linear_places(layers: &[Layer]) -> BTreeMap<ModulePath, usize> {
     let linear = layers.iter().enumerate().filter(|(_, layer)| layer.is_linear);
     linear.map(|(index, layer)| (layer.path.clone(), index)).collect()
 }
 
-/// The components of each group of layers, as many as any of them could get.
+/// The components of each group of layers, as many as any layer of the group could get.
 fn principal_components(layers: &[Layer], moments: &[Moments], eva: &EvaConfig) -> Result<Vec<Components>> {
     let mut components = Vec::with_capacity(moments.len());
     for (group, moments) in moments.iter().enumerate() {
@@ -149,7 +149,8 @@ fn most_ranks(layer: &Layer, eva: &EvaConfig) -> usize {
     most
 }
 
-/// The ranks of the layers: the budget goes to the components that explain most, wherever they are.
+/// The ranks of the layers: the budget goes to the components that explain the most variance, in whichever layer they
+/// are.
 fn share_out(layers: &[Layer], components: &[Components], eva: &EvaConfig) -> Vec<usize> {
     let watched = |layer: &&Layer| layer.group.is_some();
     let budget: usize = layers.iter().filter(watched).map(|layer| layer.rank).sum();
@@ -159,7 +160,7 @@ fn share_out(layers: &[Layer], components: &[Components], eva: &EvaConfig) -> Ve
         let shares = components.explained.iter().take(most_in_group(layers, layer, eva));
         candidates.extend(shares.map(|share| (*share, index)));
     }
-    // A stable sort: of equal shares the layer that comes first in the model wins.
+    // A stable sort: among equal shares, the layer that comes first in the model wins.
     candidates.sort_by(|a, b| b.0.total_cmp(&a.0));
     let mut ranks: Vec<usize> =
         layers.iter().map(|layer| if layer.group.is_some() { 0 } else { layer.rank }).collect();

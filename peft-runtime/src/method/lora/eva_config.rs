@@ -5,25 +5,25 @@ use serde_json::Value;
 
 use crate::config::{ConfigFault, yes};
 
-/// How EVA shares out ranks and draws A from the inputs of layers.
+/// How EVA distributes ranks and computes A from the inputs of layers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EvaConfig {
-    /// How many times its own rank a layer can get at most; at least 1.
+    /// The largest multiple of its own rank that a layer can get; at least 1.
     #[serde(default = "default_rho")]
     pub rho: f64,
-    /// PEFT's threshold for when a search has converged; the one here is exact and does not need it.
+    /// PEFT's threshold for convergence; the computation here is exact and does not need it.
     #[serde(default = "default_tau")]
     pub tau: f64,
-    /// PEFT's switch for masking by labels; here the caller decides what its batches hold.
+    /// PEFT's switch for masking by labels; here the caller decides what the batches contain.
     #[serde(default = "yes")]
     pub use_label_mask: bool,
     /// PEFT's label that marks masked tokens.
     #[serde(default = "default_label")]
     pub label_mask_value: Value,
-    /// Whether directions are divided by the root of their singular values.
+    /// Whether directions are divided by the square root of their singular values.
     #[serde(default)]
     pub whiten: bool,
-    /// Whether alpha follows a layer's new rank, so that its scaling stays.
+    /// Whether alpha follows a layer's new rank, so that its scaling stays the same.
     #[serde(default = "yes")]
     pub adjust_scaling_factors: bool,
 }

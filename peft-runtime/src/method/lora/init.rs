@@ -14,15 +14,16 @@ pub enum LoraInit {
     Gaussian,
     /// A and B both random: the fresh adapter changes the output. PEFT's `false`, meant for tests.
     Random,
-    /// The leading singular values of the weight, which loses them: <https://arxiv.org/abs/2404.02948>.
+    /// The leading singular values of the weight, which are removed from it: <https://arxiv.org/abs/2404.02948>.
     Pissa,
-    /// The same by a randomised search with this many power iterations.
+    /// The same, by a randomised SVD with this many power iterations.
     PissaIterations(usize),
-    /// The leading columns of the weight's QR decomposition, which it loses: <https://arxiv.org/abs/2406.01775>.
+    /// The leading columns of the weight's QR decomposition, which are removed from it:
+    /// <https://arxiv.org/abs/2406.01775>.
     Olora,
     /// Random factors whose product is zero; the rank has to be even.
     Orthogonal,
-    /// Factors that make up for quantising the weight: <https://arxiv.org/abs/2310.08659>.
+    /// Factors that compensate for quantising the weight: <https://arxiv.org/abs/2310.08659>.
     Loftq,
     /// Directions of the layer's inputs, set by `initialise_eva`: <https://arxiv.org/abs/2410.07170>.
     Eva,
@@ -34,7 +35,7 @@ pub struct LoftqConfig {
     /// 4 (normal float) or 8 bits.
     #[serde(rename = "loftq_bits", default = "default_loftq_bits")]
     pub bits: usize,
-    /// How often quantising and factorising alternate.
+    /// How many times quantising and factorising alternate.
     #[serde(rename = "loftq_iter", default = "default_loftq_iterations")]
     pub iterations: usize,
 }
@@ -54,7 +55,7 @@ fn default_loftq_iterations() -> usize {
 }
 
 impl LoraInit {
-    /// Whether the factors are drawn and not worked out from a weight.
+    /// Whether the factors are drawn rather than computed from a weight.
     pub(crate) fn draws_factors(self) -> bool {
         matches!(self, Self::Default | Self::Gaussian | Self::Random)
     }

@@ -1,4 +1,4 @@
-//! Which layers LoRA can adapt, and how it makes the adapter of one.
+//! Which layers LoRA can adapt, and how it makes the adapter for one.
 
 use std::sync::Arc;
 
@@ -34,7 +34,7 @@ impl LoraConfig {
         }
     }
 
-    /// The adapter of one layer of that rank and scaling.
+    /// The adapter for one layer, with that rank and scaling.
     pub(super) fn build_layer(
         &self,
         site: &Site<'_>,
@@ -45,7 +45,7 @@ impl LoraConfig {
         if let (false, LoraInit::PissaIterations(_)) = (source.is_fresh(), self.init()) {
             return Err(Error::RandomStart { init: self.init().describe(), path: site.path.clone() });
         }
-        // A file's factors replace the worked-out ones, but the base weight loses its part all the same.
+        // A file's factors replace the computed ones, but the base weight is still changed.
         let needed = source.is_fresh() || takes_from_base(self.init()) || self.init() == LoraInit::Loftq;
         let worked_out = if needed { worked_out(self, site, rank, scaling)? } else { None };
         let (keys, a, b) = match &worked_out {
@@ -86,7 +86,7 @@ impl LoraConfig {
         Ok(Some(source.tensor(BIAS_KEY, &[geometry.out_features()], init)?))
     }
 
-    /// DoRA's lengths, which start as those of the weight with the fresh factors in it.
+    /// DoRA's magnitudes, which start as those of the weight with the fresh factors applied.
     fn magnitude(
         &self,
         site: &Site<'_>,
@@ -140,7 +140,7 @@ impl LoraConfig {
                 if settings.dilation != 1 && kernel.iter().any(|size| *size > 1) =>
             {
                 Some(format!(
-                    "PEFT's LoRA convolution ignores the layer's dilation of {}, so that its output has another size",
+                    "PEFT's LoRA convolution ignores the layer's dilation of {}, so its output has a different size",
                     settings.dilation
                 ))
             }

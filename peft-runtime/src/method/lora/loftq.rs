@@ -1,4 +1,4 @@
-//! LoftQ: a quantised base and factors that make up for the loss. <https://arxiv.org/abs/2310.08659>
+//! LoftQ: a quantised base and factors that compensate for the loss. <https://arxiv.org/abs/2310.08659>
 
 use candle_core::{DType, Device, Result, Tensor, bail};
 
@@ -30,7 +30,8 @@ const NF4: [f32; 16] = [
 /// How many values share one scale.
 const BLOCK: usize = 64;
 
-/// Factors and the dequantised base weight, both `[out, in]` wise; the scaling is not made up for, as in PEFT.
+/// Factors and the dequantised base weight, both in the orientation `[out, in]`; the scaling is not compensated for, as
+/// in PEFT.
 pub(super) fn loftq(
     weight: &Tensor,
     rank: usize,
@@ -70,7 +71,7 @@ fn largest(values: &[f32]) -> f32 {
     values.iter().fold(0.0, |largest: f32, value| largest.max(value.abs()))
 }
 
-/// A block with every value at the nearest of the 16, scaled by the largest.
+/// A block with every value rounded to the nearest of the 16, scaled by the largest.
 fn nearest_nf4(block: &[f32]) -> Vec<f32> {
     let scale = largest(block);
     if scale == 0.0 {

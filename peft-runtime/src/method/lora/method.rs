@@ -22,7 +22,8 @@ use crate::path::ModulePath;
 use crate::schema::LayerKind;
 use crate::select::TargetModules;
 
-/// Fields that every method on LoRA's config has and nobody implements here, each with the value it has when it is off.
+/// Fields that every method based on LoRA's config has and that are not implemented here, each with the value it has
+/// when it is off.
 pub(crate) fn unimplemented_lora_fields() -> Vec<(&'static str, Value)> {
     vec![
         ("alora_invocation_tokens", Value::Null),
@@ -149,7 +150,7 @@ impl Method for LoraSettings {
     fn restarts_from_base(key: &str) -> Option<&'static str> {
         match key {
             TrainableTokens::KEY => Some("the rows"),
-            dora::KEY => Some("the lengths"),
+            dora::KEY => Some("the magnitudes"),
             _ => None,
         }
     }
@@ -160,7 +161,7 @@ impl Method for LoraSettings {
     }
 
     fn canonical_key(key: &str) -> &str {
-        // PEFT has written DoRA's lengths under two names.
+        // PEFT has written DoRA's magnitudes under two names.
         match key.strip_suffix(".weight") {
             Some(stem) if stem.ends_with(&format!(".{}", dora::KEY)) => stem,
             _ => key,
@@ -214,7 +215,9 @@ impl Method for LoraSettings {
 
     fn check_plain_lora(config: &LoraConfig, has_base: bool) -> Result<(), String> {
         if config.use_dora() {
-            return Err("DoRA's lengths are not a low-rank update; merge it into the base model".to_owned());
+            return Err(
+                "DoRA's magnitudes are not a low-rank update; merge it into the base model".to_owned()
+            );
         }
         if config.init().changes_base() && !has_base {
             return Err(format!(

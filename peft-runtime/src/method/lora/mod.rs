@@ -2,13 +2,14 @@
 
 mod adapter;
 mod combination;
+mod combined_factors;
 mod config;
-mod declared;
 mod default_targets;
 mod derived;
 mod dora;
 pub(crate) mod eva;
 mod eva_config;
+mod faults;
 mod init;
 mod layer;
 mod loftq;
@@ -49,9 +50,9 @@ pub struct Lora {
 enum Start {
     /// Nothing.
     Untouched,
-    /// It lost the product of these factors.
+    /// The product of these factors was subtracted from it.
     TookOut(LowRank),
-    /// It was quantised; these factors make up for the loss.
+    /// It was quantised; these factors compensate for the loss.
     Quantised(LowRank),
 }
 
@@ -85,8 +86,8 @@ impl Lora {
         LowRank { a: self.a.as_detached_tensor(), b: self.b.as_detached_tensor(), scaling: self.scaling }
     }
 
-    /// The factors with those of the start next to them, negated: `[A; A₀]` and `[B, −B₀]`; zeros where the base weight
-    /// was not changed.
+    /// The factors concatenated with the initial ones, negated: `[A; A₀]` and `[B, −B₀]`; the initial ones are zeros if
+    /// the base weight was not changed.
     fn relative_to_original(&self) -> candle_core::Result<[(&'static str, Tensor); 2]> {
         let LowRank { a, b, .. } = self.constant_terms();
         let (first_a, first_b) = match self.start() {
@@ -101,7 +102,7 @@ impl Lora {
     }
 
     fn acts_with_dropout(&self, call: &Call<'_>) -> bool {
-        // An embedding's input are indices: nothing to drop, as in PEFT.
+        // An embedding's inputs are indices: nothing to drop, as in PEFT.
         call.training && self.dropout > 0.0 && !self.is_embedding()
     }
 

@@ -11,14 +11,14 @@ use crate::ops::matmul::product;
 use crate::ops::random::{normal, stream};
 use crate::schema::Family;
 
-/// Factors that were worked out from the base weight, and the weight that goes with them.
+/// Factors that were computed from the base weight, and the weight that goes with them.
 pub(super) struct Decomposed {
     pub(super) factors: LowRank,
-    /// What stays of the base weight, in its dtype and shape, if the factors are taken out of it.
+    /// What remains of the base weight, in its dtype and shape, if the factors are taken out of it.
     pub(super) weight: Option<Tensor>,
 }
 
-/// The initial values of the factors where they are drawn.
+/// The initial values of the factors if they are drawn.
 pub(super) fn drawn(
     config: &LoraConfig,
     geometry: &Geometry,
@@ -43,7 +43,7 @@ pub(super) fn drawn(
     }
 }
 
-/// The factors of an init that looks at the base weight or draws both factors together; `None` for the others.
+/// The factors of an init that depends on the base weight or draws both factors together; `None` for the others.
 pub(super) fn worked_out(
     config: &LoraConfig,
     site: &Site<'_>,
@@ -67,7 +67,7 @@ pub(super) fn worked_out(
             from_singular_values(&factors, rank, scaling)?
         }
         LoraInit::Olora => {
-            // PEFT decomposes the weight as it is stored, which for a transposed one gives factors of no use.
+            // PEFT decomposes the weight as it is stored, which gives useless factors for a transposed one.
             let (q, r) = qr(&matrix()?)?;
             let rank = rank.min(q.dim(1)?);
             LowRank {

@@ -12,11 +12,11 @@ use crate::error::Result;
 use crate::ops::add_promoted;
 use crate::ops::constant::mul_constant;
 
-/// Where PEFT has the embedding that is under the adapter, from the embedding's own path.
+/// Where PEFT stores the embedding beneath the adapter, relative to the embedding's own path.
 pub(super) const BASE_LAYER_PATH: &str = "token_adapter.base_layer";
 const BASE_WEIGHT_KEY: &str = "token_adapter.base_layer.weight";
 
-/// Rows of a table that train in the place of the base model's: `[tokens, features]`.
+/// Rows of a table that train in place of the base model's: `[tokens, features]`.
 #[derive(Clone, Debug)]
 pub struct TrainableTokens {
     rows: Var,
@@ -26,7 +26,7 @@ pub struct TrainableTokens {
     geometry: Geometry,
 }
 
-/// More rows than any embedding has, where the number is not known.
+/// More rows than any embedding has, used if the number is unknown.
 const MANY_ROWS: usize = 0xffff_ffff;
 
 impl TrainableTokens {
@@ -50,7 +50,7 @@ impl TrainableTokens {
         Ok(Some(site.weight()?.index_select(&self.index(site.device)?, 0)?))
     }
 
-    /// The geometry of the embedding that has these tensors and, where it is known, a weight of this shape.
+    /// The geometry of the embedding that has these tensors and, if it is known, a weight of this shape.
     pub(crate) fn geometry(shapes: &LayerShapes, weight: Option<&[usize]>) -> Option<Geometry> {
         let &[_, features] = shapes.get(Self::KEY)?.as_slice() else { return None };
         let vocabulary = weight.and_then(|weight| weight.first().copied()).unwrap_or(MANY_ROWS);
@@ -62,7 +62,7 @@ impl TrainableTokens {
         &self.tokens
     }
 
-    /// For every id in `ids`, the place of its row, and 1 where it has one.
+    /// For every id in `ids`, the position of its row, and 1 if it has one.
     fn places(&self, ids: &Tensor) -> CandleResult<(Tensor, Tensor)> {
         let places = ids.to_dtype(DType::U32)?.to_device(&Device::Cpu)?.to_vec1::<u32>()?;
         let find = |id: &u32| self.tokens.iter().position(|token| token == id);
@@ -75,7 +75,7 @@ impl TrainableTokens {
         Ok((Tensor::from_vec(places, found.len(), &Device::Cpu)?.to_device(device)?, mask))
     }
 
-    /// Rows of looked-up tokens replaced.
+    /// The output with the rows of these tokens replaced.
     fn replace_rows(&self, rows: &Tensor, ids: &Tensor, output: &Tensor) -> CandleResult<Tensor> {
         let features = output.dim(D::Minus1)?;
         let (places, mask) = self.places(&ids.flatten_all()?)?;
@@ -85,7 +85,7 @@ impl TrainableTokens {
         add_promoted(&others, &mul_constant(&own, &mask)?)?.reshape(output.shape())
     }
 
-    /// Columns of logits replaced: those of the tokens are x·Tᵀ + b.
+    /// The logits with the columns of these tokens replaced by x·Tᵀ + b.
     fn replace_columns(
         &self,
         rows: &Tensor,

@@ -1,4 +1,4 @@
-//! What methods share that add a matrix ΔW to the weight, and drop rows of it or all of it while training.
+//! What the methods share that add a matrix ΔW to the weight and drop some or all of its rows during training.
 
 mod settings;
 
@@ -17,7 +17,7 @@ pub use settings::DeltaSettings;
 pub(super) struct DeltaDropout {
     /// The probability that a row of ΔW is dropped in a pass.
     pub(super) rows: f64,
-    /// Whether the rows that are left are divided by their share.
+    /// Whether the remaining rows are divided by the share of rows that remain.
     pub(super) rescales: bool,
     /// The probability that the layer runs without the adapter in a pass.
     pub(super) module: f64,
@@ -44,7 +44,7 @@ impl DeltaDropout {
         if self.rows > 0.0 {
             let mut rows = kept(outputs, self.rows)?;
             if self.rescales {
-                // Where no row is left, PEFT divides by zero.
+                // If no row is left, PEFT divides by zero.
                 let share = rows.mean_keepdim(0)?.maximum(f64::from(f32::MIN_POSITIVE))?;
                 rows = rows.broadcast_div(&share)?;
             }
@@ -53,7 +53,7 @@ impl DeltaDropout {
         Ok(Some(factors))
     }
 
-    /// `output + part`, or what is left of the part.
+    /// `output` plus the part, or plus what dropout leaves of it.
     pub(super) fn add(
         &self,
         call: &Call<'_>,
@@ -71,7 +71,7 @@ impl DeltaDropout {
     }
 }
 
-/// What the layer computes with ΔW in the place of its weight, and without a bias. `delta` has the shape of the weight.
+/// What the layer computes with ΔW in place of its weight, and without a bias. `delta` has the shape of the weight.
 pub(super) fn apply(geometry: &Geometry, delta: &Tensor, x: &Tensor) -> Result<Tensor> {
     let x = x.to_dtype(delta.dtype())?;
     if let Geometry::Conv { settings, .. } = geometry {
@@ -108,8 +108,8 @@ pub(super) fn add_to_weight(weight: &Tensor, delta: &Tensor) -> Result<Tensor> {
     (weight.to_dtype(dtype)? + delta.to_dtype(dtype)?)?.to_dtype(weight.dtype())
 }
 
-/// The product of a core with a factor on each of its first two sides: `Σ core[i, j, k…] · left[i, p] · right[j, q]`, of shape
-/// `[p, q, k…]`, for a core `[r, r, k…]`, and factors `[r, p]` and `[r, q]`.
+/// The product of a core with a factor along each of its first two dimensions: `Σ core[i, j, k…] · left[i, p] ·
+/// right[j, q]`, of shape `[p, q, k…]`, for a core `[r, r, k…]`, and factors `[r, p]` and `[r, q]`.
 pub(super) fn core_product(core: &Tensor, left: &Tensor, right: &Tensor) -> Result<Tensor> {
     let (rank, _) = left.dims2()?;
     let (outputs, inputs) = (left.dim(1)?, right.dim(1)?);
@@ -127,7 +127,8 @@ pub(super) fn has_window(geometry: &Geometry) -> bool {
     matches!(geometry, Geometry::Conv { kernel, .. } if kernel.iter().any(|size| *size != 1))
 }
 
-/// The shape of the core that goes with a convolution's window: PEFT has two dimensions for it, whatever the layer has.
+/// The shape of the core that goes with a convolution's window: PEFT gives the window two dimensions, however many the
+/// layer has.
 pub(super) fn core_shape(rank: usize, kernel: &[usize]) -> Vec<usize> {
     let mut shape = vec![rank, rank];
     shape.extend(kernel);
@@ -135,7 +136,7 @@ pub(super) fn core_shape(rank: usize, kernel: &[usize]) -> Vec<usize> {
     shape
 }
 
-/// The sides of a layer's weight as a matrix: outputs, inputs of a group, elements of the window.
+/// The dimensions of a layer's weight as a matrix: outputs, inputs of a group, elements of the window.
 pub(super) fn weight_sides(geometry: &Geometry) -> (usize, usize, usize) {
     match geometry {
         Geometry::Conv { in_channels, out_channels, kernel, settings } => {

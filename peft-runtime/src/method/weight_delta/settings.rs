@@ -66,21 +66,21 @@ impl<M: Default> AdapterConfig<DeltaSettings<M>> {
 impl<M> AdapterConfig<DeltaSettings<M>> {
     /// Drops rows of ΔW with this probability in each training pass.
     ///
-    /// LoHa divides the rows that are left by their share; LoKr does so with `with_rank_dropout_scale`.
+    /// LoHa divides the remaining rows by the share of rows that remain; LoKr does so with `with_rank_dropout_scale`.
     #[must_use]
     pub fn with_rank_dropout(mut self, probability: f64) -> Self {
         self.settings.rank_dropout = probability;
         self
     }
 
-    /// Leaves the adapter of a layer out with this probability in each training pass.
+    /// Leaves out the adapter of a layer with this probability in each training pass.
     #[must_use]
     pub fn with_module_dropout(mut self, probability: f64) -> Self {
         self.settings.module_dropout = probability;
         self
     }
 
-    /// Gives convolutions with a window the form with a core tensor, which has fewer parameters.
+    /// Uses the form with a core tensor, which has fewer parameters, for convolutions with a window.
     #[must_use]
     pub fn with_effective_conv2d(mut self, effective: bool) -> Self {
         self.settings.use_effective_conv2d = effective;
@@ -131,7 +131,7 @@ impl<M> DeltaSettings<M> {
         Ok(LayerSettings::new().with_size(rank, alpha / rank as f64))
     }
 
-    /// All that is wrong with the values that such methods share.
+    /// Everything that is wrong with the values that such methods share.
     pub(in crate::method) fn faults(&self) -> Vec<ConfigFault> {
         let mut faults: Vec<ConfigFault> = rank_fault("r", self.rank).into_iter().collect();
         faults.extend(finite_fault("alpha", self.alpha));

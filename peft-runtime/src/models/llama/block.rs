@@ -67,7 +67,7 @@ impl Block {
         })
     }
 
-    /// The hidden states after the block, `[batch, length, size]`; a cache comes with the block's place in it.
+    /// The hidden states after the block, `[batch, length, size]`; a cache comes with the block's index in it.
     pub(super) fn forward(
         &self,
         hidden: &Tensor,
@@ -111,7 +111,7 @@ impl SelfAttention {
         })
     }
 
-    /// The residual and what attention to `x` adds to it.
+    /// `residual` plus the output of attention on `x`.
     fn forward(
         &self,
         x: &Tensor,
@@ -160,7 +160,7 @@ impl FeedForward {
         })
     }
 
-    /// The residual and what the layer makes of `x`.
+    /// `residual` plus the layer's output for `x`.
     fn forward(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
         let (gate, up) = (self.gate_proj.forward(x)?, self.up_proj.forward(x)?);
         self.down_proj.forward_swiglu_add(&gate, &up, residual)

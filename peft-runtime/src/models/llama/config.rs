@@ -6,7 +6,7 @@ use super::rope::RopeScaling;
 
 /// The settings of a model, as its `config.json` has them.
 ///
-/// Unknown keys are passed over; what would change the model and is not known here is refused by name.
+/// Unknown keys are ignored; unsupported values that would change the model are refused by name.
 ///
 /// ```
 /// use peft_runtime::models::llama::{Architecture, LlamaConfig};
@@ -24,9 +24,9 @@ use super::rope::RopeScaling;
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct LlamaConfig {
-    /// Which of the family it is.
+    /// Which member of the family it is.
     pub architecture: Architecture,
-    /// The number of tokens.
+    /// The number of tokens in the vocabulary.
     pub vocab_size: usize,
     /// The size of a token's vector.
     pub hidden_size: usize,
@@ -36,19 +36,19 @@ pub struct LlamaConfig {
     pub num_hidden_layers: usize,
     /// The number of query heads.
     pub num_attention_heads: usize,
-    /// The number of key and value heads, each of which serves as many query heads.
+    /// The number of key and value heads; each serves an equal number of query heads.
     pub num_key_value_heads: usize,
     /// The size of a head.
     pub head_dim: usize,
-    /// The longest sequence the model was made for; nothing holds it to that.
+    /// The longest sequence the model was made for; this is not enforced.
     pub max_position_embeddings: usize,
     /// What the norms add to the mean square.
     pub rms_norm_eps: f64,
     /// The base of the rotary embedding's frequencies.
     pub rope_theta: f64,
-    /// What is done to the frequencies for longer sequences.
+    /// How the frequencies are changed for longer sequences.
     pub rope_scaling: RopeScaling,
-    /// Whether the layer that writes logits has the weight of the one that reads tokens.
+    /// Whether the output layer shares the weight of the token embedding.
     pub tie_word_embeddings: bool,
     /// Whether the query, key and value projections have biases.
     pub qkv_bias: bool,
@@ -56,7 +56,8 @@ pub struct LlamaConfig {
     pub output_bias: bool,
     /// Whether the feed-forward projections have biases.
     pub mlp_bias: bool,
-    /// How far back a token sees. Within it the model is as if there were none, and longer sequences are refused.
+    /// How many tokens attention looks back. Sequences that fit in the window are computed as if there were none;
+    /// longer ones are refused.
     pub sliding_window: Option<usize>,
 }
 
@@ -98,11 +99,11 @@ impl AsRef<str> for Architecture {
     }
 }
 
-/// No size of a model is larger.
+/// No model has a larger size.
 const LARGEST_SIZE: usize = 1 << 24;
 
 impl LlamaConfig {
-    /// The config, if its sizes and numbers go together.
+    /// The config, if its sizes and numbers are consistent.
     pub(super) fn checked(self) -> Result<Self, String> {
         self.check_range()?;
         let Self { num_attention_heads: heads, num_key_value_heads: shared, head_dim, .. } = self;
@@ -113,14 +114,14 @@ impl LlamaConfig {
         }
         if head_dim == 0 || !head_dim.is_multiple_of(2) {
             return Err(format!(
-                "`head_dim` is {head_dim}; the rotary embedding turns pairs, so it has to be even"
+                "`head_dim` is {head_dim}; the rotary embedding rotates pairs, so it has to be even"
             ));
         }
         Ok(self)
     }
 
-    /// An error if a size is larger than any model's, so that products of sizes would leave their range, or a number is none
-    /// to compute with.
+    /// An error if a size is larger than any model's, so that products of sizes could overflow, or a number cannot be
+    /// computed with.
     fn check_range(&self) -> Result<(), String> {
         let sizes = [
             ("vocab_size", self.vocab_size),

@@ -35,12 +35,12 @@ struct ConfigFile {
     sliding_window: Option<usize>,
     rope_theta: Option<f64>,
     rope_scaling: Option<RopeFile>,
-    /// Version 5 has all of the rotary embedding here.
+    /// Version 5 keeps all settings of the rotary embedding here.
     rope_parameters: Option<RopeFile>,
     partial_rotary_factor: Option<f64>,
 }
 
-/// The activations there are: other names are refused.
+/// The supported activations; other names are refused.
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Activation {
@@ -49,11 +49,11 @@ enum Activation {
     Silu,
 }
 
-/// `rope_parameters`, or `rope_scaling` of old.
+/// `rope_parameters`, or `rope_scaling` in older files.
 #[derive(Default, Deserialize)]
 struct RopeFile {
     rope_type: Option<String>,
-    /// An older name of the same; many files have both.
+    /// The older name of that key; many files have both.
     #[serde(rename = "type")]
     old_type: Option<String>,
     rope_theta: Option<f64>,
@@ -72,7 +72,7 @@ fn default_eps() -> f64 {
     1e-6
 }
 
-/// Mistral's, where the file does not say that there is none.
+/// Mistral's window, unless the file says that there is none.
 fn default_window() -> Option<usize> {
     Some(4096)
 }

@@ -17,12 +17,12 @@ use super::weights::Weights;
 use crate::error::{Error, Result};
 use crate::layer::{Adapted, AnyLinear, QuantizedLinear};
 
-/// A file, from which a model is read.
+/// A file that a model is read from.
 pub(super) struct GgufFile {
     content: Content,
     reader: BufReader<File>,
     device: Device,
-    /// Whether linear layers keep their blocks, or become dense.
+    /// Whether linear layers keep their quantized blocks or become dense.
     keep_quantized: bool,
     pub(super) config: LlamaConfig,
 }
@@ -47,7 +47,7 @@ impl GgufFile {
         read().map_err(|error| Error::from(error).in_file(path))
     }
 
-    /// A tensor by its name in transformers, in the order of rows that transformers has, on the model's device.
+    /// A tensor by its name in transformers, with its rows in the order of transformers, on the model's device.
     fn quantized(&mut self, name: &str, shape: &[usize]) -> CandleResult<QTensor> {
         let name_in_file = name_in_file(name)?;
         let heads = self.interleaved_heads(name);
@@ -65,7 +65,7 @@ impl GgufFile {
     }
 
     /// The number of heads of a projection whose rows are in llama.cpp's order: there, the two values that the rotary
-    /// embedding turns together are neighbours, in transformers they are half a head apart.
+    /// embedding rotates together are neighbours; in transformers they are half a head apart.
     fn interleaved_heads(&self, name: &str) -> Option<usize> {
         let mut parts = name.rsplit('.').skip(1);
         match (self.config.architecture, parts.next()) {
@@ -98,7 +98,7 @@ impl Weights for GgufFile {
     }
 }
 
-/// What each frequency of the rotary embedding is divided by, if the file says so.
+/// What each frequency of the rotary embedding is divided by, if the file has such factors.
 fn rope_factors(content: &Content, reader: &mut BufReader<File>) -> CandleResult<Option<Vec<f32>>> {
     const NAME: &str = "rope_freqs.weight";
     if !content.tensor_infos.contains_key(NAME) {

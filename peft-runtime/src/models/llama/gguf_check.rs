@@ -1,4 +1,4 @@
-//! What candle's reader of GGUF files trusts: an alignment other than 0, and tensors whose sizes stay in range.
+//! Checks what candle's GGUF reader takes on trust: that the alignment is not 0, and that tensor sizes stay in range.
 
 use std::collections::BTreeMap;
 use std::io::{Error, ErrorKind, Read, Result as IoResult, Seek};
@@ -8,16 +8,16 @@ use candle_core::{Result, bail};
 
 /// The key of the alignment, by which candle divides.
 const ALIGNMENT: &[u8] = b"general.alignment";
-/// The numbers of the types of whole numbers of up to four bytes, and of those that have contents of their own.
+/// Type numbers: the last of the integers of up to four bytes, and the types with contents of their own.
 const LAST_SMALL_INTEGER: u32 = 5;
 const STRING: u32 = 8;
 const ARRAY: u32 = 9;
-/// How deep arrays lie in each other in files that candle reads.
+/// How deeply arrays are nested in files that candle reads.
 const DEEPEST: usize = 64;
-/// No tensor has more elements, an empty dimension counted as one.
+/// No tensor has more elements, counting an empty dimension as 1.
 const MOST_ELEMENTS: u64 = 1 << 48;
 
-/// Refuses an alignment of 0. A file that cannot be read at all is candle's to refuse.
+/// Refuses an alignment of 0. A file that cannot be read at all is left for candle to refuse.
 pub(super) fn check_alignment<R: Read + Seek>(reader: &mut R) -> Result<()> {
     let mut walk = Walk { reader: &mut *reader, wide: true };
     let is_zero = walk.finds_zero_alignment().unwrap_or_default();
@@ -32,7 +32,7 @@ pub(super) fn check_alignment<R: Read + Seek>(reader: &mut R) -> Result<()> {
 pub(super) fn check_tensors(content: &Content, size: u64) -> Result<()> {
     let tensors: BTreeMap<&String, &TensorInfo> = content.tensor_infos.iter().collect();
     for (name, info) in tensors {
-        // Candle reads the data of an empty tensor through a pointer to nowhere.
+        // Candle reads the data of an empty tensor through a dangling pointer.
         if info.shape.dims().contains(&0) {
             bail!("the tensor `{name}` of shape {:?} is empty", info.shape.dims())
         }
@@ -44,7 +44,7 @@ pub(super) fn check_tensors(content: &Content, size: u64) -> Result<()> {
     Ok(())
 }
 
-/// Where a tensor's data end; `None` if no file is that large.
+/// Where a tensor's data ends; `None` if no file is that large.
 fn end_of(info: &TensorInfo, start: u64) -> Option<u64> {
     let (mut elements, mut extent) = (1u64, 1u64);
     for size in info.shape.dims() {
@@ -97,7 +97,7 @@ impl<R: Read + Seek> Walk<'_, R> {
         if self.wide { self.bytes().map(u64::from_le_bytes) } else { self.u32().map(u64::from) }
     }
 
-    /// Whether the key that comes now is `key`; zeros at its end do not count, as in candle.
+    /// Whether the next key is `key`; trailing zeros are ignored, as in candle.
     fn key_is(&mut self, key: &[u8]) -> IoResult<bool> {
         let length = self.length()?;
         let mut found = Vec::new();
@@ -164,7 +164,7 @@ mod tests {
         bytes
     }
 
-    /// A file without tensors that has these entries, each a key and a type with its value.
+    /// A file without tensors that has these entries: each a key, a type and a value.
     fn file(entries: &[(&str, u32, &[u8])]) -> Cursor<Vec<u8>> {
         let mut bytes = b"GGUF".to_vec();
         bytes.extend(3u32.to_le_bytes());

@@ -6,7 +6,7 @@ use candle_core::{Result, bail};
 use super::config::{Architecture, LlamaConfig};
 use super::rope::RopeScaling;
 
-/// The file's keys, below the name of its architecture.
+/// The file's keys under the name of its architecture.
 struct Metadata<'c> {
     content: &'c Content,
     architecture: &'c str,
@@ -42,7 +42,7 @@ impl<'c> Metadata<'c> {
     fn read<T>(&self, key: &str, value: Option<T>) -> Result<T> {
         match value {
             Some(value) => Ok(value),
-            None => bail!("`{}.{key}` is not a single number of its kind", self.architecture),
+            None => bail!("`{}.{key}` is not a single number of the expected type", self.architecture),
         }
     }
 
@@ -99,7 +99,7 @@ pub(super) fn config_of(content: &Content, factors: Option<Vec<f32>>) -> Result<
     };
     for key in ["attention.value_length", "rope.dimension_count"] {
         if let Some(size) = metadata.count(key)?.filter(|size| *size != head_dim) {
-            bail!("`{name}.{key}` is {size}; it is not supported to differ from the head size {head_dim}")
+            bail!("`{name}.{key}` is {size}; only the head size, {head_dim}, is supported")
         }
     }
     let config = LlamaConfig {

@@ -170,7 +170,7 @@ impl LlamaModel {
     /// Makes quantized layers dense, in single precision; adapters stay, and can then be merged.
     ///
     /// # Errors
-    /// If the device refuses; some layers may be dense then, which changes nothing of what the model computes.
+    /// If a device operation fails; some layers may be dense then, which does not change what the model computes.
     pub fn dequantize(&mut self) -> Result<()> {
         for block in &mut self.model.layers {
             for layer in block.linear_layers_mut() {
@@ -180,8 +180,8 @@ impl LlamaModel {
         self.lm_head.dequantize()
     }
 
-    /// Whether training keeps only the input of each block and computes the block once more in the backward pass, which
-    /// takes less memory and more time. At first it does not.
+    /// Whether training keeps only the input of each block and computes the block again in the backward pass, which
+    /// takes less memory and more time. Off by default.
     pub fn set_gradient_checkpointing(&mut self, on: bool) {
         self.gradient_checkpointing = on;
     }
@@ -208,8 +208,8 @@ impl LlamaModel {
 
     /// The mean cross-entropy of the next tokens, a scalar.
     ///
-    /// `labels` have the shape of `input_ids`, `[batch, length]`, and are mostly the same: each token has to foretell the
-    /// label after it. The label -100 does not count, so it stands where a row is padded on the right.
+    /// `labels` have the shape of `input_ids`, `[batch, length]`, and are usually the same: each token has to predict
+    /// the label after it. The label -100 does not count, so use it where a row is padded on the right.
     ///
     /// # Errors
     /// If the shapes do not fit, or there is no next token.
@@ -239,7 +239,7 @@ impl LlamaModel {
         self.model.norm.forward(&hidden)
     }
 
-    /// A window that no token of the sequence looks beyond is as good as none.
+    /// A window that no token of the sequence looks beyond has no effect.
     fn check_window(&self, length: usize) -> Result<()> {
         match self.config.sliding_window {
             Some(window) if length > window => {

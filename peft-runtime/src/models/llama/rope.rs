@@ -1,11 +1,11 @@
-//! The rotary embedding: each pair of a head's values is turned by an angle that grows with the position.
+//! The rotary embedding: each pair of a head's values is rotated by an angle that grows with the position.
 //! <https://arxiv.org/abs/2104.09864>
 
 use std::f32::consts::TAU;
 
 use candle_core::{DType, Device, Result, Tensor};
 
-/// What is done to the frequencies, so that a model takes longer sequences than it was first trained on.
+/// How the frequencies are changed so that a model takes longer sequences than it was first trained on.
 #[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub enum RopeScaling {
@@ -17,7 +17,7 @@ pub enum RopeScaling {
         /// How much longer sequences get.
         factor: f64,
     },
-    /// Llama 3: low frequencies are divided by `factor`, high ones stay, and there is a smooth way in between.
+    /// Llama 3: low frequencies are divided by `factor`, high ones stay, with a smooth transition in between.
     Llama3 {
         /// How much longer sequences get.
         factor: f64,
@@ -25,7 +25,7 @@ pub enum RopeScaling {
         low_freq_factor: f64,
         /// Waves shorter than the original length divided by this are high frequencies.
         high_freq_factor: f64,
-        /// The longest sequence of the first training.
+        /// The longest sequence of the original training.
         original_max_position_embeddings: f64,
     },
     /// Each frequency is divided by its own factor, as GGUF files have it.
@@ -70,7 +70,7 @@ impl Rotary {
 }
 
 impl RopeScaling {
-    /// A number that frequencies cannot be divided by, if there is one.
+    /// A number that is not valid as a divisor of frequencies, if there is one.
     pub(super) fn wrong_number(&self) -> Option<f64> {
         let numbers = match self {
             Self::None => Vec::new(),

@@ -6,7 +6,7 @@ use candle_nn::{Embedding, Linear, RmsNorm, VarBuilder};
 
 use crate::layer::{Adapted, AnyLinear, QuantizedLinear};
 
-/// Makes layers out of weights, by their names in transformers.
+/// Builds layers from weights, by their names in transformers.
 pub(super) trait Weights {
     /// A dense tensor of this shape.
     ///
@@ -30,7 +30,7 @@ pub(super) trait Weights {
         Ok(Adapted::new(AnyLinear::from(Linear::new(weight, bias))))
     }
 
-    /// The bias of the layer `name`, if there is to be one.
+    /// The bias of the layer `name`, if it has one.
     ///
     /// # Errors
     /// If it is missing or has another shape.
@@ -63,7 +63,7 @@ impl Weights for VarBuilder<'_> {
     }
 }
 
-/// A builder's weights, of which those of linear layers are quantized as they come: no two of them are dense at once.
+/// A builder's weights; those of linear layers are quantized as they are read: no two of them are dense at once.
 pub(super) struct Quantizing<'a> {
     pub(super) vb: VarBuilder<'a>,
     pub(super) dtype: GgmlDType,

@@ -1,4 +1,4 @@
-//! Causal attention with grouped heads, next to the composition of candle's ops that has a gradient.
+//! Causal attention with grouped heads, compared with the composition of candle's ops that has a gradient.
 
 use candle_core::{D, Device, Result, Tensor};
 use candle_nn::ops::softmax;

@@ -1,4 +1,4 @@
-//! The same from candle's own differentiable ops, for devices that have no kernel.
+//! Attention from candle's own differentiable ops, for devices that have no kernel.
 
 use candle_core::{D, DType, Device, Result, Tensor};
 
@@ -24,7 +24,7 @@ pub(super) fn composed(
     let (k, v) = (repeated(&k, sizes)?, repeated(&v, sizes)?);
     let scores = (q_heads.matmul(&k.transpose(2, 3)?.contiguous()?)? * sizes.scale)?;
     let allowed = allowed(sizes, mask)?.to_dtype(internal)?.to_device(q.device())?;
-    // A row with nothing to attend to has a sum of zero; one instead leaves its zeros as they are.
+    // A row with nothing to attend to has a sum of zero; dividing by one instead leaves its zeros as they are.
     let empty = allowed.max_keepdim(D::Minus1)?.affine(-1.0, 1.0)?;
     let allowed = allowed.broadcast_as(scores.shape())?;
     let far_below = allowed.affine(1e30, -1e30)?;
@@ -57,7 +57,7 @@ fn factors(sizes: &Sizes, mask: DropoutMask) -> Result<Tensor> {
     Tensor::from_vec(factors, (batch, heads, length, keys), &Device::Cpu)
 }
 
-/// `[batch, kv_heads, keys, size]` with each head as often as query heads share it.
+/// `[batch, kv_heads, keys, size]` with each head repeated for every query head that shares it.
 fn repeated(heads: &Tensor, sizes: &Sizes) -> Result<Tensor> {
     let Sizes { batch, keys, heads: query_heads, kv_heads, size, .. } = *sizes;
     let apart = heads.reshape((batch, kv_heads, 1, keys, size))?;

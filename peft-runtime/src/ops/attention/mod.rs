@@ -1,4 +1,5 @@
-//! Scaled dot-product attention that never holds the scores of more than one block of queries and one head a thread.
+//! Scaled dot-product attention in which a thread never holds the scores of more than one block of queries and one
+//! head.
 
 mod composed;
 mod kernel;
@@ -18,8 +19,8 @@ pub use self::options::AttentionOptions;
 ///
 /// `q` has shape `[batch, length, heads, head_dim]`, `k` and `v` `[batch, keys, kv_heads, head_dim]`; `heads` is a
 /// multiple of `kv_heads`, and each head of keys and values serves the next `heads / kv_heads` heads of queries. The
-/// output has shape and dtype of `q`. A query that may attend to nothing gives zeros. On the CPU the strides may be any,
-/// and half precision is computed in f32 and rounded once.
+/// output has the shape and dtype of `q`. A query that may attend to nothing gives zeros. On the CPU, any strides are
+/// accepted, and half precision is computed in f32 and rounded once.
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};

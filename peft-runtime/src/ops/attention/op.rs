@@ -16,7 +16,7 @@ pub(super) struct FusedAttention {
     pub(super) sizes: Sizes,
     pub(super) mask: Option<Vec<bool>>,
     pub(super) dropout: Option<DropoutMask>,
-    /// What the backward pass needs to form the probabilities again: `[batch, length, heads]`.
+    /// What the backward pass needs to compute the probabilities again: `[batch, length, heads]`.
     log_sums: OnceLock<Tensor>,
 }
 
@@ -48,7 +48,7 @@ impl FusedAttention {
         Ok(y)
     }
 
-    /// The gradients of queries, keys and values, of those that are wanted, each in the order of its dimensions.
+    /// The wanted gradients of queries, keys and values, each in the order of its dimensions.
     pub(super) fn gradients<T: Real>(
         &self,
         inputs: [&Tensor; 3],
@@ -99,7 +99,7 @@ pub(super) fn in_tensors<T: Real>(
     Ok(found)
 }
 
-/// The error of an attention whose operands are not floats of one dtype.
+/// The error for operands that are not floats of one dtype.
 pub(super) fn no_common_float<T>(operands: [&CpuStorage; 3]) -> Result<T> {
     let [q, k, v] = operands.map(BackendStorage::dtype);
     bail!("attention takes floats of one dtype, not {q:?}, {k:?} and {v:?}")

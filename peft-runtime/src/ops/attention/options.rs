@@ -1,4 +1,4 @@
-//! How a call of attention is set up: its options, its sizes, and its mask.
+//! The settings of a call of attention: its options, its sizes and its mask.
 
 use candle_core::{DType, Result, Tensor, bail};
 
@@ -8,10 +8,10 @@ use crate::ops::dropout::DropoutMask;
 /// How [`attention`](super::attention) weighs keys.
 #[derive(Clone, Copy, Debug)]
 pub struct AttentionOptions<'a> {
-    /// The factor of the scores, usually `1 / √head_dim`.
+    /// What the scores are multiplied by, usually `1 / √head_dim`.
     pub scale: f64,
-    /// Whether a query sees keys up to its own position only. With more keys than queries, as with a cache, the last
-    /// query is at the position of the last key.
+    /// Whether a query sees only the keys up to its own position. With more keys than queries, as with a cache, the
+    /// last query is at the position of the last key.
     pub causal: bool,
     /// `[batch, keys]` of 0 and 1 in any dtype: 1 where a key may be attended to, as transformers' `attention_mask` has it.
     pub mask: Option<&'a Tensor>,
@@ -26,9 +26,9 @@ pub(super) fn sizes(q: &Tensor, k: &Tensor, v: &Tensor, options: &AttentionOptio
     let fits = k.dims() == [batch, keys, kv_heads, size] && k.dims() == v.dims();
     if !fits || kv_heads == 0 || size == 0 || heads == 0 || !heads.is_multiple_of(kv_heads) {
         bail!(
-            "queries of shape {:?} cannot attend to keys of shape {:?} and values of shape {:?}, expected \
-             [batch, length, heads, head_dim] and twice [batch, keys, kv_heads, head_dim] with heads a multiple of \
-             kv_heads",
+            "queries of shape {:?} cannot attend to keys of shape {:?} and values of shape {:?}; expected \
+             [batch, length, heads, head_dim], and for both keys and values [batch, keys, kv_heads, head_dim], with \
+             heads a multiple of kv_heads",
             q.dims(),
             k.dims(),
             v.dims()

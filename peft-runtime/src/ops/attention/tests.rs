@@ -14,7 +14,7 @@ fn inputs(q: [usize; 4], keys: usize, kv_heads: usize) -> Vec<Tensor> {
     vec![random("q", &q), random("k", &kv), random("v", &kv)]
 }
 
-/// The mask with zeros in front of the second sequence, as left padding makes it.
+/// The mask with zeros in front of the second sequence, as left padding gives it.
 fn padding(keys: usize) -> Tensor {
     let rows: Vec<u32> = (0..2 * keys).map(|index| u32::from(index < keys || index >= keys + 2)).collect();
     Tensor::from_vec(rows, (2, keys), &Device::Cpu).unwrap()
@@ -35,8 +35,8 @@ fn by_candle(t: &[Tensor], options: &AttentionOptions<'_>) -> Result<Tensor> {
     composed(&t[0], &t[1], &t[2], &sizes, mask.as_deref(), options.dropout)
 }
 
-/// Shapes × options. Several blocks of queries; grouped heads, one task for a group and one for a head; a cache; one
-/// query; more queries than keys.
+/// Shapes × options: several blocks of queries; grouped heads, with one task for a group and with one for a head; a
+/// cache; one query; more queries than keys.
 fn cases() -> Vec<(Vec<Tensor>, bool, Option<Tensor>)> {
     vec![
         (inputs([2, 5, 4, 3], 5, 2), false, None),

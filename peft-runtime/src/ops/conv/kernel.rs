@@ -1,4 +1,4 @@
-//! Both passes on the CPU: windows unfolded to columns, one matrix product for each picture and group.
+//! Both passes on the CPU: windows unfolded to columns, one matrix product for each image and group.
 
 use candle_core::{Result, Tensor, WithDType};
 
@@ -33,7 +33,7 @@ pub(super) struct Sizes {
 impl Sizes {
     pub(super) fn new(input: &[usize], kernel: &[usize], settings: ConvSettings) -> Self {
         let ConvSettings { padding, stride, dilation, groups } = settings;
-        // A signal is a picture one pixel high, which is neither padded nor strided over.
+        // A signal is an image one pixel high; that dimension is neither padded nor strided over.
         let last_two = |dims: &[usize]| if dims.len() == 3 { [1, dims[2]] } else { [dims[2], dims[3]] };
         let flat = input.len() == 3;
         let both = |value: usize, neutral: usize| if flat { [neutral, value] } else { [value, value] };
@@ -55,7 +55,7 @@ impl Sizes {
         if rank == 3 { vec![self.batch, channels, width] } else { vec![self.batch, channels, height, width] }
     }
 
-    /// Elements of a group's share of one input picture, one output picture, the kernel, and the columns.
+    /// The number of elements in a group's share of one input image, one output image, the kernel and the columns.
     fn input_part(&self) -> usize {
         self.inputs * self.window.input[0] * self.window.input[1]
     }
@@ -89,7 +89,7 @@ impl Sizes {
         Ok(y)
     }
 
-    /// The kernel's share of the group that part number `part` of all pictures belongs to.
+    /// The part of the kernel for the group that part number `part` of all images belongs to.
     fn kernel_of<'k, T>(&self, kernel: &'k [T], part: usize) -> Result<Matrix<'k, T>> {
         let start = part % self.groups * self.kernel_part();
         Matrix::contiguous(&kernel[start..start + self.kernel_part()], self.outputs, self.depth())

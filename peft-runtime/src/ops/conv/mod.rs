@@ -1,7 +1,7 @@
 //! Convolutions: a frozen kernel never gets a gradient.
 //!
-//! On the CPU the op is our own in both directions: candle 0.11.1's transposed one-dimensional convolution, which its
-//! backward pass goes through, is wrong for batches of more than one.
+//! On the CPU, both passes are our own: the backward pass of candle 0.11.1 goes through its transposed one-dimensional
+//! convolution, which is wrong for batches of more than one.
 
 mod kernel;
 mod unfold;

@@ -3,14 +3,14 @@
 use candle_core::WithDType;
 use rayon::prelude::*;
 
-/// How a window moves over one picture; a one-dimensional signal is a picture one pixel high.
+/// How a window moves over one image; a one-dimensional signal is an image one pixel high.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct SlidingWindow {
-    /// The size of the picture: height, width.
+    /// The size of the image: height, width.
     pub(crate) input: [usize; 2],
     /// The size of the window.
     pub(crate) kernel: [usize; 2],
-    /// How often the window fits.
+    /// How many positions the window has along each dimension.
     pub(crate) output: [usize; 2],
     pub(crate) stride: [usize; 2],
     pub(crate) padding: [usize; 2],
@@ -23,7 +23,7 @@ impl SlidingWindow {
         self.kernel[0] * self.kernel[1]
     }
 
-    /// The number of places of the window.
+    /// The number of positions of the window.
     pub(crate) fn places(&self) -> usize {
         self.output[0] * self.output[1]
     }
@@ -32,8 +32,8 @@ impl SlidingWindow {
         self.input[0] * self.input[1]
     }
 
-    /// Writes the windows over a picture of several channels into `columns`: one row for each channel and window element,
-    /// one column for each place.
+    /// Writes the windows over an image of several channels into `columns`: one row for each channel and window
+    /// element, one column for each position.
     pub(crate) fn unfold<T: WithDType>(&self, picture: &[T], columns: &mut [T]) {
         let rows = columns.par_chunks_mut(self.places().max(1)).enumerate();
         rows.for_each(|(index, row)| {
@@ -44,7 +44,7 @@ impl SlidingWindow {
         });
     }
 
-    /// Adds `columns` up in the picture they were unfolded from.
+    /// Adds `columns` back into the image they were unfolded from.
     pub(crate) fn fold<T: WithDType>(&self, columns: &[T], picture: &mut [T]) {
         let channels = picture.par_chunks_mut(self.pixels().max(1));
         channels.zip(columns.par_chunks(self.size() * self.places())).for_each(|(channel, rows)| {
@@ -63,7 +63,8 @@ impl SlidingWindow {
         });
     }
 
-    /// Calls `f` with every place of the window and the pixel under its element there, if that is not padding.
+    /// Calls `f` with every position of the window and the pixel that the element falls on there, unless that is
+    /// padding.
     fn for_each_place(&self, element: usize, mut f: impl FnMut(usize, Option<usize>)) {
         let offset =
             [element / self.kernel[1] * self.dilation[0], element % self.kernel[1] * self.dilation[1]];

@@ -1,13 +1,13 @@
-//! How long matrix products take, where it is measured.
+//! How long matrix products take, if that is measured.
 
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::Instant;
 
-/// Whether products are timed. It is off at first: a small product takes hardly longer than reading the time twice.
+/// Whether products are timed. Off by default: a small product takes hardly longer than reading the time twice.
 static RUNS: AtomicBool = AtomicBool::new(false);
 
-/// What the products took on all threads together.
+/// How long the products took, on all threads together.
 static NANOSECONDS: AtomicU64 = AtomicU64::new(0);
 
 /// Times all products from now on, as long as the process lives.
@@ -15,7 +15,7 @@ pub(crate) fn start() {
     RUNS.store(true, Relaxed);
 }
 
-/// What the products took so far, on all threads together.
+/// How long the products have taken so far, on all threads together.
 pub(crate) fn nanoseconds() -> u64 {
     NANOSECONDS.load(Relaxed)
 }

@@ -1,4 +1,4 @@
-//! Values out of GGML's quantized blocks, a rectangle of a matrix at a time.
+//! Dequantizes GGML's blocks, a rectangle of a matrix at a time.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -11,7 +11,7 @@ use candle_core::quantized::{GgmlDType, GgmlType, QTensor};
 use candle_core::{Result, bail};
 use half::{bf16, f16};
 
-/// A quantized matrix in main memory: rows of blocks, each block so many neighbours in a row.
+/// A quantized matrix in main memory: rows of blocks, where each block is a fixed number of neighbours in a row.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct QuantizedMatrix<'a> {
     bytes: &'a [u8],
@@ -47,12 +47,13 @@ impl<'a> QuantizedMatrix<'a> {
         self.columns
     }
 
-    /// How many neighbours in a row are one block: ranges of columns begin and end at its multiples.
+    /// How many neighbours in a row make one block: ranges of columns begin and end at its multiples.
     pub(crate) fn block_size(&self) -> usize {
         self.dtype.block_size()
     }
 
-    /// Writes the values of some rows and columns into `values`, row by row, as candle dequantizes them to the bit.
+    /// Writes the values of some rows and columns into `values`, row by row, with exactly the bits that candle
+    /// dequantizes them to.
     pub(crate) fn dequantize(
         &self,
         rows: Range<usize>,
@@ -108,7 +109,7 @@ impl<'a> QuantizedMatrix<'a> {
 /// A type of block.
 ///
 /// # Safety
-/// Every pattern of bits is a value of the type.
+/// Every bit pattern is a valid value of the type.
 unsafe trait Block: GgmlType {}
 
 macro_rules! impl_block {
@@ -123,7 +124,7 @@ impl_block!(
     BlockQ4K, BlockQ5K, BlockQ6K, BlockQ8K,
 );
 
-/// The blocks that `bytes` are.
+/// `bytes` as blocks.
 fn blocks_of<B: Block>(bytes: &[u8]) -> Result<&[B]> {
     let start = bytes.as_ptr().cast::<B>();
     let size = size_of::<B>();

@@ -1,9 +1,10 @@
-//! Kernels compiled twice, for any processor and for AVX2; which copy runs is decided at run time.
+//! Kernels compiled twice, for any processor and for AVX2; the copy to run is chosen at run time.
 //!
-//! Whatever chooses a kernel at run time asks here which instructions the processor has; the vectors of matrix products come
-//! from `pulp`, which has a detection of its own.
+//! Whatever chooses a kernel at run time asks here which instructions the processor has; the vectors of matrix products
+//! come from `pulp`, which has its own detection.
 
-/// Declares functions whose bodies are compiled a second time for AVX2; a call takes that copy where the processor has it.
+/// Declares functions whose bodies are compiled a second time for AVX2; a call uses that copy if the processor has
+/// AVX2.
 ///
 /// A body is plain scalar code with loops that the compiler vectorises. Nothing in it fuses a product with a sum, so both
 /// copies give the same bits. Type parameters stand in square brackets: `fn name[T: Real](x: &[T]) -> T { … }`.

@@ -1,12 +1,13 @@
-//! The exponential and the error function of f32 without branches, so that loops over them vectorise.
+//! The exponential and the error function of f32, without branches, so that loops over them vectorise.
 
 use std::f32::consts::LOG2_E;
 
-/// Below it the result is zero: less than 7.5e-38, and the products stay clear of subnormal numbers, which are slow.
+/// Below it the result is zero instead of less than 7.5e-38, and the products stay clear of subnormal numbers, which
+/// are slow.
 const LOWEST: f32 = -85.5;
-/// Above it the result is infinite, as it is from 88.723 on.
+/// Above it the result is infinite, as eˣ is in f32 from 88.723 on.
 const HIGHEST: f32 = 88.8;
-/// 1.5 · 2²³: a small number added to it is rounded to a whole one, which then stands in the lowest bits.
+/// 1.5 · 2²³: a small number added to it is rounded to an integer, which is then in the lowest bits.
 const ROUNDING: f32 = 12_582_912.0;
 /// ln 2 in two parts; the first has so few digits that its multiples here are exact.
 const LN_2_HIGH: f32 = 355.0 / 512.0;

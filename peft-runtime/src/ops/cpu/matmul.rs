@@ -9,7 +9,7 @@ use super::gemm::{multiply, panel_factors};
 use super::matrix::{Matrix, Write};
 use super::tile::{UNIT, steps, tiles};
 
-/// Products of fewer multiplications than this take less time than waking another thread.
+/// Products with fewer multiplications than this take less time than waking another thread.
 const SHARED: usize = 1 << 18;
 
 /// `destination (+)= scale · lhs · rhs`, with a row-major destination. `T` is f32 or f64.
@@ -48,8 +48,8 @@ pub(crate) fn matmul_into<T: WithDType>(
     Ok(())
 }
 
-/// The same on the calling thread only, for callers that run on all threads already. The rows of the destination start
-/// `row_stride` elements apart; what lies between them is left as it is.
+/// [`matmul_into`] on the calling thread only, for callers that run on all threads already. The rows of the destination
+/// start `row_stride` elements apart; what lies between them is left as it is.
 pub(crate) fn matmul_serial<T: WithDType>(
     destination: &mut [T],
     row_stride: usize,

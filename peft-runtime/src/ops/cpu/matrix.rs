@@ -98,7 +98,7 @@ impl<'a, T> Matrix<'a, T> {
     }
 }
 
-/// What a product does to the values that its destination holds.
+/// What a product does to the values in its destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Write {
     /// It replaces them.

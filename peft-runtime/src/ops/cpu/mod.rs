@@ -1,4 +1,4 @@
-//! What operations compute with on the CPU. The `unsafe` code of the crate's arithmetic is here, and only here.
+//! What operations use to compute on the CPU. The `unsafe` code of the crate's arithmetic is here, and only here.
 //!
 //! | module | has |
 //! | --- | --- |
@@ -8,11 +8,11 @@
 //! | `matrix`, `tile` | a matrix that is read, and the parts of one that threads write |
 //! | `gemm` | one product on one thread: which kernel computes it, the kernels, what they pack |
 //! | `matmul` | products on all threads |
-//! | `dequantize` | values out of quantized blocks |
+//! | `dequantize` | dequantizing blocks |
 //! | `clock` | how long products take |
 //!
-//! Each imports only from those above it, `clock` aside, which imports nothing. The kernel of a single operation is in the
-//! folder of that operation.
+//! Each imports only from those above it, and from `clock`, which imports nothing. The kernel of a single operation is
+//! in the folder of that operation.
 
 pub(crate) mod clock;
 pub(crate) mod dequantize;

@@ -13,14 +13,14 @@ pub(crate) trait Real: WithDType + Neg<Output = Self> {
     const ONE: Self;
     const NEG_INFINITY: Self;
 
-    /// The nearest value to `value`.
+    /// The value nearest to `value`.
     fn of(value: f64) -> Self;
     fn exp(self) -> Self;
     fn ln(self) -> Self;
     fn sqrt(self) -> Self;
     fn erf(self) -> Self;
     fn is_nan(self) -> bool;
-    /// Values in this type; `space` is where they go if they are not already.
+    /// `values` in this type; they are converted into `space` if they have another type.
     fn widened<'a>(values: &'a [f32], space: &'a mut Vec<Self>) -> &'a [Self];
 }
 

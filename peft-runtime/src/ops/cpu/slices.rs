@@ -36,7 +36,7 @@ pub(crate) fn sum_of_two<T: Real>(x: &[T], y: &[T], term: impl Fn(T, T) -> T) ->
     lanes.iter().fold(tail, |sum, lane| sum + *lane)
 }
 
-/// The largest number of the slice; −∞ if it has none. NaN is passed over.
+/// The largest number in the slice; −∞ if there is none. NaN is ignored.
 #[inline(always)]
 pub(crate) fn max<T: Real>(x: &[T]) -> T {
     let larger = |a: T, b: T| if b > a { b } else { a };

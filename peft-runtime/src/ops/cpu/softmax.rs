@@ -22,7 +22,7 @@ dispatched! {
         }
         let highest = max(scores);
         if highest == T::NEG_INFINITY {
-            // The maximum passes over NaN, which must not become a zero here.
+            // The maximum ignores NaN, which must not become a zero here.
             let total = sum(scores, |score| score);
             scores.fill(if total.is_nan() { total } else { T::ZERO });
             return if total.is_nan() { total } else { T::NEG_INFINITY };
@@ -38,7 +38,7 @@ dispatched! {
         highest + total.ln()
     }
 
-    /// The probabilities again, in place, from the logarithm that [`softmax`] returned.
+    /// Computes the probabilities again, in place, from the logarithm that [`softmax`] returned.
     pub(crate) fn softmax_again[T: Real](scores: &mut [T], bias: Option<&[T]>, log_sum: T) {
         if log_sum == T::NEG_INFINITY {
             scores.fill(T::ZERO);

@@ -11,10 +11,10 @@ use rayon::current_num_threads;
 use super::gemm::multiply;
 use super::matrix::{Matrix, Write};
 
-/// Sizes of tiles are multiples of this, which is a few vectors of the processor.
+/// Tile sizes are multiples of this, which is a few of the processor's vectors.
 pub(crate) const UNIT: usize = 16;
 
-/// Fewer rows than this are not shared among threads.
+/// Fewer rows than this are not split among threads.
 const MIN_ROWS: usize = 64;
 
 /// A rectangle of a row-major matrix, borrowed mutably.
@@ -27,7 +27,7 @@ pub(crate) struct Tile<'a, T> {
     matrix: PhantomData<&'a mut [T]>,
 }
 
-// SAFETY: a tile is the only way to its elements while the matrix is borrowed, as a mutable slice would be.
+// SAFETY: a tile is the only way to reach its elements while the matrix is borrowed, as a mutable slice would be.
 unsafe impl<T: Send> Send for Tile<'_, T> {}
 
 /// Cuts a row-major matrix of shape `(rows, columns)` into tiles that are `steps` apart.
@@ -56,17 +56,18 @@ pub(crate) fn tiles<T>(
     Ok(tiles)
 }
 
-/// How far apart the tiles of a result start, in rows and in columns. A tile has at most `limit` columns, or `unit`.
+/// How far apart the tiles of a result start, in rows and in columns. A tile has at most `limit` columns, or `unit`
+/// if that is more.
 pub(crate) fn steps(rows: usize, columns: usize, unit: usize, limit: usize) -> (usize, usize) {
     let threads = current_num_threads();
     let step = balanced_step(columns, unit, limit, threads);
-    // Where the columns do not keep all threads busy, rows are shared as well; then several threads read the same columns.
+    // If the columns do not keep all threads busy, rows are split as well; then several threads read the same columns.
     let parts = threads / columns.div_ceil(step).max(1);
     let parts = parts.clamp(1, rows.div_ceil(MIN_ROWS).max(1));
     (rows.div_ceil(parts), step)
 }
 
-/// The widest step of those with which the busiest thread has least to do.
+/// The widest of the steps that leave the busiest thread the least to do.
 fn balanced_step(length: usize, unit: usize, limit: usize, threads: usize) -> usize {
     let units = (limit.min(length.next_multiple_of(unit)) / unit).max(1);
     let busiest = |step: usize| length.div_ceil(step).div_ceil(threads) * step;

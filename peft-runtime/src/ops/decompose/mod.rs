@@ -1,4 +1,4 @@
-//! Matrix factorisations, by faer. A build without the feature `decompositions` has none, and says so.
+//! Matrix factorisations with faer. In a build without the feature `decompositions`, they return an error that says so.
 
 pub(crate) mod principal;
 
@@ -56,7 +56,7 @@ pub(crate) fn svd(matrix: &Tensor) -> Result<Svd> {
     })
 }
 
-/// The decomposition cut to the first `rank` singular values, by a randomised search with power iterations:
+/// The decomposition truncated to the first `rank` singular values, by a randomised search with power iterations:
 /// <https://arxiv.org/abs/0909.4061>.
 pub(crate) fn randomised_svd(
     matrix: &Tensor,
@@ -86,14 +86,14 @@ pub(crate) fn qr(matrix: &Tensor) -> Result<(Tensor, Tensor)> {
     Ok((from_faer(qr.compute_thin_Q().as_ref(), wide, &device)?, from_faer(qr.thin_R(), wide, &device)?))
 }
 
-/// The eigenvalues of a symmetric `[n, n]` matrix in falling order, and the eigenvectors as the rows of `[n, n]`; in f64, on the
-/// CPU.
+/// The eigenvalues of a symmetric `[n, n]` matrix in descending order, and the eigenvectors as the rows of `[n, n]`; in
+/// f64, on the CPU.
 #[cfg(feature = "decompositions")]
 pub(super) fn symmetric_eigen(matrix: &Tensor) -> Result<(Vec<f64>, Tensor)> {
     let Ok(eigen) = to_faer(matrix)?.self_adjoint_eigen(Side::Lower) else {
         bail!("the eigenvalues of a symmetric matrix did not converge")
     };
-    // faer has them in rising order.
+    // faer returns them in ascending order.
     let values = eigen.S().column_vector().iter().rev().copied().collect();
     Ok((values, from_faer(eigen.U().transpose().reverse_rows(), DType::F64, &Device::Cpu)?))
 }
@@ -103,7 +103,7 @@ fn wide(dtype: DType) -> DType {
     if dtype == DType::F64 { DType::F64 } else { DType::F32 }
 }
 
-/// Decompositions are computed in f64: they are rare, and small singular values lose precision first.
+/// Decompositions are computed in f64: they are rare, and the small singular values are the first to lose precision.
 #[cfg(feature = "decompositions")]
 fn to_faer(matrix: &Tensor) -> Result<Mat<f64>> {
     let (rows, columns) = matrix.dims2()?;

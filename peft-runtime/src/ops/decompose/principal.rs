@@ -18,14 +18,14 @@ pub(crate) struct Moments {
 pub(crate) struct Components {
     /// `[components, features]`, of length 1.
     vectors: Tensor,
-    /// How far the rows reach along each direction: the singular values of the centred rows.
+    /// How far the rows extend along each direction: the singular values of the centred rows.
     lengths: Vec<f64>,
-    /// The share of the whole variance that lies in each direction.
+    /// The share of the total variance in each direction.
     pub(crate) explained: Vec<f64>,
 }
 
 impl Moments {
-    /// Takes in the rows of `x`, `[…, features]`.
+    /// Adds the rows of `x`, `[…, features]`.
     pub(crate) fn add(&mut self, x: &Tensor) -> Result<()> {
         let features = x.dims().last().copied().unwrap_or_default();
         let x = x.detach().to_device(&Device::Cpu)?.to_dtype(DType::F64)?.reshape(((), features))?;
@@ -57,7 +57,7 @@ impl Moments {
         let count = self.count as f64;
         let scatter = (squares - (sum.t()?.matmul(sum)? / count)?)?;
         let (values, all) = symmetric_eigen(&scatter)?;
-        // Rounding can take the smallest below zero.
+        // Rounding can make the smallest ones negative.
         let values: Vec<f64> = values.into_iter().map(|value| value.max(0.0)).collect();
         let total: f64 = values.iter().sum();
         let vectors = all.narrow(0, 0, needed)?;
@@ -71,7 +71,7 @@ impl Moments {
 }
 
 impl Components {
-    /// The first `count` directions as rows; divided by the roots of their lengths if they are to be whitened.
+    /// The first `count` directions as rows; divided by the square roots of their lengths if they are to be whitened.
     pub(crate) fn directions(&self, count: usize, whiten: bool) -> Result<Tensor> {
         let vectors = self.vectors.narrow(0, 0, count)?;
         if !whiten {

@@ -1,4 +1,4 @@
-//! Dropout of the size of a small encoder's activations, and on the probabilities of its attention.
+//! Dropout on tensors of the size of a small encoder's activations, and on the probabilities of its attention.
 
 use candle_core::{Result, Tensor};
 use candle_nn::Module;

@@ -1,23 +1,23 @@
-//! Masks of dropout: what is dropped is a function of the place, so that nothing is stored and threads share nothing.
+//! Dropout masks: what is dropped depends only on the position, so nothing is stored and threads share nothing.
 
 use crate::ops::cpu::dispatch::dispatched;
 use crate::ops::cpu::real::Real;
 
 /// The elements that one pass drops, each with the same probability.
 ///
-/// A hash of the pass's key, a row and a place in that row decides about an element. Any part of the mask can be made at any
-/// time, which the backward pass does.
+/// A hash of the pass's key, the row and the place in that row decides whether an element is dropped. So any part of
+/// the mask can be computed at any time, as the backward pass does.
 #[derive(Clone, Copy, Debug)]
 pub struct DropoutMask {
     key: u64,
-    /// Hashes below it mean that an element is dropped.
+    /// An element is dropped if its hash is below this.
     threshold: u32,
     /// What the others are multiplied by.
     scale: f64,
 }
 
 impl DropoutMask {
-    /// A mask that drops with `probability`, at least 0 and below 1; another key drops other elements.
+    /// A mask that drops with `probability`, at least 0 and below 1; a different key drops different elements.
     pub(crate) fn new(key: u64, probability: f64) -> Self {
         let hashes = f64::from(u32::MAX) + 1.0;
         Self { key, threshold: (probability * hashes) as u32, scale: (1.0 - probability).recip() }
@@ -30,7 +30,7 @@ impl DropoutMask {
     }
 }
 
-/// The number `index` in the sequence of the generator SplitMix64 that starts at `key`.
+/// The number at `index` in the sequence of the generator SplitMix64 that is seeded with `key`.
 fn mixed(key: u64, index: u64) -> u64 {
     let state = key.wrapping_add(index.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
     let state = (state ^ (state >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -38,7 +38,8 @@ fn mixed(key: u64, index: u64) -> u64 {
     state ^ (state >> 31)
 }
 
-/// A hash of 32 bits, in operations that vectors have too. The multipliers are those of <https://github.com/skeeto/hash-prospector>.
+/// A 32-bit hash, from operations that vector instructions have too. The multipliers are those of
+/// <https://github.com/skeeto/hash-prospector>.
 #[inline(always)]
 fn hash(place: u32, twist: u32) -> u32 {
     let state = (place ^ (place >> 16)).wrapping_mul(0x21F0_AAAD) ^ twist;
@@ -73,7 +74,7 @@ mod tests {
         values.iter().filter(|value| **value == 0.0).count() as f64
     }
 
-    /// How often both of two elements are dropped, as a share of what it is if they are independent.
+    /// How often both of two elements are dropped, relative to how often they would be if they were independent.
     fn together(pairs: impl Iterator<Item = (f64, f64)>, probability: f64) -> f64 {
         let (mut count, mut both) = (0.0, 0.0);
         for (a, b) in pairs {
@@ -132,7 +133,7 @@ mod tests {
 
     #[test]
     fn the_hashes_are_the_same_in_every_version() {
-        // Of SplitMix64's authors: the first two numbers after the seed 1234567.
+        // From SplitMix64's authors: the first two numbers after the seed 1234567.
         assert_eq!(
             [mixed(1_234_567, 0), mixed(1_234_567, 1)],
             [6_457_827_717_110_365_317, 3_203_168_211_198_807_973]

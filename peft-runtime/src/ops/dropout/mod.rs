@@ -13,7 +13,8 @@ use crate::ops::is_half_on_cpu;
 
 pub use self::mask::DropoutMask;
 
-/// The elements of a tensor that make a row of its mask, and that one task computes. Another number means other masks.
+/// How many elements of a tensor make a row of its mask, and how many one task computes. Changing this number changes
+/// the masks.
 const ROW: usize = 4096;
 
 /// `x` with the elements that `mask` drops as zeros and the others scaled; `x` has any shape and holds floats.
@@ -29,7 +30,7 @@ pub(crate) fn dropout(x: &Tensor, mask: DropoutMask) -> Result<Tensor> {
     mul_constant(x, &factors.to_dtype(x.dtype())?.to_device(x.device())?)
 }
 
-/// The op on the CPU. It is linear, and its own transpose.
+/// The op on the CPU. It is linear and its own transpose.
 struct Dropped {
     mask: DropoutMask,
 }

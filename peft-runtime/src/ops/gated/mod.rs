@@ -14,7 +14,7 @@ use crate::ops::cpu::real::Real;
 use crate::ops::elements::contiguous_slice;
 use crate::ops::is_half_on_cpu;
 
-/// One task computes at least as many elements.
+/// One task computes at least this many elements.
 const TASK: usize = 4096;
 
 /// `silu(gate) ∘ up`, with `silu(x) = x · σ(x)`; both of one shape and dtype. <https://arxiv.org/abs/2002.05202>
@@ -38,8 +38,8 @@ pub(super) fn swiglu_gradients(
 
 /// `gelu(gate) ∘ up`; both of one shape and dtype. <https://arxiv.org/abs/2002.05202>
 ///
-/// `approximate` takes GELU's approximation by a tanh, as transformers' `gelu_pytorch_tanh` and `gelu_new` do; without it
-/// GELU is `x · Φ(x)`.
+/// `approximate` uses GELU's approximation by a tanh, as transformers' `gelu_pytorch_tanh` and `gelu_new` do; without
+/// it GELU is `x · Φ(x)`.
 ///
 /// # Errors
 /// If the shapes differ, or the tensors do not hold floats of one dtype.

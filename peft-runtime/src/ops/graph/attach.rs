@@ -3,9 +3,9 @@
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CudaStorage, CustomOp2, Layout, MetalStorage, Result, Shape, Tensor};
 
-/// `y`, with `gradient` as its backward pass towards `x`: it maps the gradient of `y` to that of `x`.
+/// `y`, with `gradient` as its backward pass to `x`: it maps the gradient of `y` to that of `x`.
 ///
-/// `y` must not depend on variables other than through `x`. Where `x` is not part of a graph, `y` is returned as it is.
+/// `y` must depend on variables only through `x`. Where `x` is not part of a graph, `y` is returned as it is.
 pub(crate) fn with_gradient<G>(x: &Tensor, y: Tensor, gradient: G) -> Result<Tensor>
 where
     G: Fn(&Tensor) -> Result<Tensor> + Send + Sync + 'static,
@@ -21,7 +21,7 @@ where
 
 struct Attached<G>(G);
 
-/// candle lets an op return only fresh storage, hence the copy.
+/// candle lets an op return only new storage, hence the copy.
 fn copy<S: BackendStorage>(storage: &S, layout: &Layout) -> Result<(S, Shape)> {
     Ok((storage.try_clone(layout)?, layout.shape().clone()))
 }

@@ -7,13 +7,13 @@ use candle_core::{Result, Tensor, bail};
 
 /// Where an op leaves its output's gradient for the op before it, whose own output is too small to carry it.
 ///
-/// The two make up one function of more arguments than an op of candle can have. A backward pass is the work of one thread,
-/// so that two passes at once through one graph do not meet here.
+/// The two make up one function of more arguments than a candle op can have. A backward pass runs on one thread, so two
+/// simultaneous passes through one graph do not mix their gradients.
 #[derive(Default)]
 pub(crate) struct GradientHandover(Mutex<Vec<(ThreadId, Tensor)>>);
 
 impl GradientHandover {
-    /// Leaves a gradient. One that a pass of this thread left before and that nobody took is forgotten.
+    /// Leaves a gradient. One that an earlier pass on this thread left and that was not taken is discarded.
     pub(crate) fn leave(&self, grad: Tensor) {
         let (mut waiting, own) = (self.waiting(), thread::current().id());
         waiting.retain(|(thread, _)| *thread != own);

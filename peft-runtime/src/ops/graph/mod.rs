@@ -1,4 +1,5 @@
-//! What ops of more arguments, results or passes than candle's have need: the parts of the graph that are not arithmetic.
+//! What ops need that have more arguments, results or passes than candle's: the parts of the graph that are not
+//! arithmetic.
 
 pub(crate) mod attach;
 pub(crate) mod handover;

@@ -1,4 +1,4 @@
-//! Values that are there before the op that puts them into the graph.
+//! Values that are computed before the op that puts them into the graph.
 
 use std::sync::{Mutex, PoisonError};
 

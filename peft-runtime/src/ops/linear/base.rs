@@ -13,7 +13,7 @@ use crate::ops::matmul::product;
 pub(super) enum FrozenBase {
     /// W is a tensor.
     Dense(FrozenLinear),
-    /// W is made of quantized blocks.
+    /// W consists of quantized blocks.
     Quantized(FrozenQuantized),
 }
 

@@ -1,4 +1,4 @@
-//! Linear layers: frozen ones, and ones with LoRA.
+//! Linear layers: frozen, and with LoRA.
 
 use candle_core::{Result, Tensor, Var};
 use candle_nn::{Linear, Module};
@@ -29,7 +29,7 @@ fn with_lora(size: (usize, usize)) -> Adapted<Linear> {
     model.layer
 }
 
-/// The same from candle's layers.
+/// A linear layer with LoRA, composed from candle's layers.
 struct Composed {
     base: Linear,
     a: Var,

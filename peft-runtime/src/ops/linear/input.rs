@@ -1,4 +1,4 @@
-//! What a layer reads: a tensor, or a product that is formed wherever it is read.
+//! What a layer reads: a tensor, or a product that is computed wherever it is read.
 
 use candle_core::{Result, Tensor};
 
@@ -10,7 +10,8 @@ use crate::ops::gated::{swiglu, swiglu_gradients};
 pub enum LayerInput<'t> {
     /// A tensor.
     Tensor(&'t Tensor),
-    /// `silu(gate) ∘ up`, as [`swiglu`] computes it. An op that forms it by itself, in both passes, keeps it out of the graph.
+    /// `silu(gate) ∘ up`, as [`swiglu`] computes it. An op that computes it itself, in both passes, keeps it out of the
+    /// graph.
     Swiglu {
         /// What goes through the activation.
         gate: &'t Tensor,

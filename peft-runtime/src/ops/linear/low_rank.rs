@@ -1,4 +1,4 @@
-//! The low-rank product s·(x·Aᵀ)·Bᵀ, by itself or together with the frozen linear map that it adapts.
+//! The low-rank product s·(x·Aᵀ)·Bᵀ, on its own or together with the frozen linear map that it adapts.
 
 use std::sync::{Arc, OnceLock};
 
@@ -62,7 +62,7 @@ pub(crate) fn linear_low_rank(
     add_promoted(&y, &low_rank(x, terms)?)?.to_dtype(y.dtype())
 }
 
-/// The same for a quantized weight.
+/// [`linear_low_rank`] for a quantized weight.
 pub(crate) fn quantized_linear_low_rank(
     x: &Tensor,
     weight: &Arc<QTensor>,
@@ -81,14 +81,14 @@ fn fused(x: &Tensor, base: FrozenBase, terms: &LowRank) -> Result<Tensor> {
     x.contiguous()?.apply_op3(&terms.a, &terms.b, LowRankLinear::new(Some(base), terms.scaling))
 }
 
-/// Whether layer and product can be one op: a frozen layer in main memory, and one dtype throughout.
+/// Whether layer and product can be one op: the layer is frozen and in main memory, and there is one dtype throughout.
 pub(crate) fn can_fuse(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, terms: &LowRank) -> bool {
     let frozen = !weight.track_op() && !bias.is_some_and(Tensor::track_op);
     let one_dtype = x.dtype() == weight.dtype() && x.dtype() == terms.a.dtype();
     frozen && one_dtype && x.device().is_cpu() && !is_half_on_cpu(x)
 }
 
-/// The same for a quantized weight, which has the dtype of the input once it is dense.
+/// [`can_fuse`] for a quantized weight, which has the dtype of the input once it is dense.
 pub(crate) fn can_fuse_quantized(
     x: &Tensor,
     weight: &QTensor,

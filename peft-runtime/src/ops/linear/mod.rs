@@ -69,7 +69,7 @@ pub(super) fn check_input(x: &Tensor, weight: &Tensor) -> Result<(usize, Vec<usi
     output_dims(x, weight.dims2()?)
 }
 
-/// The same for a weight of shape `(out, in)`.
+/// [`check_input`] for a weight of shape `(out, in)`.
 pub(super) fn output_dims(
     x: &Tensor,
     (out_features, in_features): (usize, usize),
@@ -99,7 +99,7 @@ impl FrozenLinear {
         product(&grad.contiguous()?.reshape((rows, out_features))?, &self.weight, 1.0)?.reshape(input_dims)
     }
 
-    /// The product on rows in main memory; the result starts as the bias.
+    /// The product on rows in main memory; the result is initialised with the bias.
     pub(super) fn forward_rows<T: WithDType>(&self, x: &[T], rows: usize) -> Result<Vec<T>> {
         let (mut y, write) = match &self.bias {
             Some(bias) => (bias.to_vec1::<T>()?.repeat(rows), Write::Add),

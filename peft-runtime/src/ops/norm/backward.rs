@@ -9,7 +9,7 @@ use crate::ops::cpu::real::Real;
 use crate::ops::cpu::slices::add;
 use crate::ops::elements::Elements;
 
-/// Rows whose shares of a parameter's gradient are added up by one task.
+/// The number of rows whose shares of a parameter's gradient one task adds up.
 const ROWS_OF_TASK: usize = 32;
 
 impl Norm {

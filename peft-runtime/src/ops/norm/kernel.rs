@@ -38,8 +38,8 @@ dispatched! {
         }
     }
 
-    /// With x̂ the normalised row and g = dy ∘ weight: dx = factor · (g − mean(g) − x̂ · mean(g ∘ x̂)); an RMS norm has no
-    /// mean(g).
+    /// With x̂ the normalised row and g = dy ∘ weight: dx = factor · (g − mean(g) − x̂ · mean(g ∘ x̂)); an RMS norm
+    /// omits mean(g).
     pub(crate) fn input_gradient[T: Real](
         dx: &mut [T],
         x: &[T],

@@ -64,7 +64,7 @@ impl Norm {
         }
     }
 
-    /// The same from candle's own differentiable ops.
+    /// The norm from candle's own differentiable ops.
     fn composed(self, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
         let internal = match x.dtype() {
             DType::F16 | DType::BF16 => DType::F32,

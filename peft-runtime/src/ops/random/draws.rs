@@ -1,11 +1,11 @@
-//! Random draws that are repeated: a block that is computed again has to drop what it dropped before.
+//! Random draws that are repeated: a block that is computed again has to drop the same elements as before.
 
 use std::cell::RefCell;
 
 use candle_core::{Result, bail};
 
 thread_local! {
-    /// The recordings and replays that are under way on this thread, innermost last.
+    /// The recordings and replays in progress on this thread, innermost last.
     static FRAMES: RefCell<Vec<Frame>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -16,7 +16,7 @@ enum Frame {
     Replay(std::vec::IntoIter<u64>),
 }
 
-/// Ends the innermost frame, also when the closure inside it panics.
+/// Ends the innermost frame, even if the closure inside it panics.
 struct Frames;
 
 impl Frames {
@@ -46,7 +46,7 @@ impl Drop for Frames {
 /// The number of the next draw: the recorded one inside a replay, else a fresh one.
 pub(super) fn next_draw(fresh: impl FnOnce() -> u64) -> Result<u64> {
     FRAMES.with_borrow_mut(|frames| {
-        // Frames outside of the innermost replay have nothing to do with draws inside of it.
+        // Draws inside the innermost replay do not affect the frames outside it.
         let replay = frames.iter().rposition(|frame| matches!(frame, Frame::Replay(_)));
         let draw = match replay.and_then(|place| frames.get_mut(place)) {
             Some(Frame::Replay(draws)) => match draws.next() {

@@ -1,7 +1,7 @@
 //! Reproducible random numbers: candle's generator for the CPU cannot be seeded.
 //!
-//! Every tensor has a stream of its own, named by a seed and a label, so that its values depend neither on the order
-//! of the layers nor on what else is drawn.
+//! Every tensor has its own stream, identified by a seed and a label, so its values depend neither on the order of the
+//! layers nor on what else is drawn.
 
 pub(crate) mod draws;
 
@@ -30,7 +30,7 @@ fn fnv1a(text: &str) -> u64 {
         .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
-/// A variable of values uniform in ±`bound`.
+/// A variable with values uniform in ±`bound`.
 pub(crate) fn uniform_variable(
     rng: &mut ChaCha8Rng,
     bound: f64,
@@ -46,7 +46,7 @@ pub(crate) fn uniform_variable(
     variable(values, shape, dtype, device)
 }
 
-/// A variable of normal values with mean 0.
+/// A variable with normally distributed values, with mean 0.
 pub(crate) fn normal_variable(
     rng: &mut ChaCha8Rng,
     standard_deviation: f64,
@@ -59,7 +59,7 @@ pub(crate) fn normal_variable(
     variable(values, shape, dtype, device)
 }
 
-/// A tensor of normal values with mean 0.
+/// A tensor with normally distributed values, with mean 0.
 pub(crate) fn normal(
     rng: &mut ChaCha8Rng,
     standard_deviation: f64,
@@ -74,7 +74,7 @@ fn standard_normal(rng: &mut ChaCha8Rng, shape: &[usize]) -> impl Iterator<Item 
     Distribution::<f32>::sample_iter(StandardNormal, rng).take(shape.iter().product())
 }
 
-/// A variable of these values, which are not copied where they have the dtype and device already.
+/// A variable with these values, which are not copied if they already have the right dtype and device.
 fn variable(values: Vec<f32>, shape: &[usize], dtype: DType, device: &Device) -> Result<Var> {
     if dtype == DType::F32 {
         return Var::from_vec(values, shape, device);
@@ -95,17 +95,17 @@ impl DropoutStream {
         Self { seed, label, draws: AtomicU64::new(0) }
     }
 
-    /// How many masks were drawn.
+    /// How many masks have been drawn.
     pub(crate) fn position(&self) -> u64 {
         self.draws.load(Ordering::Relaxed)
     }
 
-    /// Goes to the mask after the first `draws`.
+    /// Moves to the mask after the first `draws`.
     pub(crate) fn set_position(&self, draws: u64) {
         self.draws.store(draws, Ordering::Relaxed);
     }
 
-    /// Goes on with the masks of another layer, at the same position.
+    /// Continues with the masks of another layer, at the same position.
     pub(crate) fn set_label(&mut self, label: String) {
         self.label = label;
     }

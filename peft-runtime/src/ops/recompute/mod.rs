@@ -1,8 +1,8 @@
 //! Gradient checkpointing: the graph keeps only the input of a block, and the block is computed again in the backward pass.
 //!
-//! An op of candle hands gradients only to its arguments, but the variables that a block trains are in its layers. So the
-//! block's op has two arguments: the input, and all variables of the block in one flat tensor. candle's own backward pass of
-//! that flat tensor splits the gradient again and passes the parts on to the variables.
+//! A candle op passes gradients only to its arguments, but the variables that a block trains are in its layers. So the
+//! block's op has two arguments: the input, and all variables of the block in one flat tensor. candle's own backward
+//! pass of that flat tensor splits the gradient again and passes the parts on to the variables.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -16,17 +16,17 @@ use crate::ops::graph::attach::with_gradient;
 use crate::ops::promoted;
 use crate::ops::random::draws::{recording, replaying};
 
-/// `forward(x)`, of which the graph keeps only `x`. The backward pass computes `again(x)`, which has to be the same, and takes
-/// its gradients: they are those of `forward(x)` with its whole graph.
+/// `forward(x)`, of which the graph keeps only `x`. The backward pass computes `again(x)`, which has to be the same,
+/// and uses its gradients, which are those of `forward(x)` with its whole graph.
 ///
-/// All variables that `forward` uses get their gradients, also those behind tensors that it captures. Dropout drops the same
-/// elements in both runs.
+/// All variables that `forward` uses get their gradients, including those behind tensors that it captures. Dropout
+/// drops the same elements in both runs.
 pub(crate) fn recomputed(
     x: &Tensor,
     forward: impl FnOnce(&Tensor) -> Result<Tensor>,
     again: impl Fn(&Tensor) -> Result<Tensor> + Send + Sync + 'static,
 ) -> Result<Tensor> {
-    // The first run keeps its graph for a moment: it shows which variables the block trains.
+    // The first run keeps its graph briefly, to find out which variables the block trains.
     let (y, draws) = recording(|| forward(&x.detach()))?;
     let variables = variables_of(&y)?;
     if variables.is_empty() && !x.track_op() {
@@ -44,7 +44,7 @@ pub(crate) fn recomputed(
     x.apply_op2(&flat, Recomputed { again, draws, variables, output: Mutex::new(Some(y)) })
 }
 
-/// The variables that a tensor was computed from, in an order that its graph decides.
+/// The variables that a tensor was computed from, in an order that its graph determines.
 fn variables_of(y: &Tensor) -> Result<Vec<Var>> {
     let nodes = y.sorted_nodes().into_iter();
     let variables =
@@ -65,12 +65,12 @@ struct Recomputed<F> {
     draws: Vec<u64>,
     /// What the flat argument consists of.
     variables: Vec<Var>,
-    /// The output until it is the op's.
+    /// The output, until the op takes it.
     output: Mutex<Option<Tensor>>,
 }
 
 impl<F: Fn(&Tensor) -> Result<Tensor>> Recomputed<F> {
-    /// candle lets an op return only fresh storage, hence the copy.
+    /// candle lets an op return only new storage, hence the copy.
     fn take_output<S: BackendStorage>(&self, on_device: fn(&Storage) -> Option<&S>) -> Result<(S, Shape)> {
         let Some(y) = self.output.lock().unwrap_or_else(PoisonError::into_inner).take() else {
             bail!("a block that is computed again has one forward pass")
@@ -82,10 +82,10 @@ impl<F: Fn(&Tensor) -> Result<Tensor>> Recomputed<F> {
         Ok((storage.try_clone(layout)?, layout.shape().clone()))
     }
 
-    /// The output once more, with its graph.
+    /// Computes the output again, with its graph.
     fn run_again(&self, x: &Tensor, first: &Tensor) -> Result<Tensor> {
         let y = replaying(self.draws.clone(), || (self.again)(x))?;
-        // The input is a variable of its own this time.
+        // The input is a separate variable this time.
         let found: Vec<_> = variables_of(&y)?.iter().map(|var| var.id()).filter(|id| *id != x.id()).collect();
         if found.len() != self.variables.len() || !self.variables.iter().all(|var| found.contains(&var.id()))
         {
@@ -94,14 +94,15 @@ impl<F: Fn(&Tensor) -> Result<Tensor>> Recomputed<F> {
         if !is_close(&y.detach(), &first.detach())? {
             bail!(
                 "a block computes something else when it is computed again in the backward pass; \
-                 does it draw random numbers that no seed decides, as candle's own dropout does?"
+                 does it draw unseeded random numbers, as candle's own dropout does?"
             )
         }
         Ok(y)
     }
 }
 
-/// Whether two runs gave the same, but for the order of sums. Only the CPU compares: on other devices it would cost a wait.
+/// Whether two runs gave the same result, up to the order of sums. Compares only on the CPU: other devices would have
+/// to be waited for.
 fn is_close(a: &Tensor, b: &Tensor) -> Result<bool> {
     if a.dims() != b.dims() || a.dtype() != b.dtype() {
         return Ok(false);
@@ -112,7 +113,7 @@ fn is_close(a: &Tensor, b: &Tensor) -> Result<bool> {
     let size = |tensor: &Tensor| tensor.to_dtype(DType::F32)?.abs()?.max_all()?.to_scalar::<f32>();
     let tolerance = if matches!(a.dtype(), DType::F16 | DType::BF16) { 2e-2 } else { 1e-4 };
     let distance = size(&(a - b)?)?;
-    // Two outputs that are NaN at the same place are not a reason to complain here.
+    // Outputs that are NaN in the same place are not an error here.
     Ok(distance.is_nan() || distance <= tolerance * size(b)?)
 }
 
@@ -164,7 +165,7 @@ impl<F: Fn(&Tensor) -> Result<Tensor>> CustomOp2 for Recomputed<F> {
         let input = if x.track_op() { Var::from_tensor(&x.detach())?.into_inner() } else { x.detach() };
         let output = self.run_again(&input, y)?;
         let grad = grad.clone();
-        // A number whose gradient towards the output is the one that came from above.
+        // A scalar whose gradient with respect to the output is the incoming gradient.
         let end = Tensor::zeros((), output.dtype(), output.device())?;
         let mut grads = with_gradient(&output, end, move |_| Ok(grad.clone()))?.backward()?;
         drop(output);

@@ -1,4 +1,4 @@
-//! The rotary embedding. candle has heads before positions, this library positions before heads.
+//! The rotary embedding. candle has heads before positions; this library has positions before heads.
 
 use candle_core::Tensor;
 use candle_nn::rotary_emb::{rope, rope_slow};

@@ -14,9 +14,9 @@ use crate::ops::is_half_on_cpu;
 
 /// Rotates every head of `x` by the angles of its position. <https://arxiv.org/abs/2104.09864>
 ///
-/// `x` has shape `[batch, length, heads, head_dim]`; `cos` and `sin`, `[length, head_dim / 2]`, are constants, whatever
-/// graph they are part of. Element i of a head's first half rotates with element i of its second half, as in
-/// transformers' `rotate_half`. The output has shape and dtype of `x`; in half precision it is computed in f32 and
+/// `x` has shape `[batch, length, heads, head_dim]`; `cos` and `sin`, `[length, head_dim / 2]`, are constants, even if
+/// they are part of a graph. Element i of a head's first half rotates with element i of its second half, as in
+/// transformers' `rotate_half`. The output has the shape and dtype of `x`; in half precision it is computed in f32 and
 /// rounded once.
 ///
 /// ```
@@ -39,7 +39,7 @@ pub fn rotary(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
     if x.device().is_cpu() { x.contiguous()?.apply_op1(op) } else { op.composed(x) }
 }
 
-/// The rotation by constant angles, in the dtype of what is rotated.
+/// A rotation by constant angles, in the dtype of the tensor that is rotated.
 pub(super) struct Rotary {
     cos: Tensor,
     sin: Tensor,
@@ -69,7 +69,7 @@ impl Rotary {
         Ok(())
     }
 
-    /// The same from candle's own differentiable ops.
+    /// The rotation from candle's own differentiable ops.
     fn composed(&self, x: &Tensor) -> Result<Tensor> {
         let (batch, length, heads, size) = x.dims4()?;
         let half = size / 2;
@@ -94,7 +94,7 @@ impl Rotary {
         Ok(y)
     }
 
-    /// The same for a contiguous tensor, outside of any graph.
+    /// [`rotated`](Self::rotated) for a contiguous tensor, outside of any graph.
     pub(super) fn rotated_tensor<T: Real>(&self, x: &Tensor, direction: f64) -> Result<Tensor> {
         let elements = Elements::of(x);
         let y = self.rotated(elements.as_slice::<T>()?, x.dims(), direction)?;
@@ -106,7 +106,8 @@ impl Rotary {
         self.for_each_row(values, dims, |_, values, cos, sin| rotate(values, cos, sin, T::of(-1.0)))
     }
 
-    /// Calls `f` for the heads of each token: their number, the elements, and cosines and sines of the position.
+    /// Calls `f` for the heads of each token, with the token's index, the elements, and the cosines and sines of its
+    /// position.
     fn for_each_row<T: Real>(
         &self,
         values: &mut [T],

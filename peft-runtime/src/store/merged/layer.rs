@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::manage::merge_error;
 use crate::schema::LayerKind;
 
-/// The parameters of a module with all of `layers` merged, in their order.
+/// The parameters of a module with all of `layers` merged in order.
 pub(super) fn merge(
     layers: &[(&WeightedAdapter, &PlacedLayer)],
     mut parameters: LinearParameters,
@@ -39,7 +39,7 @@ pub(super) fn merge(
     Ok(parameters)
 }
 
-/// The rows of a fused layer that are one layer's.
+/// The rows of a fused layer that belong to one layer.
 fn cut(
     weight: &Tensor,
     bias: Option<&Tensor>,
@@ -68,7 +68,7 @@ fn replace_rows(
     Ok(LinearParameters { weight: with_rows(weight, axis, rows, &merged.weight)?, bias })
 }
 
-/// `tensor` with `value` in the place of a range along one dimension.
+/// `tensor` with a range along one dimension replaced by `value`.
 pub(super) fn with_rows(
     tensor: &Tensor,
     axis: usize,
@@ -77,7 +77,7 @@ pub(super) fn with_rows(
 ) -> CandleResult<Tensor> {
     let length = tensor.dim(axis)?;
     if rows.end > length || value.dim(axis)? != rows.len() {
-        bail!("rows {rows:?} of {length} cannot take {:?}", value.dims())
+        bail!("rows {rows:?} of {length} cannot take values of shape {:?}", value.dims())
     }
     let mut pieces = Vec::new();
     if rows.start > 0 {
@@ -90,8 +90,8 @@ pub(super) fn with_rows(
     Tensor::cat(&pieces, axis)
 }
 
-/// Merges layers that are all of one whole weight. First every adapter takes its part out of the weight, as loading does,
-/// then each is merged.
+/// Merges layers that all adapt the same whole weight. First every adapter takes its part out of the weight, as when
+/// it is loaded; then each is merged.
 fn merge_whole(
     layers: &[(&WeightedAdapter, &PlacedLayer)],
     parameters: LinearParameters,

@@ -1,4 +1,4 @@
-//! Base weights that come with adapters merged in: the way to adapters for models whose source is somebody else's.
+//! Base weights with adapters merged in: a way to use adapters with models whose source is somebody else's.
 
 mod layer;
 mod other_half;
@@ -27,11 +27,12 @@ use weighted_adapter::WeightedAdapter;
 
 pub use write::{WriteProgress, WriteReport};
 
-/// The weights of a base model with adapters merged in: any model of candle loads from them, whoever wrote it.
+/// The weights of a base model with adapters merged in: any candle model loads from them, whoever wrote it.
 ///
-/// Every tensor is read, and merged, when the model asks for it; nothing else is held. Adapters are merged in the order in
-/// which they were added, with the formulas of [`merge_adapters`](crate::PeftModel::merge_adapters), in the dtype that the
-/// model asks for. Call [`finish`](Self::finish) when the model is loaded: it tells of tensors that no layer took.
+/// Every tensor is read and merged when the model asks for it; nothing else is held. Adapters are merged in the order
+/// in which they were added, with the formulas of [`merge_adapters`](crate::PeftModel::merge_adapters), in the dtype
+/// that the model asks for. Call [`finish`](Self::finish) when the model is loaded: it reports tensors that no layer
+/// took.
 ///
 /// ```no_run
 /// use candle_core::{DType, Device};
@@ -51,11 +52,11 @@ pub struct MergedWeights<B = ModelWeights> {
     adapters: Vec<Arc<WeightedAdapter>>,
     /// The modules whose weights were asked for and have two dimensions or more.
     asked: Arc<Mutex<BTreeSet<String>>>,
-    /// What merging the last layer gave besides the tensor that was asked for.
+    /// The other tensor of the layer merged last: the weight or the bias that was not asked for.
     other_half: OtherHalf,
 }
 
-/// A module that an adapter's config means and that its file has no tensors for.
+/// A module that an adapter's config targets but its file has no tensors for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Unadapted {
@@ -84,10 +85,10 @@ impl<B> fmt::Debug for MergedWeights<B> {
 }
 
 impl<B> MergedWeights<B> {
-    /// The modules that were asked for, that an adapter's config means, and that its file has no tensors for.
+    /// The modules that were asked for and that an adapter's config targets, but its file has no tensors for.
     ///
     /// # Errors
-    /// If a pattern of a config takes too long to match.
+    /// If a pattern in a config takes too long to match.
     pub fn unadapted(&self) -> Result<Vec<Unadapted>> {
         let asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
         let mut unadapted = Vec::new();
@@ -102,11 +103,11 @@ impl<B> MergedWeights<B> {
         Ok(unadapted)
     }
 
-    /// Says whether the model that was loaded took everything that the adapters have.
+    /// Checks that the loaded model took everything that the adapters have.
     ///
     /// # Errors
-    /// [`Error::Tensors`](crate::Error::Tensors) with the tensors that belong to no layer of the model, and with the layers that the config names
-    /// and that the file has no tensors for.
+    /// [`Error::Tensors`](crate::Error::Tensors) with the tensors that belong to no layer of the model, and with the
+    /// layers that the config names but the file has no tensors for.
     pub fn finish(&self) -> Result<()> {
         self.other_half.clear();
         let unadapted = self.unadapted()?;
@@ -122,14 +123,14 @@ impl<B> MergedWeights<B> {
         Ok(())
     }
 
-    /// Notes that a tensor of so many dimensions was asked for.
+    /// Notes that the tensor `name`, which has so many dimensions, was asked for.
     fn note_asked(&self, name: &str, dimensions: usize) {
         if let Some((module, "weight")) = name.rsplit_once('.').filter(|_| dimensions > 1) {
             self.asked.lock().unwrap_or_else(PoisonError::into_inner).insert(module.to_owned());
         }
     }
 
-    /// An error if an adapter has tensors that were not asked for.
+    /// Returns an error if an adapter has tensors that were not asked for.
     fn check_used(&self) -> Result<()> {
         for adapter in &self.adapters {
             adapter.check(TensorReport { unexpected: adapter.unused(), ..TensorReport::default() })?;
@@ -139,7 +140,7 @@ impl<B> MergedWeights<B> {
 }
 
 impl<B: SimpleBackend + 'static> MergedWeights<B> {
-    /// The weights of a base model, without an adapter yet.
+    /// The weights of a base model, with no adapters yet.
     pub fn new(base: B) -> Self {
         Self {
             base: Arc::new(base),
@@ -149,20 +150,21 @@ impl<B: SimpleBackend + 'static> MergedWeights<B> {
         }
     }
 
-    /// Merges an adapter whose paths are those of the base model, its scaling times `weight`.
+    /// Merges an adapter whose paths are those of the base model, with its scaling multiplied by `weight`.
     ///
-    /// Modules that the adapter trained in full, rows of embeddings and biases take the place of the base model's, whatever
-    /// the weight.
+    /// Modules that the adapter trained in full, rows of embeddings and biases replace the base model's, whatever the
+    /// weight.
     ///
     /// # Errors
-    /// [`Error::Tensors`](crate::Error::Tensors) with the tensors that belong to nothing in the base model; [`Error::Plan`](crate::Error::Plan) if the config does not
-    /// fit the tensors; [`Error::Unsupported`](crate::Error::Unsupported) if the adapter cannot be merged without a model, or cannot be weighted;
-    /// [`Error::CopiesCollide`](crate::Error::CopiesCollide) if two adapters replace the same module.
+    /// [`Error::Tensors`](crate::Error::Tensors) with the tensors that belong to nothing in the base model;
+    /// [`Error::Plan`](crate::Error::Plan) if the config does not fit the tensors;
+    /// [`Error::Unsupported`](crate::Error::Unsupported) if the adapter cannot be merged without a model, or cannot be
+    /// weighted; [`Error::CopiesCollide`](crate::Error::CopiesCollide) if two adapters replace the same module.
     pub fn add(self, adapter: StoredAdapter, weight: f64) -> Result<Self> {
         self.add_renamed(adapter, weight, &NameMap::new())
     }
 
-    /// Merges an adapter as [`add`](Self::add) does, with names of its own for the base model's modules.
+    /// Merges an adapter as [`add`](Self::add) does; `names` maps its module names to the base model's.
     ///
     /// # Errors
     /// As [`add`](Self::add).
@@ -175,14 +177,14 @@ impl<B: SimpleBackend + 'static> MergedWeights<B> {
         Ok(self)
     }
 
-    /// A builder over the merged weights, as candle's models take it.
+    /// A `VarBuilder` over the merged weights, for candle's models.
     pub fn var_builder(&self, dtype: DType, device: &Device) -> VarBuilder<'static> {
         VarBuilder::from_backend(Box::new(self.clone()), dtype, device.clone())
     }
 
-    /// The tensor called `name` with everything merged that changes it; `read` reads the base model's.
+    /// The tensor called `name` with everything that changes it merged in; `read` reads the base model's.
     ///
-    /// Weight and bias of a layer are merged together: the one that was not asked for is kept for the next call.
+    /// The weight and bias of a layer are merged together: the one that was not asked for is kept for the next call.
     fn tensor(
         &self,
         name: &str,
@@ -229,7 +231,7 @@ impl<B: SimpleBackend + 'static> MergedWeights<B> {
         }
     }
 
-    /// The base model's tensor called `name`, or what adapters have in its place.
+    /// The base model's tensor called `name`, or what adapters replace it with.
     fn replaced(
         &self,
         name: &str,

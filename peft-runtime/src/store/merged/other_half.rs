@@ -1,4 +1,4 @@
-//! Weight and bias of a layer are merged together and asked for one by one.
+//! The weight and bias of a layer are merged together but asked for one at a time.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -12,19 +12,19 @@ pub(super) struct OtherHalf(Mutex<Option<MergedHalf>>);
 struct MergedHalf {
     /// Its name in the base model.
     name: String,
-    /// The dtype that it was asked for in; what an adapter gave may have another one.
+    /// The dtype that was asked for; a tensor from an adapter may have another one.
     dtype: DType,
     tensor: Tensor,
 }
 
 impl OtherHalf {
-    /// Keeps a tensor in the place of the one before.
+    /// Keeps a tensor, replacing the one before.
     pub(super) fn keep(&self, name: String, dtype: DType, tensor: Tensor) {
         let half = MergedHalf { name, dtype, tensor };
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(half);
     }
 
-    /// The tensor of this name, dtype and device, if it is the one that was kept; it is then kept no longer.
+    /// Takes the kept tensor out, if it has this name, dtype and device.
     pub(super) fn take(&self, name: &str, dtype: DType, device: &Device) -> Option<Tensor> {
         let mut half = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let is_it = |half: &mut MergedHalf| {

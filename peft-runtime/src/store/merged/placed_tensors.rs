@@ -11,17 +11,17 @@ use crate::store::standalone::{StoredAdapter, layer_shapes, split_parameter};
 
 /// A layer of an adapter.
 pub(super) struct PlacedLayer {
-    /// The adapter's own path of the layer.
+    /// The layer's path in the adapter.
     pub(super) path: ModulePath,
-    /// The outputs that are the layer's, if it is a part of a fused one.
+    /// The outputs that belong to the layer, if it is part of a fused one.
     pub(super) rows: Option<Range<usize>>,
-    /// Whether the file has the base model's weight too, as it is under the adapter.
+    /// Whether the file also has the base weight that the adapter adds to.
     pub(super) has_weight: bool,
     pub(super) keys: Vec<String>,
     pub(super) shapes: LayerShapes,
 }
 
-/// A value of an adapter that takes the place of the base model's.
+/// A value of an adapter that replaces the base model's.
 #[derive(Debug)]
 pub(super) struct Replacement {
     pub(super) key: String,
@@ -33,15 +33,15 @@ pub(super) struct Replacement {
 pub(super) struct PlacedTensors {
     /// The layers that it changes, by the module's path in the base model.
     pub(super) layers: BTreeMap<String, Vec<PlacedLayer>>,
-    /// The values that it has in the place of the base model's, by the tensor's name in the base model.
+    /// The values that replace the base model's, by the tensor's name in the base model.
     pub(super) replaced: BTreeMap<String, Vec<Replacement>>,
     /// Keys that belong nowhere.
     pub(super) unexpected: Vec<String>,
-    /// Keys that say nothing.
+    /// Keys that have no effect.
     pub(super) ignored: BTreeSet<String>,
 }
 
-/// What the search for places looks at.
+/// What the search for places works on.
 pub(super) struct Search<'a> {
     pub(super) adapter: &'a StoredAdapter,
     pub(super) plan: &'a Plan,
@@ -87,7 +87,7 @@ impl PlacedTensors {
             let is_second_bias =
                 [".original_module.bias", ".modules_to_save.bias"].iter().any(|end| key.ends_with(end));
             let is_superseded = is_second_bias && adapter.shape(&own.parameter(parameter)).is_some();
-            // The bias of the copy is the one that acts.
+            // The bias of the copy is the one that takes effect.
             if is_superseded {
                 self.ignored.insert(key.to_owned());
                 continue;

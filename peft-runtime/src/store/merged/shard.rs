@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::store::file::MappedFile;
 use crate::store::layout::TensorEntry;
 
-/// A file that is written like one of the base model's.
+/// A file to write, laid out like one of the base model's.
 pub(super) struct Shard<'c> {
     pub(super) name: String,
     pub(super) source: &'c MappedFile,
@@ -31,14 +31,14 @@ pub(super) struct Planned {
 }
 
 impl Planned {
-    /// The number of its bytes.
+    /// Its size in bytes.
     pub(super) fn size(&self) -> usize {
         (self.shape.iter().product::<usize>() * self.dtype.bitsize()).div_ceil(8)
     }
 }
 
 impl Shard<'_> {
-    /// A new file with the header in it.
+    /// Creates the file and writes the header.
     pub(super) fn create(&self, path: &Path) -> Result<BufWriter<File>> {
         const MEBIBYTE: usize = 1 << 20;
         let header = self.header()?;
@@ -49,7 +49,7 @@ impl Shard<'_> {
         Ok(file)
     }
 
-    /// The header with its entries in the order of the bytes, which safetensors' own function does not keep.
+    /// The header with its entries in the order of the bytes, an order that safetensors' own function does not keep.
     fn header(&self) -> Result<Vec<u8>> {
         let mut entries = Vec::new();
         if !self.metadata.is_empty() {

@@ -14,8 +14,8 @@ impl MergedWeights<ModelWeights> {
     /// Reads what [`write`](Self::write) wrote, merges once more, and compares every byte.
     ///
     /// # Errors
-    /// [`Error::Checkpoint`] that names the tensor that is not what it should be, and an error that names the file if one
-    /// cannot be read.
+    /// [`Error::Checkpoint`], which names the tensor that is not as it should be, and an error that names the file if
+    /// one cannot be read.
     pub fn verify(
         &self,
         folder: impl AsRef<Path>,
@@ -30,20 +30,17 @@ impl MergedWeights<ModelWeights> {
             let file = MappedFile::open(&path)?;
             let layout = Layout::of(&file);
             if layout.tensors.len() != shard.tensors.len() {
-                let reason = format!(
-                    "it has {} tensors, and {} were to be written",
-                    layout.tensors.len(),
-                    shard.tensors.len()
-                );
+                let reason =
+                    format!("it has {} tensors instead of {}", layout.tensors.len(), shard.tensors.len());
                 return Err(Error::Checkpoint { path, reason });
             }
             for (planned, entry) in shard.tensors.iter().zip(&layout.tensors) {
                 let header = (&entry.name, &entry.shape, entry.dtype);
                 if header != (&planned.name, &planned.shape, planned.dtype) {
-                    return Err(differs(&path, planned, "its name, shape or dtype is another"));
+                    return Err(differs(&path, planned, "its name, shape or dtype differs"));
                 }
                 if *entry.bytes(&file)? != *self.bytes(shard, planned)? {
-                    return Err(differs(&path, planned, "its values are not those that merging gives"));
+                    return Err(differs(&path, planned, "its values are not the merged ones"));
                 }
                 done += planned.size() as u64;
                 progress(&WriteProgress { tensor: &planned.name, done, total });
@@ -53,7 +50,7 @@ impl MergedWeights<ModelWeights> {
     }
 }
 
-/// The folder opens as a model, and has every tensor.
+/// Checks that the folder opens as a model with every tensor.
 fn check_index(shards: &[Shard<'_>], folder: &Path) -> Result<()> {
     if !folder.join(SHARDED).is_file() && !folder.join(SINGLE).is_file() {
         // A single file of another name is not found when the folder is opened as a model.
@@ -64,10 +61,10 @@ fn check_index(shards: &[Shard<'_>], folder: &Path) -> Result<()> {
     if written_weights.names().count() == written {
         return Ok(());
     }
-    let reason = format!("it opens with {} tensors of {written}", written_weights.names().count());
+    let reason = format!("it opens with {} of {written} tensors", written_weights.names().count());
     Err(Error::Checkpoint { path: folder.to_owned(), reason })
 }
 
 fn differs(path: &Path, planned: &Planned, how: &str) -> Error {
-    Error::Checkpoint { path: path.to_owned(), reason: format!("`{}` was not written: {how}", planned.name) }
+    Error::Checkpoint { path: path.to_owned(), reason: format!("`{}` is wrong: {how}", planned.name) }
 }

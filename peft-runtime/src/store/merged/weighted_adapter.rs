@@ -1,4 +1,4 @@
-//! One adapter of several that are merged: which tensors of the base model it changes, and which of its own it has used.
+//! One of the adapters to merge: which tensors of the base model it changes, and which of its own have been used.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -20,18 +20,18 @@ pub(super) struct WeightedAdapter {
     adapter: StoredAdapter,
     weight: f64,
     plan: Plan,
-    /// Tells which modules the config means, unless it means all linear ones.
+    /// Decides which modules the config targets, unless it targets all linear ones.
     selector: Option<Selector>,
     /// The layers that it changes, by the module's path in the base model.
     layers: BTreeMap<String, Vec<PlacedLayer>>,
-    /// The values that it has in the place of the base model's, by the tensor's name in the base model.
+    /// The values that replace the base model's, by the tensor's name in the base model.
     replaced: BTreeMap<String, Vec<Replacement>>,
     /// The keys that were asked for.
     used: Mutex<BTreeSet<String>>,
 }
 
 impl WeightedAdapter {
-    /// Finds the adapter's places in a base model of which `base_has` knows the names.
+    /// Finds where the adapter's tensors belong in a base model; `base_has` says which tensor names that model has.
     pub(super) fn new(
         adapter: StoredAdapter,
         weight: f64,
@@ -45,7 +45,7 @@ impl WeightedAdapter {
         check_weight(&adapter, &plan, weight)?;
         let targets = plan.method.selection().targets;
         let selector = match targets.filter(|targets| **targets != TargetModules::AllLinear) {
-            // Under other names, the config's would mean other modules.
+            // If modules are renamed, the config's names would mean other modules.
             Some(targets) if names.is_empty() => {
                 let fault = |fault| Error::Plan { adapter: adapter.name().to_owned(), faults: vec![fault] };
                 Some(selector(&plan.method.selection(), targets).map_err(fault)?)
@@ -63,7 +63,7 @@ impl WeightedAdapter {
         self.adapter.name()
     }
 
-    /// An error if `report` says that anything does not fit.
+    /// Returns an error if `report` says that anything does not fit.
     pub(super) fn check(&self, report: TensorReport) -> Result<()> {
         if report.is_empty() {
             return Ok(());
@@ -71,7 +71,7 @@ impl WeightedAdapter {
         Err(self.adapter.of_weights(Error::Tensors { adapter: self.name().to_owned(), report }))
     }
 
-    /// Refuses what cannot be merged together with `others`.
+    /// Refuses an adapter that cannot be merged together with `others`.
     pub(super) fn check_beside(&self, others: &[Arc<Self>]) -> Result<()> {
         for (module, layers) in &self.layers {
             for (number, layer) in layers.iter().enumerate() {
@@ -101,14 +101,14 @@ impl WeightedAdapter {
         for their in other.layers_of(module) {
             if their.rows != layer.rows && !are_apart(&their.rows, &layer.rows) {
                 let reason = format!(
-                    "it changes other outputs of `{module}` than `{}`, and some of its",
+                    "the outputs of `{module}` that it changes overlap those of `{}`, and are not the same",
                     other.name()
                 );
                 return Err(unsupported(self.name(), reason));
             }
             if layer.has_weight && self.changes_base() && other.changes_base() {
                 let reason = format!(
-                    "its file has what its init left of `{module}`, of which `{}` would take another part",
+                    "its file has what its init left of `{module}`, and `{}` would take another part out",
                     other.name()
                 );
                 return Err(unsupported(self.name(), reason));
@@ -121,7 +121,7 @@ impl WeightedAdapter {
         Ok(())
     }
 
-    /// Whether making the adapter changes the weights that it is on.
+    /// Whether creating the adapter changes the weights that it is on.
     fn changes_base(&self) -> bool {
         self.plan.method.changes_base()
     }
@@ -136,7 +136,7 @@ impl WeightedAdapter {
         self.layers.get(module).map(Vec::as_slice).unwrap_or_default()
     }
 
-    /// What the adapter has in the place of the base model's tensor `name`.
+    /// What the adapter replaces the base model's tensor `name` with.
     pub(super) fn replacements_of(&self, name: &str) -> &[Replacement] {
         self.replaced.get(name).map(Vec::as_slice).unwrap_or_default()
     }
@@ -156,7 +156,7 @@ impl WeightedAdapter {
         self.plan.changes_bias(&layer.path)
     }
 
-    /// Whether the config means `module`, and the file has nothing for it.
+    /// Whether the config targets `module` but the file has nothing for it.
     pub(super) fn left_out(&self, module: &str) -> Result<bool> {
         let Some(selector) = self.selector.as_ref().filter(|_| !self.layers.contains_key(module)) else {
             return Ok(false);
@@ -172,7 +172,7 @@ impl WeightedAdapter {
         keys.map(str::to_owned).collect()
     }
 
-    /// The tensor at a key of its own.
+    /// The tensor at one of the adapter's own keys.
     pub(super) fn read(&self, key: &str, device: &Device) -> Result<Tensor> {
         let stored = self.adapter.stored_at(key);
         let read =
@@ -184,7 +184,7 @@ impl WeightedAdapter {
         Ok(tensor)
     }
 
-    /// The shape and dtype of the tensor at a key of its own.
+    /// The shape and dtype of the tensor at one of the adapter's own keys.
     pub(super) fn stored_as(&self, key: &str) -> Option<(&[usize], safetensors::Dtype)> {
         Some((self.adapter.shape(key)?, self.adapter.dtype(key)?))
     }
@@ -198,10 +198,10 @@ impl WeightedAdapter {
     ) -> Result<Geometry> {
         let transposed = transposed.unwrap_or_else(|| self.adapter.method().is_transposed());
         let geometry = self.adapter.method().geometry(&layer.shapes, Some(weight), transposed);
-        geometry.ok_or_else(|| self.cannot_merge(layer, "its tensors make no adapter".to_owned()))
+        geometry.ok_or_else(|| self.cannot_merge(layer, "its tensors do not make an adapter".to_owned()))
     }
 
-    /// The adapter of a layer, with its weight in its scaling, and the weight that the layer has under it.
+    /// The adapter of a layer, with its scaling multiplied by `self.weight`, and the base weight that it is for.
     pub(super) fn build(&self, layer: &PlacedLayer, site: &Site<'_>) -> Result<Built> {
         let stored = |key: &String| Some((key.clone(), self.adapter.stored_at(key)?));
         let tensors: BTreeMap<String, StoredTensor<'_>> = layer.keys.iter().filter_map(stored).collect();
@@ -215,16 +215,16 @@ impl WeightedAdapter {
         let Some(Built { adapter, weight }) = built else {
             return Err(self.cannot_merge(layer, "it has no adapter there".to_owned()));
         };
-        // What a file has of a weight is what an init left of it already.
+        // A base weight in the file is already what an init left of it.
         let weight = weight.filter(|_| !layer.has_weight);
         Ok(Built { adapter: self.weighted(adapter, layer)?, weight })
     }
 
-    /// The adapter with the weight in its scaling; rows of tokens, which have none, stay as they are.
+    /// The adapter with its scaling multiplied by the weight; token rows, which have no scaling, stay as they are.
     fn weighted(&self, adapter: Arc<dyn Adapter>, layer: &PlacedLayer) -> Result<Arc<dyn Adapter>> {
         let Some(scaling) = adapter.scaling().filter(|_| self.weight != 1.0) else { return Ok(adapter) };
         let refused = || {
-            let reason = format!("its scaling cannot take the weight {}", self.weight);
+            let reason = format!("its scaling cannot be multiplied by the weight {}", self.weight);
             self.cannot_merge(layer, reason)
         };
         adapter.with_scaling(scaling * self.weight).ok_or_else(refused)
@@ -240,7 +240,7 @@ impl WeightedAdapter {
     }
 }
 
-/// Whether two parts of a module's outputs have nothing in common.
+/// Whether two parts of a module's outputs do not overlap.
 fn are_apart(a: &Option<Range<usize>>, b: &Option<Range<usize>>) -> bool {
     match (a, b) {
         (Some(a), Some(b)) => a.end <= b.start || b.end <= a.start,

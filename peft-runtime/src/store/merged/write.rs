@@ -1,4 +1,4 @@
-//! Merged weights as files: shard by shard as the base model's are, tensor by tensor, in a folder that appears whole.
+//! Merged weights as files: in the base model's shards, written tensor by tensor, in a folder that appears complete.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,15 +19,15 @@ use crate::store::layout::{Layout, TensorEntry};
 use crate::store::model_weights::{ModelWeights, SHARDED, SINGLE};
 use crate::store::new_folder::NewFolder;
 
-/// How far [`MergedWeights::write`] or [`MergedWeights::verify`] has come: what they pass to a program that shows progress.
+/// The progress of [`MergedWeights::write`] or [`MergedWeights::verify`], which they pass to the caller's function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct WriteProgress<'a> {
-    /// The tensor that is done.
+    /// The tensor that has just been done.
     pub tensor: &'a str,
-    /// The bytes that are done.
+    /// The bytes done so far.
     pub done: u64,
-    /// The bytes there are.
+    /// The bytes in total.
     pub total: u64,
 }
 
@@ -35,20 +35,20 @@ pub struct WriteProgress<'a> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct WriteReport {
-    /// The files with weights.
+    /// The weight files.
     pub files: Vec<PathBuf>,
     /// The number of tensors in them.
     pub tensors: usize,
-    /// How many of them are not the base model's.
+    /// How many of them are not the base model's own.
     pub changed: usize,
-    /// The number of their bytes.
+    /// Their size in bytes.
     pub bytes: u64,
-    /// Modules that an adapter's config means and that its file has no tensors for. A base model may have modules that the
-    /// model of the adapter did not.
+    /// Modules that an adapter's config targets but its file has no tensors for. A base model may have modules that the
+    /// adapter's model did not have.
     pub unadapted: Vec<Unadapted>,
 }
 
-/// What belongs to a model in addition to its weights, and fits the merged ones as well.
+/// Files that belong to a model in addition to its weights, and fit the merged weights as well.
 const COMPANIONS: [&str; 14] = [
     "added_tokens.json",
     "chat_template.jinja",
@@ -67,15 +67,15 @@ const COMPANIONS: [&str; 14] = [
 ];
 
 impl MergedWeights<ModelWeights> {
-    /// Writes the merged weights into a new folder: the same files with the same tensors in the same order and dtypes, the
-    /// model's config and tokenizer, and the index of shards. No more than one layer at a time is in memory.
+    /// Writes the merged weights into a new folder: the same files with the same tensors in the same order and
+    /// dtypes, the model's config and tokenizer, and the shard index. No more than one layer is in memory at a time.
     ///
-    /// The folder appears when all of it is on the disk; if anything fails, it does not. Modules that only an adapter has go
-    /// to the end of the last file.
+    /// The folder appears when all of it is on disk; if anything fails, it does not appear. Modules that only an
+    /// adapter has go to the end of the last file.
     ///
     /// # Errors
-    /// [`Error::Io`], also if the folder is there and not empty; [`Error::NotFinite`]; [`Error::Tensors`] if an adapter has
-    /// tensors that belong nowhere.
+    /// [`Error::Io`], also if the folder exists and is not empty; [`Error::NotFinite`]; [`Error::Tensors`] if an
+    /// adapter has tensors that belong nowhere.
     pub fn write(
         &self,
         folder: impl AsRef<Path>,
@@ -179,7 +179,7 @@ impl MergedWeights<ModelWeights> {
         })
     }
 
-    /// The bytes of a tensor: those of the base model, or what merging gives.
+    /// The bytes of a tensor: the base model's, or the merged ones.
     pub(super) fn bytes<'s>(&self, shard: &'s Shard<'_>, planned: &Planned) -> Result<Cow<'s, [u8]>> {
         match &planned.kept {
             Some(entry) => Ok(Cow::Borrowed(entry.bytes(shard.source)?)),
@@ -205,7 +205,7 @@ impl MergedWeights<ModelWeights> {
     }
 }
 
-/// The index of shards, for weights in several files or in one of another name.
+/// Writes the shard index, for weights in several files or in one file of another name.
 fn write_index(shards: &[Shard<'_>], folder: &Path) -> Result<()> {
     let index = shards.first().and_then(|shard| shard.source.path().parent()).map(|base| base.join(SHARDED));
     let old = index.filter(|index| index.is_file());

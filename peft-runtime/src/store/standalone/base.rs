@@ -1,4 +1,4 @@
-//! The base model's weights, for what adapters do not say by themselves.
+//! The base model's weights, for what an adapter's files do not say.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -30,7 +30,7 @@ impl BaseWeights {
     /// The weights of a model.
     ///
     /// # Errors
-    /// None so far: opening the weights has read the headers.
+    /// None at present: the headers were read when the weights were opened.
     pub fn new(weights: ModelWeights) -> Result<Self> {
         let mut shapes = BTreeMap::new();
         for file in weights.files() {
@@ -39,7 +39,7 @@ impl BaseWeights {
         Ok(Self { weights: Arc::new(weights), shapes: Arc::new(shapes), names: NameMap::default() })
     }
 
-    /// The same under the names that the adapters know them by.
+    /// The same weights under the names that the adapters use.
     #[must_use]
     pub fn with_names(mut self, names: NameMap) -> Self {
         self.names = names;
@@ -57,7 +57,7 @@ impl BaseWeights {
     pub(super) fn read(&self, path: &str, parameter: &str) -> candle_core::Result<Tensor> {
         let place = self.names.place(path);
         if place.rows.is_some() {
-            bail!("`{path}` is a part of `{}`, of which no single parts are read", place.module);
+            bail!("`{path}` is part of `{}`, whose parts cannot be read one by one", place.module);
         }
         self.weights.tensor(&ModulePath::from(place.module).parameter(parameter), &Device::Cpu)
     }

@@ -1,4 +1,4 @@
-//! What an adapter has on each layer, and how large and how different its updates are.
+//! What an adapter has on each layer, and how large its updates are and how much they differ.
 
 use std::fmt;
 
@@ -17,15 +17,15 @@ use crate::path::ModulePath;
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct StoredLayer {
-    /// Where the layer is.
+    /// The layer's path.
     pub path: ModulePath,
-    /// What sort of tensors they are.
+    /// What kind of tensors they are.
     pub kind: StoredKind,
     /// The rank, if the method has one.
     pub rank: Option<usize>,
-    /// The factor of the update, if the method has one: alpha over rank, for example.
+    /// The scaling of the update, if the method has one: alpha / rank, for example.
     pub scaling: Option<f64>,
-    /// The tensors by the ends of their keys: `lora_A.weight`.
+    /// The tensors by the ends of their keys, such as `lora_A.weight`.
     pub tensors: Vec<(String, Tensor)>,
     /// The factors of the update as matrices `[rank, in]` and `[out, rank]`, where the update is a low-rank matrix.
     pub update: Option<LowRank>,
@@ -33,7 +33,7 @@ pub struct StoredLayer {
     dense_update: Option<Tensor>,
 }
 
-/// The sorts of tensors that an adapter's file has for a layer.
+/// The kinds of tensors that an adapter's file has for a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum StoredKind {
@@ -55,11 +55,11 @@ impl fmt::Display for StoredKind {
     }
 }
 
-/// The name of the one adapter of a skeleton.
+/// The name of a skeleton's only adapter.
 pub(super) const NAME: &str = "default";
 
 impl StoredAdapter {
-    /// What the adapter has on every layer, numbered layers in order.
+    /// What the adapter has on every layer, numbered layers in numerical order.
     ///
     /// # Errors
     /// If the tensors do not fit the config.
@@ -76,7 +76,7 @@ impl StoredAdapter {
         Ok(layers)
     }
 
-    /// The parameters of the base model that the file has, without those of layers that train in full.
+    /// The parameters of the base model that the file has, except those of layers that train in full.
     fn base_layers(&self, known: &[StoredLayer]) -> Result<Vec<StoredLayer>> {
         let is_copy = |path: &str| {
             known.iter().any(|layer| layer.kind == StoredKind::Copy && layer.path.as_str() == path)
@@ -129,7 +129,7 @@ fn of_slot(path: ModulePath, slot: &Slot) -> CandleResult<StoredLayer> {
 }
 
 impl StoredLayer {
-    /// The number of elements of its tensors.
+    /// The number of elements in its tensors.
     pub fn elements(&self) -> usize {
         self.tensors.iter().map(|(_, tensor)| tensor.elem_count()).sum()
     }
@@ -139,20 +139,20 @@ impl StoredLayer {
         self.tensors.iter().find(|(known, _)| known == key).map(|(_, tensor)| tensor)
     }
 
-    /// The Frobenius norm of the update, where it is a matrix; DoRA's is that of the update before the lengths.
+    /// The Frobenius norm of the update, where it is a matrix; for DoRA, the norm before the magnitudes are applied.
     ///
     /// # Errors
-    /// If the device refuses.
+    /// If the device reports an error.
     pub fn update_norm(&self) -> Result<Option<f64>> {
         let norm = self.own_update().map(|update| update.norm()).transpose();
         norm.map_err(Error::on_layer(&self.path))
     }
 
-    /// The Frobenius norm of the difference of two updates, and the cosine of the angle between them; `None` if they are
-    /// not matrices of one shape.
+    /// The Frobenius norm of the difference between two updates, and the cosine of the angle between them; `None` if
+    /// they are not matrices of the same shape.
     ///
     /// # Errors
-    /// If the device refuses.
+    /// If the device reports an error.
     pub fn update_difference(&self, other: &Self) -> Result<Option<(f64, f64)>> {
         let (Some(a), Some(b)) = (self.own_update(), other.own_update()) else { return Ok(None) };
         a.difference(&b).map_err(Error::on_layer(&self.path))

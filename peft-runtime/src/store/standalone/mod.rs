@@ -1,4 +1,4 @@
-//! Adapters apart from any model: read, compared, combined and converted only by their keys.
+//! Adapters without a model: read, compared, combined and converted by their keys only.
 
 mod base;
 mod layers;
@@ -27,7 +27,7 @@ pub use base::BaseWeights;
 pub use layers::{StoredKind, StoredLayer};
 pub(super) use skeleton::{Skeleton, layer_shapes, split_parameter};
 
-/// An adapter apart from any model: its config, and its tensors in a file or in memory.
+/// An adapter without a model: its config, and its tensors in a file or in memory.
 ///
 /// ```no_run
 /// use peft_runtime::StoredAdapter;
@@ -55,7 +55,7 @@ impl fmt::Debug for StoredAdapter {
 }
 
 impl StoredAdapter {
-    /// Opens the adapter in a folder, or the one whose `adapter_config.json` lies next to a safetensors file.
+    /// Opens the adapter in a folder, or the one whose `adapter_config.json` is next to a safetensors file.
     ///
     /// Tensors are read when they are asked for.
     ///
@@ -79,13 +79,13 @@ impl StoredAdapter {
         Ok(Self { name: adapter_name(name), config, contents })
     }
 
-    /// Whether there is an adapter in `folder` itself, also one that a killed process had saved and not yet moved to its
+    /// Whether there is an adapter in `folder` itself, even one that a killed process had saved but not yet moved into
     /// place.
     pub fn is_in(folder: impl AsRef<Path>) -> bool {
         holds_adapter(folder.as_ref())
     }
 
-    /// The name of its folder, as far as an adapter can be called so.
+    /// The name of its folder, changed where it is not a valid adapter name.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -95,7 +95,7 @@ impl StoredAdapter {
         &self.config
     }
 
-    /// What is known of every tensor without reading it, in the order of the keys.
+    /// What is known about every tensor without reading it, in the order of the keys.
     pub fn shapes(&self) -> Vec<StoredShape> {
         self.contents.shapes()
     }
@@ -113,7 +113,7 @@ impl StoredAdapter {
         stored.into_iter().map(read).collect()
     }
 
-    /// Writes config, weights and model card into `folder`: both files of the adapter in one step, or none.
+    /// Writes config, weights and model card into `folder`: both files of the adapter in one step, or neither.
     ///
     /// # Errors
     /// [`Error::Io`]; the files that were there are then untouched.
@@ -143,22 +143,22 @@ impl StoredAdapter {
         self.contents.keys()
     }
 
-    /// The shape of the tensor at `key`, which is without the prefix.
+    /// The shape of the tensor at `key`, a key without the prefix.
     pub(super) fn shape(&self, key: &str) -> Option<&[usize]> {
         self.contents.shape(key)
     }
 
-    /// The tensor at `key`, which is without the prefix.
+    /// The tensor at `key`, a key without the prefix.
     pub(super) fn stored_at(&self, key: &str) -> Option<StoredTensor<'_>> {
         self.contents.stored_at(key)
     }
 
-    /// The dtype of the tensor at `key`, which is without the prefix.
+    /// The dtype of the tensor at `key`, a key without the prefix.
     pub(super) fn dtype(&self, key: &str) -> Option<safetensors::Dtype> {
         self.contents.dtype(key)
     }
 
-    /// The layers that the adapter is on, by the ends of their keys.
+    /// The layers that the adapter is on, each with the ends of its keys.
     pub(super) fn layer_keys(&self) -> BTreeMap<&str, Vec<&str>> {
         let mut layers: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
         for (path, end) in self.keys().into_iter().filter_map(|key| self.method().split_key(key)) {
@@ -167,23 +167,23 @@ impl StoredAdapter {
         layers
     }
 
-    /// The settings with what a model would have told.
+    /// The settings, with what a model would have supplied filled in.
     pub(super) fn explicit_method(&self) -> Arc<dyn AdapterMethod> {
         self.method().without_model(&self.layer_keys())
     }
 
-    /// The same error, said of the file of the config.
+    /// The same error, reported for the config file.
     pub(super) fn of_config(&self, error: Error) -> Error {
         self.contents.of_config(error)
     }
 
-    /// The same error, said of the file of the weights.
+    /// The same error, reported for the weights file.
     pub(super) fn of_weights(&self, error: Error) -> Error {
         self.contents.of_weights(error)
     }
 }
 
-/// `name` with another character for each that an adapter's name cannot have.
+/// `name` with every character that an adapter's name cannot have replaced.
 fn adapter_name(name: &str) -> String {
     const LONGEST: usize = 100;
     let mut allowed = String::new();

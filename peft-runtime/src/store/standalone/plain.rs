@@ -1,4 +1,4 @@
-//! Adapters as plain LoRA: for the base model as it was, with their scaling in the factors.
+//! Adapters as plain LoRA: for the original base model, with their scaling in the factors.
 
 use std::collections::BTreeMap;
 
@@ -22,15 +22,16 @@ struct PlainLayer {
 }
 
 impl StoredAdapter {
-    /// The adapter as plain LoRA, which every reader of LoRA takes: alpha is the rank, and the true scaling of each layer is
-    /// in its B.
+    /// The adapter as plain LoRA, which every reader of LoRA accepts: alpha is the rank, and the true scaling of each
+    /// layer is in its B.
     ///
-    /// AdaLoRA's singular values go into A. An adapter whose init changed the base weights (PiSSA, OLoRA, LoftQ) gets twice
-    /// the rank and is then for the base model as it was, which is needed for that; with LoftQ the result is exact only at
-    /// full rank with alpha equal to the rank. Tensors other than the factors stay as they are.
+    /// AdaLoRA's singular values go into A. An adapter whose init changed the base weights (PiSSA, OLoRA, LoftQ) gets
+    /// twice the rank and is then for the original base model, which must be given; with LoftQ the result is exact
+    /// only at full rank with alpha equal to the rank. Tensors other than the factors stay as they are.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] for adapters that are not low-rank updates, and where the base model is needed and not given.
+    /// [`Error::Unsupported`] for adapters that are not low-rank updates, and where the base model is needed but not
+    /// given.
     pub fn to_plain_lora(&self, base: Option<&BaseWeights>) -> Result<Self> {
         let refused = |reason| {
             let adapter = self.name().to_owned();
@@ -72,7 +73,7 @@ impl StoredAdapter {
 }
 
 impl PlainLayer {
-    /// Puts the factors in the place of what the layer had, divided by the scaling that readers apply.
+    /// Replaces what the layer had with the factors, divided by the scaling that readers apply.
     fn put_into(
         &self,
         tensors: &mut BTreeMap<String, Tensor>,
@@ -84,7 +85,7 @@ impl PlainLayer {
         }
         let PlainFactors { a, b, bias, scaling, restores } = &self.factors;
         if *restores {
-            // What the init had left of the weight: the plain adapter is for all of it.
+            // The key holds what the init left of the weight; the plain adapter is for the whole weight.
             tensors.remove(&key("base_layer.weight"));
         }
         let scale = scaling / readers_scaling;

@@ -1,6 +1,6 @@
-//! A model made of adapters' keys: layers that have the right shapes and, without a base model, no weights.
+//! A model made from adapters' keys: its layers have the right shapes and, without a base model, no weights.
 //!
-//! Planning, loading, combining and saving look at nothing else, so that they work on it as on a real model.
+//! Planning, loading, combining and saving look at nothing else, so they work on it as on a real model.
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
@@ -86,7 +86,7 @@ impl Skeleton {
     }
 }
 
-/// Numbers in their order, and before names.
+/// Numbers in numerical order, before names.
 fn by_number(a: &str, b: &str) -> Ordering {
     match (a.parse::<u64>(), b.parse::<u64>()) {
         (Ok(a), Ok(b)) => a.cmp(&b),
@@ -102,7 +102,7 @@ pub(crate) fn check_reach(adapter: &StoredAdapter) -> Result<()> {
     let reason = if !selection.parameters.is_empty() {
         "it adapts bare parameters, and without a model its keys do not say which"
     } else if !selection.replication.is_empty() {
-        "it repeats blocks of the base model, which takes a model"
+        "it repeats blocks of the base model, which needs a model"
     } else {
         return Ok(());
     };
@@ -136,7 +136,7 @@ fn add_layers(
         match layers.get(&path) {
             Some(known) if known.geometry != geometry => {
                 let reason = format!(
-                    "by its tensors `{path}` is {geometry:?}, and by those of another one {:?}",
+                    "its tensors make `{path}` {geometry:?}, and those of another adapter make it {:?}",
                     known.geometry
                 );
                 let adapter = adapter.name().to_owned();
@@ -184,7 +184,7 @@ fn add_parameters(
     Ok(())
 }
 
-/// The module and the name of a parameter of the base model, of which a key of an adapter's file has a value.
+/// The module and name of the base model parameter that a key in an adapter's file has a value for.
 pub(crate) fn split_parameter(key: &str) -> Option<(&str, &'static str)> {
     let (path, name) = key.rsplit_once('.')?;
     let name = ["weight", "bias"].into_iter().find(|known| *known == name)?;

@@ -14,19 +14,19 @@ use crate::path::ModulePath;
 use crate::store::keys::with_prefix;
 use crate::store::state_dict::adapter_state_dict;
 
-/// The name of the sum, unless a part is called so.
+/// The name of the sum, unless one of the parts has that name.
 const SUM: &str = "combined";
 
 impl StoredAdapter {
-    /// One adapter out of several, each with its weight; the formulas are those of
+    /// Combines several adapters, each with its weight, into one; the formulas are those of
     /// [`add_weighted_adapter`](crate::PeftModel::add_weighted_adapter).
     ///
-    /// What a sum takes over from the base model — full copies of modules, rows of embeddings, DoRA's lengths — needs
+    /// What a sum takes from the base model (full copies of modules, rows of embeddings, DoRA's magnitudes) needs
     /// `base`.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] if the adapters do not go together or need a base model that is not given, and an error that
-    /// names the file if one does not fit its config.
+    /// [`Error::Unsupported`] if the adapters cannot be combined or need a base model that is not given, and an error
+    /// that names the file if one does not fit its config.
     pub fn combine(
         parts: &[(&Self, f64)],
         options: &CombineOptions,
@@ -35,7 +35,7 @@ impl StoredAdapter {
         let adapters: Vec<&Self> = parts.iter().map(|(adapter, _)| *adapter).collect();
         let mut skeleton = Skeleton::of(&adapters, base)?;
         let names = unique_names(&adapters);
-        // Weights of the base model that files have next to adapters of embeddings; a sum has them as its parts do.
+        // Base model weights that files have next to embedding adapters; the sum has them too, as its parts do.
         let mut kept: BTreeMap<String, Tensor> = BTreeMap::new();
         for (adapter, name) in adapters.iter().zip(&names) {
             adapter.check_base(base)?;
@@ -51,7 +51,7 @@ impl StoredAdapter {
         Self::new(SUM, method_of(&skeleton, sum)?, tensors)
     }
 
-    /// Adds the values of the base model's `parameters` to those that other parts have, unless the two differ.
+    /// Adds this adapter's values of the base model's `parameters` to `kept`, or fails if those of other parts differ.
     fn keep_base(&self, parameters: &[String], kept: &mut BTreeMap<String, Tensor>) -> Result<()> {
         let name = |(path, parameter): (&str, &str)| ModulePath::from(path).parameter(parameter);
         for key in self.parameter_keys() {
@@ -60,7 +60,7 @@ impl StoredAdapter {
             let own = (stored.read)(&Device::Cpu).map_err(|error| self.of_weights(error.into()))?;
             match kept.get(key) {
                 Some(other) if !same_bits(&own, other)? => {
-                    let reason = format!("it has another `{key}` than the adapters before it");
+                    let reason = format!("its `{key}` differs from that of the adapters before it");
                     return Err(refused(self, reason));
                 }
                 Some(_) => {}
@@ -72,7 +72,7 @@ impl StoredAdapter {
         Ok(())
     }
 
-    /// An error if a sum would need values of the base model that are not there.
+    /// Returns an error if a sum would need values of the base model that are not there.
     fn check_base(&self, base: Option<&BaseWeights>) -> Result<()> {
         let needed = |path: &str, parameter: &str, what: &str| match base {
             Some(base) if base.shape(path, parameter).is_some() => Ok(()),
@@ -99,7 +99,7 @@ impl StoredAdapter {
             if ModulePath::from(path).parameter(parameter) == key && is_below(path, modules) {
                 needed(path, parameter, "the full copies")?;
                 if base.is_some_and(|base| base.shape(path, parameter) != self.shape(key)) {
-                    let reason = format!("its copy of `{key}` has another shape than the base model's");
+                    let reason = format!("its copy of `{key}` differs in shape from the base model's");
                     return Err(refused(self, reason));
                 }
             }
@@ -124,7 +124,7 @@ fn refused(adapter: &StoredAdapter, reason: String) -> Error {
     Error::Unsupported { operation: "combine", adapter: adapter.name().to_owned(), reason }
 }
 
-/// The adapters' names, with numbers behind those that are there already.
+/// The adapters' names, with a number appended to each that is already taken.
 fn unique_names(adapters: &[&StoredAdapter]) -> Vec<String> {
     let mut names: Vec<String> = Vec::new();
     for adapter in adapters {

@@ -1,4 +1,4 @@
-//! How long the update of a layer is, and how different two of them are.
+//! The norm of a layer's update, and the difference between two updates.
 
 use candle_core::{DType, Result as CandleResult, Tensor};
 
@@ -39,8 +39,8 @@ impl Update<'_> {
         }
     }
 
-    /// The Frobenius norm of the difference of two updates, and the cosine of the angle between them; `None` if their shapes
-    /// differ.
+    /// The Frobenius norm of the difference between two updates, and the cosine of the angle between them; `None` if
+    /// their shapes differ.
     pub(super) fn difference(&self, other: &Self) -> CandleResult<Option<(f64, f64)>> {
         if self.shape()? != other.shape()? {
             return Ok(None);
@@ -69,12 +69,12 @@ fn inner_product(a: &Tensor, b: &Tensor) -> CandleResult<f64> {
     (a * b)?.sum_all()?.to_scalar()
 }
 
-/// The cosine of an angle with an update that is zero: two of them are alike.
+/// The cosine where an update is zero: two zero updates count as equal.
 fn cosine_without_length(distance: f64) -> f64 {
     if distance == 0.0 { 1.0 } else { 0.0 }
 }
 
-/// The Frobenius norm of `Σ factor · s · B · A`, by way of triangular factors: equal updates cancel to nothing.
+/// The Frobenius norm of `Σ factor · s · B · A`, computed from triangular factors: equal updates cancel out.
 fn low_rank_norm(terms: &[(&LowRank, f64)]) -> CandleResult<f64> {
     let a = terms.iter().map(|(term, _)| wide(&term.a)).collect::<CandleResult<Vec<_>>>()?;
     let b = terms.iter().map(|(term, factor)| wide(&term.b)? * (term.scaling * factor));

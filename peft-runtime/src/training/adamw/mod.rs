@@ -19,8 +19,8 @@ use crate::ops::adamw::{Coefficients, Moments, moments_dtype, step_in_place, ste
 
 /// AdamW as PyTorch computes it, with parameter groups.
 ///
-/// In main memory the moments of all variables lie in one buffer each, and a step is one pass over each variable, which it
-/// changes where it lies. Variables in half precision have moments in f32.
+/// In main memory, the first moments of all variables lie in one buffer and the second moments in another, and a step
+/// is one pass over each variable, which it updates in place. Variables in half precision have moments in f32.
 ///
 /// ```
 /// use candle_core::{Device, Var};
@@ -43,7 +43,7 @@ pub struct AdamW {
     parameters: Vec<Parameter>,
     /// The moments of variables in main memory, in f32.
     narrow: Flat<f32>,
-    /// The same for variables of f64.
+    /// The same for f64 variables.
     wide: Flat<f64>,
 }
 
@@ -72,7 +72,7 @@ struct Parameter {
     var: Var,
     /// The number of its group.
     group: usize,
-    /// How many steps changed it.
+    /// How many steps have changed it.
     steps: u64,
     place: Place,
 }
@@ -118,7 +118,7 @@ impl AdamWOptions {
         Self { betas: (0.9, 0.999), eps: 1e-8, rule: UpdateRule::PyTorch }
     }
 
-    /// How much of the running means of the gradient and of its square stays in each step.
+    /// How much of the running means of the gradient and of its square each step keeps.
     #[must_use]
     pub fn with_betas(mut self, beta1: f64, beta2: f64) -> Self {
         self.betas = (beta1, beta2);
@@ -152,7 +152,7 @@ impl AdamWOptions {
         Ok(())
     }
 
-    /// The numbers of a variable's step `step`, counted from 1.
+    /// The coefficients of a variable's step `step`, counted from 1.
     fn coefficients(&self, step: u64, learning_rate: f64, weight_decay: f64) -> Coefficients<f64> {
         let (beta1, beta2) = self.betas;
         let step = step as f64;
@@ -182,13 +182,13 @@ impl AdamW {
     /// An optimiser over these groups with PyTorch's settings.
     ///
     /// # Errors
-    /// [`Error::Optimizer`] if a value of a group is out of range, a name or variable comes twice, or a variable holds
-    /// no floats; [`Error::Setting`] if a setting that all groups share is out of range.
+    /// [`Error::Optimizer`] if a value of a group is out of range, a name or variable occurs twice, or a variable does
+    /// not hold floats; [`Error::Setting`] if a setting that all groups share is out of range.
     pub fn new(groups: Vec<ParameterGroup>) -> Result<Self> {
         Self::with_options(groups, AdamWOptions::new())
     }
 
-    /// An optimiser over these groups with settings of your own.
+    /// An optimiser over these groups with your own settings.
     ///
     /// # Errors
     /// As [`new`](Self::new).
@@ -220,7 +220,7 @@ impl AdamW {
         Ok(Self { groups, options, parameters, narrow, wide })
     }
 
-    /// An optimiser over everything of a model that trains, in one group with PyTorch's settings.
+    /// An optimiser over everything in a model that trains, in one group with PyTorch's settings.
     ///
     /// # Errors
     /// As [`new`](Self::new).

@@ -104,13 +104,13 @@ impl AdamW {
                 self.wide.second[range.clone()].copy_from_slice(&second);
             }
             (place, Values::Device(first, second)) => *place = Place::Device(first, second),
-            // `values` makes them for the place they go to.
+            // `values` makes the variant that matches the place.
             (_, Values::Narrow(..) | Values::Wide(..)) => {}
         }
     }
 }
 
-/// The moments as the variable's place has them.
+/// The moments in the form that the variable's place holds.
 fn values(parameter: &Parameter, first: &Tensor, second: &Tensor) -> Result<Values> {
     Ok(match &parameter.place {
         Place::Narrow(_) => Values::Narrow(to_vec(first)?, to_vec(second)?),

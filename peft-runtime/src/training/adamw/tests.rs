@@ -15,7 +15,7 @@ fn values(tensor: &Tensor) -> Vec<f64> {
     tensor.to_dtype(DType::F64).unwrap().to_vec1().unwrap()
 }
 
-/// sin(1 + number + 0.7·step + i), as in the program that gave the expected values.
+/// sin(1 + number + 0.7·step + i), as in the program that produced the expected values.
 fn gradient(var: &Var, number: usize, step: usize) -> Tensor {
     let value = |i: usize| (1.0 + number as f64 + 0.7 * step as f64 + i as f64).sin();
     let grad: Vec<f64> = (0..var.elem_count()).map(value).collect();

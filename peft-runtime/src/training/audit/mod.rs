@@ -14,7 +14,7 @@ use crate::manage::{bias_variable, slot_variables};
 use crate::module::{Injectable, leaves};
 use crate::path::ModulePath;
 
-/// What a backward pass did for the tensors of a model that train.
+/// What a backward pass did for the trainable tensors of a model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Audit {
     trainable: usize,
@@ -24,7 +24,7 @@ pub struct Audit {
     /// How many gradients belong to other tensors, and their size.
     stray: usize,
     stray_bytes: usize,
-    /// Adapters that are on the model and do not train.
+    /// Adapters that are on the model but do not train.
     frozen_adapters: Vec<String>,
 }
 
@@ -38,7 +38,7 @@ pub struct MissingGradient {
     pub module: ModulePath,
     /// The adapter it belongs to; `None` for a bias of the base model.
     pub adapter: Option<String>,
-    /// Why it got none, as far as it can be told.
+    /// Why it got none, as far as that is known.
     pub cause: MissingCause,
 }
 
@@ -50,11 +50,11 @@ pub enum MissingCause {
     Inactive,
     /// The adapters of the model are turned off.
     Disabled,
-    /// An adapter is merged into the layer's weight, so that only the weight acts.
+    /// An adapter is merged into the layer's weight, so that only the weight takes effect.
     Merged,
     /// The layer has not run since it got the adapter.
     NotCalled,
-    /// The layer has run under [`no_grad`](crate::no_grad) only.
+    /// The layer has run only under [`no_grad`](crate::no_grad).
     OutsideGraph,
     /// The layer ran as part of a graph, but between it and the loss the graph is cut.
     Cut {
@@ -63,10 +63,10 @@ pub enum MissingCause {
     },
 }
 
-/// Looks which tensors of the model that train have a gradient.
+/// Checks which trainable tensors of the model have a gradient.
 ///
-/// It takes a walk through the model and computes nothing, so that it can stand in every step of a training loop. What it
-/// finds most often is an op of candle-nn that computes without a graph, after which nothing trains and nothing is said:
+/// It walks through the model and computes nothing, so it can run in every step of a training loop. What it finds most
+/// often is a candle-nn op that computes without a graph, so that whatever comes before it silently does not train:
 ///
 /// ```
 /// use candle_core::{D, Device, Tensor};
@@ -115,7 +115,7 @@ pub fn audit<M: Injectable + ?Sized>(model: &M, grads: &GradStore) -> Audit {
     let candidates = candidates(&leaves);
     let has_gradient =
         |candidate: &Candidate| candidate.var.elem_count() == 0 || grads.get(&candidate.var).is_some();
-    // Where no adapter that trains is active, all of them are what is missing.
+    // If no adapter that trains is active, the tensors of all of them are missing.
     let any_active = candidates.iter().any(|candidate| candidate.active);
     let expected: Vec<&Candidate> =
         candidates.iter().filter(|candidate| candidate.active || !any_active).collect();
@@ -197,7 +197,7 @@ fn candidates(leaves: &[(ModulePath, &dyn Layer)]) -> Vec<Candidate> {
     candidates
 }
 
-/// What the state of a layer tells; `None` if it ran as part of a graph.
+/// The cause as the state of a layer shows it; `None` if the layer ran as part of a graph.
 fn cause(stack: &AdapterStack, active: bool) -> Option<MissingCause> {
     if !stack.enabled() {
         return Some(MissingCause::Disabled);
@@ -261,7 +261,7 @@ impl Audit {
         self.stray
     }
 
-    /// Whether every tensor that trains has a gradient, and any does train.
+    /// Whether at least one tensor trains, and every one that trains has a gradient.
     pub fn is_complete(&self) -> bool {
         self.trainable > 0 && self.missing.is_empty()
     }

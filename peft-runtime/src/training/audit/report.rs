@@ -1,4 +1,4 @@
-//! The audit in words: layers of one cause together, then what to do about it.
+//! The audit in words: layers grouped by cause, then what to do about it.
 
 use std::fmt;
 
@@ -45,14 +45,14 @@ impl fmt::Display for Audit {
 }
 
 impl Audit {
-    /// What is known to compute without a graph.
+    /// The ops that are known to compute without a graph.
     fn write_suspects(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(
-            "\nafter a layer whose gradient is lost comes an op that computes without a graph: of candle-nn, \
-             `softmax_last_dim`, `layer_norm`, `rms_norm`, `rope`, `rope_i`, `rope_thd` and `sdpa`, of candle, `QMatMul`; \
-             or a `detach`\n\
-             differentiable are what `peft_runtime::nn` has (attention, rotary embedding, norms), and candle-nn's `softmax`, \
-             `layer_norm_slow`, `rms_norm_slow` and `rope_slow`",
+            "\na layer whose gradient is lost is followed by an op that computes without a graph: in candle-nn, \
+             `softmax_last_dim`, `layer_norm`, `rms_norm`, `rope`, `rope_i`, `rope_thd` or `sdpa`; in candle, \
+             `QMatMul`; or by a `detach`\n\
+             the ops in `peft_runtime::nn` are differentiable (attention, rotary embedding, norms), and so are \
+             candle-nn's `softmax`, `layer_norm_slow`, `rms_norm_slow` and `rope_slow`",
         )?;
         for (path, kind) in self.plain_norms.iter().take(LISTED) {
             write!(
@@ -78,7 +78,7 @@ impl Audit {
     }
 }
 
-/// Neighbours of one layer and one cause, put together.
+/// Groups neighbouring tensors that share a layer and a cause.
 fn layers(missing: &[MissingGradient]) -> Vec<Layer<'_>> {
     let mut layers: Vec<Layer<'_>> = Vec::new();
     for MissingGradient { parameter, module, cause, .. } in missing {
@@ -103,7 +103,7 @@ impl fmt::Display for MissingCause {
         f.write_str(match self {
             Self::Inactive => "its adapter is not active; see `set_adapter`",
             Self::Disabled => "the adapters are turned off; see `enable_adapters`",
-            Self::Merged => "an adapter is merged into the weight, so that only the weight acts; see `unmerge_adapters`",
+            Self::Merged => "an adapter is merged into the weight, so only the weight takes effect; see `unmerge_adapters`",
             Self::NotCalled => "the layer has not run: the forward pass does not call it",
             Self::OutsideGraph => "the layer ran under `no_grad` only",
             Self::Cut { next: None } => "the layer ran, and its gradient is lost on the way from the loss",

@@ -1,4 +1,4 @@
-//! `peft-with-scale`: the commands of `peft` in a program that registers the own method.
+//! `peft-with-scale`: the commands of `peft` in a program that registers the custom method.
 
 use std::path::Path;
 use std::process::{Command, Output};
@@ -113,7 +113,7 @@ fn combine_writes_one_adapter() {
 }
 
 #[test]
-fn usage_names_the_program_and_is_an_error_of_its_own() {
+fn usage_names_the_program_and_wrong_usage_has_its_own_status() {
     let help = output_of(&["inspect", "--help"]);
     assert!(help.contains("Usage: peft-with-scale inspect"), "{help}");
     let wrong = run(&["melt"]);

@@ -1,4 +1,4 @@
-//! The own method in files and state dicts, on a model.
+//! The custom method in files and state dicts, on a model.
 
 use peft_extension::ScaleConfig;
 use peft_runtime::PeftConfig;
@@ -20,7 +20,7 @@ fn its_config_has_the_fields_of_every_config_and_its_own() {
 }
 
 #[test]
-fn what_is_saved_is_loaded_to_the_bit() {
+fn what_is_saved_is_loaded_bit_for_bit() {
     let (base, x) = (Model::new(), random(&[3, 5]));
     let (model, folder) = base.with_adapter(&scale(), "mine");
     let mut other = base.clone();
@@ -34,7 +34,7 @@ fn what_is_saved_is_loaded_to_the_bit() {
 }
 
 #[test]
-fn an_adapter_is_swapped_for_one_of_it() {
+fn an_adapter_is_swapped_for_one_of_the_custom_method() {
     let (base, x) = (Model::new(), random(&[3, 5]));
     let (expected, folder) = base.with_adapter(&scale(), "chat");
     let lora = LoraConfig::new(2, 4.0).with_targets(targets!(Model; "own"));

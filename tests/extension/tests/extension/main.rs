@@ -1,4 +1,4 @@
-//! The own layer kind under every method, and the own method everywhere that a built-in one is known.
+//! The custom layer kind under every method, and the custom method wherever a built-in one is known.
 
 mod commands;
 mod files;

@@ -1,4 +1,4 @@
-//! A model with the own layer kind, and adapters of the own method on it.
+//! A model with the custom layer kind, and adapters of the custom method on it.
 
 use candle_core::Tensor;
 use candle_nn::{Linear, Module};

@@ -1,4 +1,4 @@
-//! The own layer kind under every method.
+//! The custom layer kind under every method.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use peft_tests::tensors::{random, randomise, same_bits};
 
 use crate::model::{Model, scale};
 
-/// Every method of the library, and the own one.
+/// Every method of the library, and the custom one.
 fn methods() -> Vec<Box<dyn AdapterMethod>> {
     let targets = || targets!(Model; "own", "theirs");
     vec![
@@ -25,7 +25,7 @@ fn methods() -> Vec<Box<dyn AdapterMethod>> {
 }
 
 #[test]
-fn every_method_works_on_the_own_layer() {
+fn every_method_works_on_the_custom_layer() {
     for method in methods() {
         let name = method.name();
         let (mut model, x) = (Model::new(), random(&[3, 5]));
@@ -65,7 +65,7 @@ fn a_pass_of_the_model_is_one_pass_of_the_layer() {
 }
 
 #[test]
-fn the_own_layer_is_shown_and_saved_as_others_are() {
+fn the_custom_layer_is_shown_and_saved_like_others() {
     let mut model = Model::new();
     let tree = model.module_tree();
     assert!(tree.contains("(own): CountedLinear(in_features=5, out_features=6)"), "{tree}");

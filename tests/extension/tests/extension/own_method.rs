@@ -1,4 +1,4 @@
-//! The own method on a model: every layer kind, training, other adapters, rows of a batch, combination.
+//! The custom method on a model: every layer kind, training, other adapters, rows of a batch, combination.
 
 use candle_core::{Device, Tensor};
 use candle_nn::{Conv1d, Conv1dConfig, Embedding, LayerNorm, Linear, Module, Optimizer, SGD};
@@ -95,7 +95,7 @@ fn the_module_tree_and_the_status_show_it_under_its_own_names() {
 }
 
 #[test]
-fn it_acts_next_to_other_methods_and_in_single_rows() {
+fn it_acts_alongside_other_methods_and_in_single_rows() {
     let (mut model, x) = (Model::new(), random(&[2, 5]));
     let base = model.forward(&x);
     model.inject_adapter(&LoraConfig::new(2, 4.0).with_targets(targets!(Model; "theirs")), "lora").unwrap();
@@ -116,7 +116,7 @@ fn it_acts_next_to_other_methods_and_in_single_rows() {
 }
 
 #[test]
-fn several_adapters_of_it_become_one_on_the_layers_of_all() {
+fn several_of_its_adapters_become_one_on_the_layers_of_all() {
     let mut model = Model::new();
     model.inject_adapter(&starting_with(3.0).with_targets(targets!(Model; "own")), "triple").unwrap();
     model.inject_adapter(&starting_with(1.5).with_targets(targets!(Model; "own", "theirs")), "more").unwrap();
@@ -127,8 +127,5 @@ fn several_adapters_of_it_become_one_on_the_layers_of_all() {
     model.inject_adapter(&LoraConfig::new(2, 4.0).with_targets(targets!(Model; "own")), "lora").unwrap();
     let mixed = [("more", 1.0), ("lora", 1.0)];
     let error = model.add_weighted_adapter(&mixed, "mixed", &CombineOptions::default()).unwrap_err();
-    assert!(
-        error.to_string().contains("`lora` is one of LORA, and the first one is one of SCALE"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("`lora` uses LORA, and the first adapter uses SCALE"), "{error}");
 }

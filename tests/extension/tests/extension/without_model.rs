@@ -1,4 +1,4 @@
-//! Adapters of the own method apart from a model: read, combined, saved, merged into weights.
+//! Adapters of the custom method without a model: read, combined, saved, merged into weights.
 
 use std::collections::BTreeMap;
 
@@ -57,7 +57,7 @@ fn a_combination_is_that_of_the_model_and_can_be_saved() {
 }
 
 #[test]
-fn merged_weights_are_those_of_the_model_to_the_bit() {
+fn merged_weights_are_those_of_the_model_bit_for_bit() {
     let base = Model::new();
     let (model, folder) = base.with_adapter(&scale(), "chat");
     let expected = merged_in_memory(&model, "chat");
@@ -74,7 +74,7 @@ fn merged_weights_are_those_of_the_model_to_the_bit() {
 }
 
 #[test]
-fn without_a_scaling_it_takes_no_weight_other_than_one() {
+fn without_a_scaling_it_accepts_no_weight_other_than_one() {
     let base = Model::new();
     let (_, folder) = base.with_adapter(&scale(), "chat");
     let adapter = StoredAdapter::open(folder.path().join("chat")).unwrap();

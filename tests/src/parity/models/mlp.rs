@@ -48,7 +48,7 @@ pub(super) struct EmbConv1d {
     lin0: Adapted<Linear>,
 }
 
-/// [`EmbConv1d`] has one size.
+/// [`EmbConv1d`] has only one size.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct NoConfig {}

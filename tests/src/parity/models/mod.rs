@@ -22,7 +22,7 @@ pub(super) trait CaseModel: Injectable + Sized {
     /// Builds it from the case's weights.
     ///
     /// # Errors
-    /// If a tensor is missing or has another shape.
+    /// If a tensor is missing or has a different shape.
     fn build(config: &Self::Config, vb: VarBuilder<'_>) -> candle_core::Result<Self>;
 
     /// The output for the case's `x`.
@@ -34,7 +34,7 @@ pub(super) trait CaseModel: Injectable + Sized {
 
 /// Something to do with a base model, whatever its type.
 pub(super) trait ModelTask {
-    /// What comes of it.
+    /// Its result.
     type Outcome;
 
     /// Does it.
@@ -44,7 +44,7 @@ pub(super) trait ModelTask {
 /// Builds the base model that the case names and does the work on it.
 ///
 /// # Errors
-/// If the model is not known, or the case's weights do not fit it.
+/// If the model is unknown, or the case's weights do not fit it.
 pub(super) fn with_base_model<T: ModelTask>(case: &Case, task: T) -> Result<T::Outcome, String> {
     Ok(match case.model.as_str() {
         "mlp" => task.run(build::<mlp::Mlp>(case)?),
@@ -55,7 +55,7 @@ pub(super) fn with_base_model<T: ModelTask>(case: &Case, task: T) -> Result<T::O
         "tiny_llama" => task.run(build::<llama::TinyLlama>(case)?),
         "tiny_gpt2" => task.run(build::<gpt2::TinyGpt2>(case)?),
         "tiny_bert" => task.run(build::<language::TinyBert>(case)?),
-        other => return Err(format!("the model `{other}` is not known")),
+        other => return Err(format!("the model `{other}` is unknown")),
     })
 }
 

@@ -19,7 +19,7 @@ pub(super) fn row_distance(rows: &Tensor) -> Result<Tensor> {
     })
 }
 
-/// The same for `P` with orthonormal columns.
+/// The same for the columns of `P`.
 pub(super) fn column_distance(columns: &Tensor) -> Result<Tensor> {
     row_distance(&columns.t()?.contiguous()?)
 }

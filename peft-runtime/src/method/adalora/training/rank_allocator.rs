@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use candle_core::backprop::GradStore;
-use candle_core::{DType, Device, Result as CandleResult, Tensor, Var};
+use candle_core::{DType, Device, Result as CandleResult, Tensor};
 
+use super::importance::Layer;
 use super::orthogonality::{column_distance, row_distance};
-use crate::adapter::Adapter;
+use super::schedule::Phase;
 use crate::error::{Error, Result};
 use crate::manage::check_known;
 use crate::method::{AdaLora, AdaLoraConfig};
@@ -49,30 +50,10 @@ use crate::training::RankAllocation;
 #[derive(Debug)]
 pub struct RankAllocator {
     adapter: String,
-    config: AdaLoraConfig,
+    pub(super) config: AdaLoraConfig,
     pub(super) layers: Vec<Layer>,
     pub(super) budget: usize,
     pub(super) threshold: Option<f64>,
-}
-
-#[derive(Debug)]
-pub(super) struct Layer {
-    pub(super) path: ModulePath,
-    adapter: Arc<dyn Adapter>,
-    /// Of E, A and B.
-    pub(super) importance: [Importance; 3],
-}
-
-/// The running means of one tensor's sensitivity |p·∂p| and of how much it varies.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Importance {
-    pub(super) means: Option<Means>,
-}
-
-#[derive(Clone, Debug)]
-pub(super) struct Means {
-    pub(super) sensitivity: Tensor,
-    pub(super) uncertainty: Tensor,
 }
 
 /// What one call of [`RankAllocator::update_and_allocate`] did.
@@ -83,19 +64,6 @@ pub struct Allocation {
     pub budget: usize,
     /// The importance that a rank had to be above, if ranks were cut at this step.
     pub threshold: Option<f64>,
-}
-
-/// Where in the schedule a step lies.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
-    /// The budget is still the full one, or no cut is due.
-    Watch,
-    /// Ranks are cut to the budget.
-    Cut,
-    /// Ranks are cut for the last time.
-    LastCut,
-    /// The ranks stay as the last cut left them.
-    Final,
 }
 
 impl RankAllocator {
@@ -145,32 +113,10 @@ impl RankAllocator {
         self.layers.iter().map(|layer| (layer.path.clone(), kept(layer))).collect()
     }
 
-    /// The budget at `step`: the full one, then along a cubic curve down to the target.
-    pub fn budget_at(&self, step: usize) -> usize {
-        let (first, last) = (self.full_budget(), self.config.target_rank() * self.layers.len());
-        let (start, end) = (self.config.warm_up(), self.last_cut());
-        if step <= start {
-            first
-        } else if step > end {
-            last
-        } else {
-            #[expect(clippy::cast_precision_loss, reason = "steps and ranks are far below 2^53")]
-            let (first, last, left) =
-                (first as f64, last as f64, 1.0 - (step - start) as f64 / (end - start) as f64);
-            #[expect(
-                clippy::cast_possible_truncation,
-                clippy::cast_sign_loss,
-                reason = "the value lies between the two budgets"
-            )]
-            let budget = ((first - last) * left.powi(3) + last) as usize;
-            budget
-        }
-    }
-
     /// The weighted mean over all factors of ‖A·Aᵀ − I‖_F and ‖Bᵀ·B − I‖_F: a term of the loss.
     ///
     /// # Errors
-    /// If the device refuses.
+    /// If a device operation fails.
     pub fn orthogonality_loss(&self) -> Result<Tensor> {
         let mut sum: Option<Tensor> = None;
         for layer in
@@ -217,26 +163,6 @@ impl RankAllocator {
         };
         self.threshold = threshold.or(self.threshold);
         Ok(Allocation { budget: self.budget, threshold })
-    }
-
-    fn full_budget(&self) -> usize {
-        self.config.init_rank() * self.layers.len()
-    }
-
-    /// The step of the last cut.
-    fn last_cut(&self) -> usize {
-        self.config.total_steps().saturating_sub(self.config.final_phase())
-    }
-
-    fn phase(&self, step: usize) -> Phase {
-        let last = self.last_cut();
-        let due = step > self.config.warm_up() && step.is_multiple_of(self.config.interval());
-        match step {
-            step if step > last => Phase::Final,
-            step if step == last => Phase::LastCut,
-            _ if due => Phase::Cut,
-            _ => Phase::Watch,
-        }
     }
 
     fn update(&mut self, grads: &GradStore) -> Result<()> {
@@ -335,50 +261,4 @@ fn check(config: &AdaLoraConfig) -> Result<()> {
         }
     }
     Ok(())
-}
-
-impl Layer {
-    pub(super) fn state(&self) -> Option<&AdaLora> {
-        self.adapter.downcast_ref()
-    }
-
-    /// E, A and B where any rank is left.
-    fn tensors(&self) -> impl Iterator<Item = (&'static str, &Var)> {
-        let state = self.state().filter(|state| state.e().elem_count() > 0);
-        state
-            .into_iter()
-            .flat_map(|state| [("lora_E", state.e()), ("lora_A", state.a()), ("lora_B", state.b())])
-    }
-
-    /// The importance of each rank: that of its singular value plus the means of those of its two vectors.
-    fn scores(&self) -> CandleResult<Vec<f64>> {
-        let Some(state) = self.state().filter(|state| state.e().elem_count() > 0) else {
-            return Ok(Vec::new());
-        };
-        let [e, a, b] = &self.importance;
-        let (e, a, b) = (e.scores(state.e())?, a.scores(state.a())?, b.scores(state.b())?);
-        ((e.flatten_all()? + a.mean(1)?)? + b.mean(0)?)?.to_dtype(DType::F64)?.to_vec1()
-    }
-}
-
-impl Importance {
-    fn update(&mut self, var: &Var, grad: &Tensor, (beta1, beta2): (f64, f64)) -> CandleResult<()> {
-        let now = (var.as_detached_tensor() * grad.detach())?.abs()?;
-        let before = match self.means.take() {
-            Some(means) => means,
-            None => Means { sensitivity: now.zeros_like()?, uncertainty: now.zeros_like()? },
-        };
-        let sensitivity = ((before.sensitivity * beta1)? + (&now * (1.0 - beta1))?)?;
-        let deviation = (now - &sensitivity)?.abs()?;
-        let uncertainty = ((before.uncertainty * beta2)? + (deviation * (1.0 - beta2))?)?;
-        self.means = Some(Means { sensitivity, uncertainty });
-        Ok(())
-    }
-
-    fn scores(&self, var: &Var) -> CandleResult<Tensor> {
-        match &self.means {
-            Some(means) => &means.sensitivity * &means.uncertainty,
-            None => var.zeros_like(),
-        }
-    }
 }

@@ -1,10 +1,11 @@
-//! What a rank allocator knows, as tensors.
+//! The state of a rank allocator, as tensors.
 
 use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Tensor};
 
-use super::rank_allocator::{Importance, Layer, Means, RankAllocator};
+use super::importance::{Importance, Layer, Means};
+use super::rank_allocator::RankAllocator;
 use crate::error::{Error, Result, ShapeMismatch, TensorReport};
 use crate::method::AdaLora;
 
@@ -14,11 +15,11 @@ const THRESHOLD: &str = "threshold";
 /// The tensors that have an importance, in the order in which an allocator holds them.
 const TENSORS: [&str; 3] = ["lora_E", "lora_A", "lora_B"];
 
-/// What a checkpoint tells of an allocator.
+/// What a checkpoint stores about an allocator.
 pub(super) struct RankState {
     budget: usize,
     threshold: Option<f64>,
-    /// Of each layer: the importances, and which ranks are kept.
+    /// For each layer: the importances, and which ranks are kept.
     layers: Vec<([Importance; 3], Option<Vec<bool>>)>,
 }
 
@@ -26,7 +27,7 @@ fn key(what: &str, layer: &Layer, tensor: &str) -> String {
     format!("{what}.{}", layer.path.parameter(tensor))
 }
 
-/// The shape of one tensor of a layer, which its means have too.
+/// The shape of one tensor of a layer, which is also the shape of its means.
 fn shape<'l>(layer: &'l Layer, name: &str) -> &'l [usize] {
     let of_state = |state: &'l AdaLora| match name {
         "lora_E" => state.e().dims(),
@@ -36,7 +37,7 @@ fn shape<'l>(layer: &'l Layer, name: &str) -> &'l [usize] {
     layer.state().map(of_state).unwrap_or_default()
 }
 
-/// Notes a tensor that does not have the shape it should have.
+/// Reports a tensor that does not have the expected shape.
 fn check_shape(key: String, found: &Tensor, expected: &[usize], report: &mut TensorReport) {
     if found.dims() != expected {
         let (expected, found) = (expected.to_vec(), found.dims().to_vec());
@@ -44,7 +45,7 @@ fn check_shape(key: String, found: &Tensor, expected: &[usize], report: &mut Ten
     }
 }
 
-/// The means of one tensor of a layer; both of them or none.
+/// The means of one tensor of a layer; either both or neither.
 fn read_means(
     layer: &Layer,
     name: &str,
@@ -68,7 +69,8 @@ fn read_means(
     Ok(None)
 }
 
-/// Which ranks of a layer are kept. An adapter from a file may hold only the kept ones, and still know of all.
+/// Which ranks of a layer are kept. An adapter from a file may hold only the kept ones and still know how many there
+/// were.
 fn read_kept(
     layer: &Layer,
     left: &mut BTreeMap<&str, &Tensor>,
@@ -88,7 +90,7 @@ fn read_kept(
 }
 
 impl RankAllocator {
-    /// The state as a checkpoint has it.
+    /// The state as a checkpoint stores it.
     pub(super) fn write_state(&self) -> Result<BTreeMap<String, Tensor>> {
         let cpu = &Device::Cpu;
         let mut state = BTreeMap::from([(BUDGET.to_owned(), Tensor::new(self.budget as i64, cpu)?)]);
@@ -111,7 +113,7 @@ impl RankAllocator {
         Ok(state)
     }
 
-    /// Reads what [`write_state`](Self::write_state) gave; nothing is changed.
+    /// Reads what [`write_state`](Self::write_state) returned; nothing is changed.
     pub(super) fn read_state(&self, state: &BTreeMap<String, Tensor>) -> Result<RankState> {
         let mut left: BTreeMap<&str, &Tensor> =
             state.iter().map(|(key, tensor)| (key.as_str(), tensor)).collect();
@@ -140,7 +142,7 @@ impl RankAllocator {
         Ok(RankState { budget: usize::try_from(budget).unwrap_or_default(), threshold, layers })
     }
 
-    /// Takes over what was read.
+    /// Applies what was read.
     pub(super) fn restore(&mut self, state: RankState) {
         self.budget = state.budget;
         self.threshold = state.threshold;

@@ -1,4 +1,5 @@
-//! LoRA-FA: A stays as it was drawn, and B learns by a gradient that makes up for it. <https://arxiv.org/abs/2308.03303>
+//! LoRA-FA: A keeps its initial values, and the gradient of B is adjusted to compensate.
+//! <https://arxiv.org/abs/2308.03303>
 
 use std::collections::BTreeMap;
 
@@ -14,8 +15,8 @@ use crate::ops::decompose::{self, svd};
 use crate::ops::matmul::product;
 use crate::training::{AdamW, AdamWOptions, Optimizer, ParameterGroup, UpdateRule};
 
-/// PEFT's LoRA-FA optimiser: the gradient of B becomes `s⁻²·dB·(A·Aᵀ + 10⁻⁸)⁺`, which is the one closest to the gradient of
-/// the whole weight; A is never changed. Everything else that trains is stepped by AdamW.
+/// PEFT's LoRA-FA optimiser: the gradient of B becomes `s⁻²·dB·(A·Aᵀ + 10⁻⁸)⁺`, which is the one closest to the
+/// gradient of the full weight; A is never changed. Everything else that trains is updated by AdamW.
 ///
 /// As in PEFT, ε is 1e-6 and weights decay after the step. PEFT rounds the product to bf16 on machines that have it; here it
 /// is computed in the dtype of B.
@@ -55,11 +56,11 @@ struct Pair {
 }
 
 impl LoraFa {
-    /// An optimiser over everything of a model that trains, but for the factors A of LoRA.
+    /// An optimiser over everything in a model that trains, except the factors A of LoRA.
     ///
     /// # Errors
-    /// [`Error::MissingFeature`] without the feature `decompositions`; [`Error::Unsupported`] if LoRA sits on a convolution, whose
-    /// A is not a matrix; [`Error::Optimizer`] if a value is out of range.
+    /// [`Error::MissingFeature`] without the feature `decompositions`; [`Error::Unsupported`] if LoRA adapts a
+    /// convolution, whose A is not a matrix; [`Error::Optimizer`] if a value is out of range.
     pub fn new<M: Injectable + ?Sized>(model: &M, learning_rate: f64, weight_decay: f64) -> Result<Self> {
         if !decompose::IS_AVAILABLE {
             return Err(Error::no_decompositions("`LoraFa`"));
@@ -97,7 +98,7 @@ impl Pair {
     fn project(&self, grad: &Tensor) -> Result<Tensor> {
         const DELTA: f64 = 1e-8;
         let a = self.a.as_detached_tensor();
-        // A device without f64 has no place here, and the matrix is small.
+        // Computed on the CPU: not every device has f64, and the matrix is small.
         let gram = product(&a, &a.t()?, 1.0)?.to_device(&Device::Cpu)?.to_dtype(DType::F64)?;
         let delta = (Tensor::eye(gram.dim(0)?, DType::F64, &Device::Cpu)? * DELTA)?;
         let factors = svd(&(gram + delta)?)?;

@@ -1,10 +1,10 @@
-//! LoRA+: the factor B learns faster than A. <https://arxiv.org/abs/2402.12354>
+//! LoRA+: the factor B has a higher learning rate than A. <https://arxiv.org/abs/2402.12354>
 
 use crate::manage::trainable_parameters;
 use crate::module::{Injectable, leaves};
 use crate::training::ParameterGroup;
 
-/// How [`lora_plus_groups`] sets the rates, as PEFT's `create_loraplus_optimizer` does.
+/// How [`lora_plus_groups`] sets the learning rates, as PEFT's `create_loraplus_optimizer` does.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LoraPlus {
     ratio: f64,
@@ -13,12 +13,12 @@ pub struct LoraPlus {
 }
 
 impl LoraPlus {
-    /// B learns `ratio` times as fast as A; the authors suggest 16. No weight decays.
+    /// B has `ratio` times the learning rate of A; the authors suggest 16. There is no weight decay.
     pub fn new(ratio: f64) -> Self {
         Self { ratio, embedding_learning_rate: 1e-6, weight_decay: 0.0 }
     }
 
-    /// The learning rate of adapters on embeddings, which is not multiplied by anything; 1e-6 if it is not set.
+    /// The learning rate of adapters on embeddings, which is not multiplied by anything; 1e-6 by default.
     #[must_use]
     pub fn with_embedding_learning_rate(mut self, learning_rate: f64) -> Self {
         self.embedding_learning_rate = learning_rate;
@@ -33,8 +33,9 @@ impl LoraPlus {
     }
 }
 
-/// Everything of a model that trains, in up to four groups: `A` with the learning rate as it is; `embedding`; `B` with
-/// `ratio` times the learning rate, which also has all vectors; `B, no decay` for the biases and layer norms among them.
+/// Everything in a model that trains, in up to four groups: `A` with the learning rate as it is; `embedding`; `B`,
+/// which also contains all vectors, with `ratio` times the learning rate; `B, no decay` for the biases and layer norms
+/// among them.
 ///
 /// Groups that would be empty are left out.
 ///

@@ -1,4 +1,4 @@
-//! What LoRA adds to training: B that learns faster than A, and A that stays as it was drawn.
+//! What LoRA adds to training: a higher learning rate for B than for A, and an A that keeps its initial values.
 
 mod lora_fa;
 mod lora_plus;

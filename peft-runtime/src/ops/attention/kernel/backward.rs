@@ -1,4 +1,4 @@
-//! The gradients, from scores that are formed again block by block.
+//! The gradients, from scores that are computed again block by block.
 //!
 //! With P the probabilities and M the mask of dropout, which holds 0 and 1 / (1 − p): dV = (P ∘ M)ᵀ·dO, dP = M ∘ (dO·Vᵀ),
 //! dS = P ∘ (dP − rowsum(dO ∘ O)), dQ = s·dS·K, dK = s·dSᵀ·Q. <https://arxiv.org/abs/2205.14135>
@@ -15,7 +15,7 @@ use crate::ops::cpu::real::Real;
 use crate::ops::cpu::slices::{add, dot};
 use crate::ops::cpu::softmax::{softmax_again, softmax_gradient};
 
-/// From so many pairs of a sequence and a head of keys on, one task takes all query heads that share the keys.
+/// From this many pairs of a sequence and a key head on, one task takes all query heads that share the keys.
 const ENOUGH_TASKS: usize = 16;
 
 /// What a backward pass reads.
@@ -25,11 +25,11 @@ pub(crate) struct Backward<'a, T> {
     pub(crate) y: &'a [T],
     pub(crate) dy: &'a [T],
     pub(crate) log_sums: &'a [T],
-    /// Whether the queries, the keys and the values want gradients.
+    /// Whether the queries, the keys and the values need gradients.
     pub(crate) wanted: [bool; 3],
 }
 
-/// The gradients of one task, each empty if nobody wants it: of the queries `[heads, length, size]`, of the keys and
+/// The gradients of one task, each empty if it is not needed: of the queries `[heads, length, size]`, of the keys and
 /// the values `[keys, size]`, summed over the task's query heads.
 struct TaskGradients<T> {
     queries: Vec<T>,

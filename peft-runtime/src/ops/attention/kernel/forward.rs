@@ -1,4 +1,4 @@
-//! The output, and what the backward pass needs of the scores.
+//! The output, and what the backward pass needs to know about the scores.
 
 use std::ops::Range;
 
@@ -19,7 +19,7 @@ struct Task {
 }
 
 impl Sizes {
-    /// Rows and heads of a task: all heads of some rows, or, of a single row, the heads that share keys.
+    /// Rows and heads of a task: all heads of some rows, or, if there is a single row, the heads that share keys.
     fn task_sizes(&self) -> (usize, usize) {
         if self.length == 1 {
             (1, self.group())
@@ -56,7 +56,7 @@ impl<T: Real> Attention<'_, T> {
         Ok((y, log_sums))
     }
 
-    /// `y` and `log_sums` start as zeros and −∞, which is what rows that see nothing keep.
+    /// `y` and `log_sums` start as zeros and −∞, which rows that see nothing keep.
     fn forward_task(&self, task: &Task, y: &mut [T], log_sums: &mut [T], scores: &mut Vec<T>) -> Result<()> {
         let Sizes { size, .. } = self.sizes;
         let (rows, heads) = (task.rows.len(), task.heads.len());

@@ -1,4 +1,4 @@
-//! Attention over blocks of queries: the scores of one block and one head are all that exists at a time.
+//! Attention over blocks of queries: only the scores of one block and one head exist at a time.
 
 mod backward;
 mod forward;
@@ -97,7 +97,7 @@ pub(crate) struct Attention<'a, T> {
     pub(crate) v: Heads<'a, T>,
     /// `[batch, keys]`: zero where a key may be attended to, −∞ where not.
     pub(crate) bias: Option<&'a [T]>,
-    /// What is dropped of the probabilities: a row of the mask for each query of each head, a place for each key.
+    /// Which probabilities are dropped: a row of the mask for each query of each head, a place in it for each key.
     pub(crate) dropout: Option<DropoutMask>,
 }
 

@@ -1,4 +1,4 @@
-//! Attention that rotates queries and keys itself, in both passes: of both, the graph keeps only what was passed in.
+//! Attention that rotates queries and keys itself, in both passes: the graph keeps only the unrotated ones.
 
 use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor};
 
@@ -10,10 +10,10 @@ use crate::ops::elements::contiguous_slice;
 use crate::ops::is_half_on_cpu;
 use crate::ops::rotary::{Rotary, rotary};
 
-/// [`attention`] of queries and keys that [`rotary`] rotates, which are the same tokens.
+/// [`attention`] of queries and keys that [`rotary`] rotates; both have to belong to the same tokens.
 ///
-/// The result is that of the functions one after the other. In training it takes less memory: rotated queries and keys are
-/// formed again in the backward pass. A cache holds rotated keys: use the two functions there.
+/// The result is that of the two functions one after the other. Training takes less memory: the backward pass rotates
+/// the queries and keys again. A cache holds rotated keys: use the two separate functions there.
 ///
 /// `q` has shape `[batch, length, heads, head_dim]`, `k` and `v` `[batch, length, kv_heads, head_dim]`, and `cos` and `sin`
 /// `[length, head_dim / 2]`.

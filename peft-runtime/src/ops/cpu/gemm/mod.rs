@@ -10,7 +10,7 @@ use self::panels::Destination;
 use super::clock::timed;
 use super::matrix::{Matrix, Write};
 
-/// The matrices as matrices of f32, if they are, and panels of the right one are worth packing.
+/// The matrices as f32 matrices, if they are of f32 and panels of the right one are worth packing.
 pub(super) fn panel_factors<'a, T: WithDType>(
     lhs: Matrix<'a, T>,
     rhs: Matrix<'a, T>,
@@ -23,8 +23,8 @@ pub(super) fn panel_factors<'a, T: WithDType>(
 /// dimension makes a product of zeros.
 ///
 /// # Safety
-/// `destination` points to as many rows as `lhs` has, each of as many elements as `rhs` has columns, and nobody else reads
-/// or writes those elements meanwhile.
+/// `destination` points to as many rows as `lhs` has, each of as many elements as `rhs` has columns, and nothing else
+/// reads or writes those elements meanwhile.
 pub(super) unsafe fn multiply<T: WithDType>(
     destination: *mut T,
     row_stride: usize,
@@ -39,7 +39,7 @@ pub(super) unsafe fn multiply<T: WithDType>(
         && let Some((lhs, rhs)) = panel_factors(lhs, rhs)
     {
         let destination = Destination { start: destination.cast(), row_stride, write, scale: scale as f32 };
-        // SAFETY: the caller vouches for the destination; its elements are f32, as those of the factors.
+        // SAFETY: the caller vouches for the destination; its elements are f32, like those of the factors.
         return timed(1, || unsafe { panels::multiply(destination, lhs, rhs) });
     }
     let threads = match parallelism {
@@ -49,7 +49,7 @@ pub(super) unsafe fn multiply<T: WithDType>(
     let (lhs_strides, rhs_strides) = (lhs.strides(), rhs.strides());
     timed(threads, || {
         // SAFETY: `Matrix::new` checked that every element of `lhs` and `rhs` lies in its slice, and the caller vouches
-        // for the destination, which for that reason overlaps neither.
+        // for the destination, which therefore overlaps neither.
         unsafe {
             gemm::gemm(
                 lhs.rows(),

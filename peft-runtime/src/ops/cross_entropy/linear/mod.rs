@@ -1,7 +1,7 @@
-//! The loss from hidden states and a frozen output layer: the logits exist for some rows at a time.
+//! The loss from hidden states and a frozen output layer: only the logits of some rows exist at a time.
 //!
-//! The gradient of the hidden states is computed in the forward pass, while the logits of its rows are there, and waits
-//! for the backward pass to scale it.
+//! The gradient of the hidden states is computed in the forward pass, while the logits of its rows exist, and is scaled
+//! in the backward pass.
 
 use std::sync::OnceLock;
 
@@ -20,26 +20,28 @@ use crate::ops::graph::attach::with_gradient;
 use crate::ops::is_half_on_cpu;
 use crate::ops::linear::linear;
 
-/// The bytes that the logits should take at a time. They come on top of all that the model keeps for the backward pass, and
-/// are the peak of a training step if they are many.
+/// How many bytes of logits should exist at a time. They come on top of everything the model keeps for the backward
+/// pass, so if they are large they set the peak memory of a training step.
 const LOGITS_BYTES: usize = 8 << 20;
 
-/// Fewer rows at a time would read the weight too often: each part of the rows reads all of it twice. It is as many rows as
-/// a product needs for its arithmetic to take longer than reading the weight.
+/// Fewer rows at a time would read the weight too often: each group of rows reads all of it twice. With this many rows,
+/// the arithmetic of a product takes longer than reading the weight.
 const ENOUGH_ROWS: usize = 64;
 
 /// More rows at a time are not faster.
 const MOST_ROWS: usize = 256;
 
-/// The most bytes that the logits of [`ENOUGH_ROWS`] may take with a large vocabulary, unless sixteen rows are more.
+/// The most bytes that the logits of [`ENOUGH_ROWS`] may take with a large vocabulary, unless sixteen rows take more.
 const MOST_LOGITS_BYTES: usize = 32 << 20;
 
-/// The mean over all rows of −ln softmax(hidden·Wᵀ) at the target: a scalar. It never holds the logits of all rows.
+/// The mean over all rows of −ln softmax(hidden·Wᵀ) at the target: a scalar. The logits of all rows never exist at
+/// once.
 ///
 /// `hidden` has shape `[…, size]`, `weight` `[vocabulary, size]`, `targets` the shape of `hidden` without the last
 /// dimension, in integers. Rows whose target is `ignore_index` do not count and cost nothing; if none counts, the loss
-/// is zero. The weight is a constant: one that is a variable, or part of a graph, gets its gradient through whole
-/// logits. The loss of half-precision hidden states is f32; on the CPU it is computed from a copy of the weight in f32.
+/// is zero. The weight is a constant: one that is a variable, or part of a graph, gets its gradient through the logits
+/// of all rows. The loss of half-precision hidden states is f32; on the CPU it is computed from a copy of the weight in
+/// f32.
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};
@@ -183,7 +185,7 @@ impl CustomOp1 for LinearCrossEntropy {
     }
 }
 
-/// The same from candle's own ops, with the same bound on the logits.
+/// The loss from candle's own ops, with the same bound on the logits.
 fn composed(hidden: &Tensor, weight: &Tensor, targets: &Targets) -> Result<Tensor> {
     let (vocabulary, size) = weight.dims2()?;
     let (weight, dims) = (weight.to_dtype(hidden.dtype())?, hidden.dims().to_vec());

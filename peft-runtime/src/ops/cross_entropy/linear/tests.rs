@@ -7,7 +7,7 @@ use crate::ops::testing::{assert_agree, assert_close, assert_differences, assert
 const ROWS: usize = 700;
 const VOCABULARY: usize = 37;
 
-/// Targets of which every fifth is ignored; the rest are more than two parts of the rows.
+/// Targets of which every fifth is ignored; the rest make more than two groups of rows.
 fn targets() -> Tensor {
     let target = |row: usize| if row.is_multiple_of(5) { -100 } else { (row * 7 % VOCABULARY) as i64 };
     Tensor::from_vec((0..ROWS).map(target).collect(), (2, ROWS / 2), &Device::Cpu).unwrap()

@@ -39,7 +39,7 @@ pub(crate) fn mean_loss(logits: &Tensor, targets: Targets) -> Result<Tensor> {
     logits.contiguous()?.apply_op1(CrossEntropy { targets, log_sums: OnceLock::new() })
 }
 
-/// The same from candle's own differentiable ops.
+/// The loss from candle's own differentiable ops.
 fn composed(logits: &Tensor, targets: &Targets) -> Result<Tensor> {
     let kept = targets.kept();
     if kept.is_empty() {

@@ -17,8 +17,8 @@ use crate::ops::linear::{add_bias, output_dims};
 
 /// `x·Wᵀ + b` in the dtype of `x`, for `x` of shape `[…, in]` and `weight` of shape `[out, in]`.
 ///
-/// The product is that with the dense weight, in f32, or in f64 where `x` is; half precision is rounded once. On the CPU the
-/// weight is made dense a tile at a time; on other devices all of it is dense during the call.
+/// The product is that with the dense weight, in f32, or in f64 if `x` is f64; half precision is rounded once. On the
+/// CPU, the weight is dequantized a tile at a time; on other devices, all of it is dense during the call.
 ///
 /// A bias that is a variable trains; the weight never gets a gradient.
 pub(crate) fn quantized_linear(x: &Tensor, weight: &Arc<QTensor>, bias: Option<&Tensor>) -> Result<Tensor> {
@@ -64,7 +64,7 @@ impl FrozenQuantized {
         Self { weight: Arc::clone(weight), bias: bias.map(Tensor::detach) }
     }
 
-    /// The product on rows in main memory; the result starts as the bias.
+    /// The product on rows in main memory; the result is initialised with the bias.
     pub(super) fn forward_rows<T: Real>(&self, x: &[T], rows: usize) -> Result<Vec<T>> {
         let (out_features, _) = self.weight.shape().dims2()?;
         let (mut y, write) = match &self.bias {

@@ -1,8 +1,8 @@
-//! Products with a quantized matrix, which is made dense a tile at a time and never as a whole.
+//! Products with a quantized matrix, which is dequantized a tile at a time and never as a whole.
 //!
-//! A thread makes a tile dense in memory of its own and multiplies it there. Each tile makes its own part of the result, so
-//! threads have nothing to add up. The values are those of the dense matrix to the bit: unlike in
-//! candle's `QMatMul`, the other factor is not rounded.
+//! A thread dequantizes a tile into memory of its own and multiplies it there. Each tile produces its own part of the
+//! result, so threads have nothing to add up. The values are bit for bit those of the dense matrix: unlike in candle's
+//! `QMatMul`, the other factor is not rounded.
 
 use std::cell::Cell;
 use std::ops::Range;
@@ -16,15 +16,15 @@ use crate::ops::cpu::matrix::{Matrix, Write};
 use crate::ops::cpu::real::Real;
 use crate::ops::cpu::tile::{Tile, UNIT, steps, tiles};
 
-/// How many elements a tile has at most: as f32 they leave room in a core's own cache.
+/// The most elements that a tile has: as f32, they leave room in a core's own cache.
 const TILE: usize = 128 * 1024;
 
-/// The same where the other factor has at most [`FEW_ROWS`], so that a tile is read as soon as it is written.
+/// The same limit if the other factor has at most [`FEW_ROWS`] rows: a tile is then read as soon as it is written.
 const SMALL_TILE: usize = 16 * 1024;
 const FEW_ROWS: usize = 8;
 
-/// How many rows of the matrix are multiplied at a time in the backward pass, whatever the number of threads: the order of
-/// the sum depends on it.
+/// How many rows of the matrix are multiplied at a time in the backward pass, whatever the number of threads: the order
+/// of the sum depends on this.
 const DEPTH: usize = 512;
 
 /// `y (+)= x·Wᵀ` for `x` of shape `[rows, in]`, `W` `[out, in]` and `y` `[rows, out]`.
@@ -65,7 +65,7 @@ pub(super) fn product<T: Real>(x: &[T], rows: usize, weight: &QuantizedMatrix<'_
 }
 
 thread_local! {
-    /// Where the thread makes tiles dense. It is kept, because fresh memory costs more than making it dense.
+    /// Where the thread dequantizes tiles. It is kept because fresh memory costs more than dequantizing.
     static SCRATCH: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
 }
 
@@ -94,7 +94,7 @@ impl<T: Real> Scratch<T> {
     }
 }
 
-/// Does the work of every tile, on as many threads as there are.
+/// Calls `work` for every tile, on all threads.
 fn for_each<'a, T: Real>(
     tiles: Vec<Tile<'a, T>>,
     work: impl Fn(&mut Tile<'a, T>, &mut Scratch<T>) -> Result<()> + Sync,

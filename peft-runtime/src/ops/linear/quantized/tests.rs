@@ -17,7 +17,7 @@ fn root_of_inputs() -> f64 {
     (IN as f64).sqrt()
 }
 
-/// A quantized weight `[out, in]` and the same made dense.
+/// A quantized weight `[out, in]`, and the same weight dequantized.
 fn weights(ggml: GgmlDType, dtype: DType) -> (Arc<QTensor>, Tensor) {
     let weight = (random_as(DType::F32, "weight", &[OUT, IN]) / root_of_inputs()).unwrap();
     let quantized = QTensor::quantize(&weight, ggml).unwrap();

@@ -1,13 +1,14 @@
 //! A residual connection around a frozen linear map, with or without a low-rank product, computed in one buffer:
 //! y = r + x·Wᵀ + b + s·(x·Aᵀ)·Bᵀ.
 //!
-//! candle keeps the arguments of an op as long as the graph. A sum of its own would also keep the output of the map, which
-//! no backward pass reads. An input that is a product of two tensors is not an argument either: the backward pass forms it
-//! once more.
+//! candle keeps the arguments of an op as long as the graph. A separate sum would also keep the output of the map,
+//! which no backward pass reads. An input that is a product of two tensors is not an argument either: the backward pass
+//! computes it again.
 //!
-//! Four or five tensors get gradients here, and an op of candle has three arguments. So there are two: h = x·Aᵀ, which is
-//! small and needed again, of x, or its factors, and A; and y of r, h and B. The backward pass of the first needs the gradient of
-//! y, because dx = dy·W + dh·A, and gets it through a [`GradientHandover`].
+//! Four or five tensors get gradients here, but a candle op has at most three arguments. So there are two ops: one
+//! computes h = x·Aᵀ, which is small and needed again, from x, or its factors, and A; the other computes y from r, h
+//! and B. The backward pass of the first needs the gradient of y, because dx = dy·W + dh·A, and gets it through a
+//! [`GradientHandover`].
 
 mod ops;
 
@@ -28,8 +29,8 @@ use crate::ops::linear::low_rank::{LowRank, multiply_low_rank};
 use crate::ops::linear::quantized::FrozenQuantized;
 use crate::ops::linear::{FrozenLinear, check_input, output_dims};
 
-/// `residual + x·Wᵀ + b + s·(x·Aᵀ)·Bᵀ`, without the product if there are no `terms`; `None` where it cannot be one pass:
-/// unless the layer is frozen, all tensors are of f32 or all of f64 in main memory, and the residual has the output's shape.
+/// `residual + x·Wᵀ + b + s·(x·Aᵀ)·Bᵀ`, without the product if there are no `terms`. `None` if it cannot be one pass:
+/// that needs a frozen layer, tensors in main memory that are all f32 or all f64, and a residual of the output's shape.
 pub(crate) fn linear_add(
     x: LayerInput<'_>,
     weight: &Tensor,
@@ -47,7 +48,7 @@ pub(crate) fn linear_add(
     added(x, FrozenBase::Dense(base), terms, residual).map(Some)
 }
 
-/// The same for a quantized weight, which has the dtype of the input once it is dense.
+/// [`linear_add`] for a quantized weight, which has the dtype of the input once it is dense.
 pub(crate) fn quantized_linear_add(
     x: LayerInput<'_>,
     weight: &Arc<QTensor>,

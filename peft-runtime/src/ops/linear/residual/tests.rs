@@ -32,7 +32,7 @@ fn bias() -> Tensor {
     random("bias", &[OUT])
 }
 
-/// The factors behind the residual, if they are there.
+/// The factors that follow the residual, if there are any.
 fn terms(factors: &[Tensor]) -> Option<LowRank> {
     let [a, b] = factors else { return None };
     Some(LowRank { a: a.clone(), b: b.clone(), scaling: 0.5 })
@@ -45,7 +45,7 @@ fn one_pass(sum: Result<Option<Tensor>>) -> Result<Tensor> {
     }
 }
 
-/// The sum of an input, and of the residual and the factors in `rest`.
+/// The sum for an input, with the residual and the factors in `rest`.
 fn fused_with(x: LayerInput<'_>, rest: &[Tensor], bias: Option<&Tensor>) -> Result<Tensor> {
     let in_dtype = |tensor: &Tensor| tensor.to_dtype(rest[0].dtype());
     let bias = bias.map(in_dtype).transpose()?;
@@ -56,12 +56,12 @@ fn fused(t: &[Tensor], bias: Option<&Tensor>) -> Result<Tensor> {
     fused_with(LayerInput::Tensor(&t[0]), &t[1..], bias)
 }
 
-/// Gate and up in the place of the input.
+/// Gate and up in place of the input.
 fn fused_gated(t: &[Tensor], bias: Option<&Tensor>) -> Result<Tensor> {
     fused_with(LayerInput::Swiglu { gate: &t[0], up: &t[1] }, &t[2..], bias)
 }
 
-/// The same from candle's own ops.
+/// The sum from candle's own ops.
 fn composed(t: &[Tensor], weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     let rows = t[0].reshape(((), IN))?;
     let mut y = rows.matmul(&weight.t()?)?;

@@ -22,7 +22,7 @@ pub(super) struct Panel<'a> {
     pub(super) stride: usize,
     /// The rows of B, which are columns of A.
     pub(super) depth: Range<usize>,
-    /// How many columns of C it makes; what a row has beyond them is not written.
+    /// How many columns of C it produces; what a row has beyond them is not written.
     pub(super) width: usize,
 }
 
@@ -30,8 +30,8 @@ impl Panel<'_> {
     /// `destination (+)= scale · lhs · panel`, `ROWS` rows at a time.
     ///
     /// # Safety
-    /// The panel has `depth.len()` rows of `WIDTH` vectors. The destination has as many rows as `lhs` and as many columns as
-    /// the panel, and nobody else reads or writes them meanwhile.
+    /// The panel has `depth.len()` rows of `WIDTH` vectors. The destination has as many rows as `lhs` and as many
+    /// columns as the panel, and nothing else reads or writes them meanwhile.
     #[inline(always)]
     pub(super) unsafe fn multiply<S: Simd, const ROWS: usize, const WIDTH: usize>(
         &self,
@@ -43,7 +43,7 @@ impl Panel<'_> {
         let (row_stride, column_stride) = lhs.strides();
         let mut row = 0;
         while row < lhs.rows() {
-            // Past the end the last row stands in; its sums are not written.
+            // Past the end, the last row is read again; its sums are not written.
             let starts: [*const f32; ROWS] = std::array::from_fn(|i| {
                 let row = (row + i).min(lhs.rows() - 1);
                 lhs.data().as_ptr().wrapping_add(row * row_stride + self.depth.start * column_stride)
@@ -108,7 +108,7 @@ unsafe fn store_row<S: Simd>(simd: S, place: *mut f32, width: usize, write: Writ
 /// Writes as many values as there is `room` for, or adds them to what is there.
 ///
 /// # Safety
-/// `place` points to `room` values, or to a vector if there is more room.
+/// `place` points to `room` values, or to a whole vector if there is room for more.
 #[inline(always)]
 unsafe fn store<S: Simd>(simd: S, place: *mut f32, room: usize, write: Write, values: S::f32s) {
     if room >= S::F32_LANES {

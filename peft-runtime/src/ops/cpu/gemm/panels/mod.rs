@@ -1,8 +1,8 @@
 //! Products of f32 matrices, `C (+)= s·A·B`, on one thread and on packed panels of B.
 //!
-//! The library `gemm` packs a large part of B on all threads, and all wait for each other before they multiply with it. Here
-//! whoever multiplies a part of C packs the panel of B that it needs next, into memory of its own that stays in its cache;
-//! nobody waits, and A is read where it lies.
+//! The library `gemm` packs a large part of B on all threads, which all wait for each other before they multiply with
+//! it. Here, the thread that multiplies a part of C packs the panel of B that it needs next, into memory of its own
+//! that stays in its cache; no thread waits, and A is read in place.
 
 mod kernel;
 mod pack;
@@ -21,13 +21,13 @@ pub(super) use self::kernel::Destination;
 /// With fewer rows of A, packing B costs more than it saves.
 const MIN_ROWS: usize = 8;
 
-/// How many rows of B a panel has at most, so that it stays in a core's own cache.
+/// The most rows of B that a panel has, so that it stays in a core's own cache.
 const DEPTH: usize = 1024;
 
-/// How many vectors of the processor a row of a panel has at most.
+/// The most vectors of the processor that a row of a panel has.
 const VECTORS: usize = 3;
 
-/// A panel starts at a cache line, so that no vector of it lies across two.
+/// A panel starts at a cache line, so that none of its vectors crosses a line.
 const CACHE_LINE: usize = 64;
 
 /// Whether this module multiplies such matrices: enough rows of A, and B with contiguous rows or columns.
@@ -39,13 +39,14 @@ pub(super) fn takes(lhs: Matrix<'_, f32>, rhs: Matrix<'_, f32>) -> bool {
 /// `destination (+)= scale · lhs · rhs`.
 ///
 /// # Safety
-/// The destination has as many rows as `lhs` and as many columns as `rhs`, and nobody else reads or writes them meanwhile.
+/// The destination has as many rows as `lhs` and as many columns as `rhs`, and nothing else reads or writes them
+/// meanwhile.
 pub(super) unsafe fn multiply(destination: Destination, lhs: Matrix<'_, f32>, rhs: Matrix<'_, f32>) {
     Arch::new().dispatch(Product { destination, lhs, rhs });
 }
 
 thread_local! {
-    /// Where the thread packs panels. It is kept, because fresh memory costs more than packing.
+    /// Where the thread packs panels. It is kept because fresh memory costs more than packing.
     static SCRATCH: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
 }
 
@@ -101,7 +102,7 @@ impl Product<'_> {
     ) {
         let width = WIDTH * S::F32_LANES;
         let (row_stride, column_stride) = self.rhs.strides();
-        // A panel that is used once or twice is read where it lies.
+        // A panel that is used once or twice is read in place.
         let in_place = self.lhs.rows() <= 2 * ROWS && column_stride == 1 && columns.len() == width;
         let (values, stride) = if in_place {
             (&self.rhs.data()[depth.start * row_stride + columns.start..], row_stride)
@@ -162,7 +163,7 @@ mod tests {
         ways
     }
 
-    /// What the product makes of a destination of hundreds, whose rows are `stride` apart.
+    /// The destination after the product, if all its elements were 100 before and its rows are `stride` apart.
     fn product(
         way: &Way,
         lhs: Matrix<'_, f32>,
@@ -180,7 +181,7 @@ mod tests {
         c
     }
 
-    /// The same by the definition.
+    /// The same, computed by definition.
     fn expected(a: Matrix<'_, f32>, b: Matrix<'_, f32>, stride: usize, write: Write) -> Vec<f32> {
         let before = if write == Write::Add { 100.0 } else { 0.0 };
         let element = |place: usize| {

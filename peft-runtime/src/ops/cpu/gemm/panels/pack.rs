@@ -1,4 +1,4 @@
-//! Panels of B in one piece.
+//! Packs panels of B into contiguous memory.
 
 use std::ops::Range;
 
@@ -8,10 +8,10 @@ use pulp::Simd;
 use crate::ops::cpu::dispatch;
 use crate::ops::cpu::matrix::Matrix;
 
-/// A block of this many rows and columns is turned over in registers.
+/// A block of this many rows and columns is transposed in registers.
 const BLOCK: usize = 8;
 
-/// Copies some rows and columns of `matrix` into rows of `WIDTH` vectors, and fills these up with zeros.
+/// Copies some rows and columns of `matrix` into rows of `WIDTH` vectors, padded with zeros.
 ///
 /// The matrix has contiguous rows or columns.
 #[inline(always)]
@@ -32,7 +32,7 @@ pub(super) fn pack<S: Simd, const WIDTH: usize>(
     }
 }
 
-/// The same for contiguous rows.
+/// [`pack`] for contiguous rows.
 #[inline(always)]
 fn pack_rows<S: Simd, const WIDTH: usize>(
     matrix: Matrix<'_, f32>,
@@ -48,7 +48,7 @@ fn pack_rows<S: Simd, const WIDTH: usize>(
             packed[..values.len()].copy_from_slice(values);
             continue;
         }
-        // A whole row: some vectors, without the call that copying a slice of any length is.
+        // A whole row: a fixed number of vectors, without the function call that copying a slice of any length takes.
         let (from, to) = (values.as_ptr().cast::<S::f32s>(), packed.as_mut_ptr().cast::<S::f32s>());
         for vector in 0..WIDTH {
             // SAFETY: both slices have `WIDTH` vectors, of any alignment.
@@ -57,7 +57,7 @@ fn pack_rows<S: Simd, const WIDTH: usize>(
     }
 }
 
-/// The same for contiguous columns.
+/// [`pack`] for contiguous columns.
 #[inline(always)]
 fn pack_columns(
     matrix: Matrix<'_, f32>,
@@ -82,7 +82,7 @@ fn pack_columns(
     }
 }
 
-/// Makes `BLOCK` columns of rows of `width` elements, beginning at `place`.
+/// Writes `BLOCK` columns into rows of `width` elements, beginning at `place`.
 #[inline(always)]
 fn turn(columns: [&[f32]; BLOCK], width: usize, place: usize, packed: &mut [f32]) {
     let rows = columns[0].len();
@@ -104,7 +104,7 @@ fn turn(columns: [&[f32]; BLOCK], width: usize, place: usize, packed: &mut [f32]
     }
 }
 
-/// Compilers move such a block value by value.
+/// Transposes a block by hand: compilers would move it value by value.
 #[cfg(target_arch = "x86_64")]
 mod avx {
     use std::arch::x86_64::{
