@@ -8,7 +8,7 @@ use candle_core::{DType, Device, Result as CandleResult, Tensor};
 
 use super::importance::Layer;
 use super::orthogonality::{column_distance, row_distance};
-use super::schedule::Phase;
+use super::schedule::{BudgetSchedule, Phase};
 use crate::error::{Error, Result};
 use crate::manage::check_known;
 use crate::method::{AdaLora, AdaLoraConfig};
@@ -50,7 +50,8 @@ use crate::training::RankAllocation;
 #[derive(Debug)]
 pub struct RankAllocator {
     adapter: String,
-    pub(super) config: AdaLoraConfig,
+    config: AdaLoraConfig,
+    schedule: BudgetSchedule,
     pub(super) layers: Vec<Layer>,
     pub(super) budget: usize,
     pub(super) threshold: Option<f64>,
@@ -93,8 +94,9 @@ impl RankAllocator {
             });
         };
         check(&config)?;
-        let budget = config.init_rank() * layers.len();
-        Ok(Self { adapter: adapter.to_owned(), config, layers, budget, threshold: None })
+        let schedule = BudgetSchedule::new(&config, layers.len());
+        let (adapter, budget) = (adapter.to_owned(), schedule.first);
+        Ok(Self { adapter, config, schedule, layers, budget, threshold: None })
     }
 
     /// How many ranks all layers together may have after the last call.
@@ -111,6 +113,11 @@ impl RankAllocator {
     pub fn ranks(&self) -> Vec<(ModulePath, usize)> {
         let kept = |layer: &Layer| layer.state().map_or(0, AdaLora::kept_rank);
         self.layers.iter().map(|layer| (layer.path.clone(), kept(layer))).collect()
+    }
+
+    /// The budget at `step`: the full one, then along a cubic curve down to the target.
+    pub fn budget_at(&self, step: usize) -> usize {
+        self.schedule.budget_at(step)
     }
 
     /// The weighted mean over all factors of ‖A·Aᵀ − I‖_F and ‖Bᵀ·B − I‖_F: a term of the loss.
@@ -143,7 +150,7 @@ impl RankAllocator {
     /// # Errors
     /// [`Error::NoGradient`] if a tensor of the adapter has no gradient; nothing is changed then.
     pub fn update_and_allocate(&mut self, step: usize, grads: &GradStore) -> Result<Allocation> {
-        let phase = self.phase(step);
+        let phase = self.schedule.phase(step);
         if matches!(phase, Phase::Watch | Phase::Cut) {
             self.update(grads)?;
         }
@@ -191,7 +198,7 @@ impl RankAllocator {
         let scores = self.layers.iter().map(Layer::scores).collect::<CandleResult<Vec<_>>>()?;
         let mut sorted: Vec<f64> = scores.iter().flatten().copied().collect();
         sorted.sort_by(f64::total_cmp);
-        let cuts = self.full_budget().saturating_sub(self.budget).min(sorted.len());
+        let cuts = self.schedule.first.saturating_sub(self.budget).min(sorted.len());
         // Scores at the threshold are cut as well.
         let threshold = cuts.checked_sub(1).and_then(|last| sorted.get(last).copied());
         for (layer, scores) in self.layers.iter().zip(&scores) {
