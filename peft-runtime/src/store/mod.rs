@@ -5,6 +5,8 @@ mod base_model;
 mod card;
 mod embeddings;
 mod file;
+#[expect(dead_code, reason = "the formats come one by one")]
+mod formats;
 mod header;
 mod keys;
 mod layout;
