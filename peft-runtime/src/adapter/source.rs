@@ -115,7 +115,12 @@ impl<'a> StoredTensors<'a> {
     /// What did not fit; keys that were never requested count as unexpected.
     pub(crate) fn report(self) -> TensorReport {
         let unexpected = self.tensors.keys().filter(|key| !self.used.contains(*key)).cloned().collect();
-        TensorReport { missing: self.missing, unexpected, mismatched: self.mismatched }
+        TensorReport {
+            missing: self.missing,
+            unexpected,
+            mismatched: self.mismatched,
+            ..TensorReport::default()
+        }
     }
 }
 

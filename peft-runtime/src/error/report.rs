@@ -13,6 +13,9 @@ pub struct TensorReport {
     pub unexpected: Vec<String>,
     /// Keys whose tensors have another shape.
     pub mismatched: Vec<ShapeMismatch>,
+    /// Prefixes of paths, each with the one that takes its place, one after the other: with them every module would be found. It is
+    /// empty where nothing was tried, and where nothing fits or several do.
+    pub renames: Vec<(String, String)>,
 }
 
 /// A tensor with another shape than expected.
@@ -45,10 +48,28 @@ impl fmt::Display for TensorReport {
             write!(f, "; `{}` has shape {found:?}, expected {expected:?}", shortened(key))?;
         }
         match self.mismatched.len() {
-            count if count > LISTED => write!(f, "; {} more have other shapes", count - LISTED),
-            _ => Ok(()),
+            count if count > LISTED => write!(f, "; {} more have other shapes", count - LISTED)?,
+            _ => {}
         }
+        write_renames(f, &self.renames)
     }
+}
+
+/// What to rename, for the library and for the command line.
+fn write_renames(f: &mut fmt::Formatter<'_>, renames: &[(String, String)]) -> fmt::Result {
+    if renames.is_empty() {
+        return Ok(());
+    }
+    write!(f, "; every module would be found with ")?;
+    write!(f, "`NameMap::new()")?;
+    for (from, to) in renames {
+        write!(f, ".prefix({:?}, {:?})", shortened(from), shortened(to))?;
+    }
+    write!(f, "`, on the command line `")?;
+    for (i, (from, to)) in renames.iter().enumerate() {
+        write!(f, "{}--rename {}={}", if i == 0 { "" } else { " " }, shortened(from), shortened(to))?;
+    }
+    write!(f, "`")
 }
 
 fn write_keys(f: &mut fmt::Formatter<'_>, sort: &str, keys: &[String]) -> fmt::Result {

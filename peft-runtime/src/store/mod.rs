@@ -16,6 +16,7 @@ mod model_weights;
 mod name_map;
 mod new_folder;
 mod original_base;
+mod prefix_search;
 mod save;
 mod standalone;
 mod state_dict;

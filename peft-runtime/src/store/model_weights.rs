@@ -1,5 +1,6 @@
 //! The weights of a base model: one safetensors file, several, or a folder with either.
 
+use std::any::Any;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};
 
@@ -9,6 +10,8 @@ use candle_nn::var_builder::SimpleBackend;
 use serde::Deserialize;
 
 use super::file::{MappedFile, read_text};
+use super::layout::Layout;
+use super::stored_contents::StoredShape;
 use crate::error::{Error, Result, ShardsError};
 
 /// The weights of a base model, read through memory maps when they are asked for.
@@ -102,6 +105,23 @@ impl ModelWeights {
         self.index.keys().map(String::as_str)
     }
 
+    /// What the files say of every tensor, in the order of the names.
+    pub fn shapes(&self) -> Vec<StoredShape> {
+        let mut shapes: Vec<StoredShape> = self
+            .files
+            .iter()
+            .flat_map(|file| Layout::of(file).tensors)
+            .map(|entry| StoredShape {
+                bytes: entry.size(),
+                dtype: entry.dtype.to_string(),
+                shape: entry.shape,
+                key: entry.name,
+            })
+            .collect();
+        shapes.sort_by(|a, b| a.key.cmp(&b.key));
+        shapes
+    }
+
     /// Reads one tensor as it is stored.
     ///
     /// # Errors
@@ -117,6 +137,13 @@ impl ModelWeights {
     pub fn var_builder(self, dtype: DType, device: &Device) -> VarBuilder<'static> {
         VarBuilder::from_backend(Box::new(self), dtype, device.clone())
     }
+}
+
+/// The modules that a base model has parameters of, if it lists them.
+pub(super) fn module_names<B: 'static>(base: &B) -> BTreeSet<String> {
+    let weights = (base as &dyn Any).downcast_ref::<ModelWeights>();
+    let names = weights.into_iter().flat_map(ModelWeights::names);
+    names.filter_map(|name| name.rsplit_once('.')).map(|(module, _)| module.to_owned()).collect()
 }
 
 impl SimpleBackend for ModelWeights {

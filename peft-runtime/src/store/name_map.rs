@@ -1,6 +1,9 @@
 //! Where the modules that adapters name are in a base model.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
+
+use super::prefix_search::{fitting_prefixes, joined, without_front};
 
 /// What a base model calls the modules that an adapter names, and which of them it keeps in one fused weight.
 ///
@@ -66,6 +69,43 @@ impl NameMap {
         self
     }
 
+    /// The map of prefixes with which every path is one of the base model's `modules`, found by trying.
+    ///
+    /// It is empty if every path is one as it is. `None` if no prefixes make all of them fit, or if several do equally well:
+    /// the best keep the most of a path, and put nothing else into it or out of it than what only wraps a model
+    /// (`model`, `language_model`, `transformer`). Blocks keep their numbers.
+    ///
+    /// ```
+    /// use peft_runtime::NameMap;
+    ///
+    /// let adapter = ["model.layers.0.q_proj", "lm_head"];
+    /// let base = ["language_model.model.layers.0.q_proj", "vision_tower.layers.0.q_proj", "lm_head"];
+    /// let names = NameMap::fitting(adapter, base);
+    /// assert_eq!(names, Some(NameMap::new().prefix("model", "language_model.model")));
+    /// ```
+    pub fn fitting<'n>(
+        paths: impl IntoIterator<Item = &'n str>,
+        modules: impl IntoIterator<Item = &'n str>,
+    ) -> Option<Self> {
+        let (paths, modules): (BTreeSet<&str>, BTreeSet<&str>) =
+            (paths.into_iter().collect(), modules.into_iter().collect());
+        let prefixes = fitting_prefixes(&paths, &modules)?;
+        Some(prefixes.into_iter().fold(Self::new(), |names, (from, to)| names.prefix(from, to)))
+    }
+
+    /// The prefixes that are replaced, each with what takes its place, in their order.
+    pub fn prefixes(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.rules.iter().filter_map(|rule| match rule {
+            Rule::Prefix { from, to } => Some((from.as_str(), to.as_str())),
+            Rule::Module { .. } => None,
+        })
+    }
+
+    /// The path of the base model's module that has the adapter's module at `path`.
+    pub fn module_of(&self, path: &str) -> String {
+        self.place(path).module
+    }
+
     /// Whether the base model uses the adapter's names.
     pub fn is_empty(&self) -> bool {
         self.rules.is_empty()
@@ -93,22 +133,11 @@ impl NameMap {
     }
 }
 
-fn without_front<'p>(path: &'p str, front: &str) -> Option<&'p str> {
-    match path.strip_prefix(front)? {
-        rest if front.is_empty() || rest.is_empty() => Some(rest),
-        rest => rest.strip_prefix('.'),
-    }
-}
-
 fn without_back<'p>(path: &'p str, back: &str) -> Option<&'p str> {
     match path.strip_suffix(back)? {
         rest if back.is_empty() || rest.is_empty() => Some(rest),
         rest => rest.strip_suffix('.'),
     }
-}
-
-fn joined(front: &str, back: &str) -> String {
-    if front.is_empty() || back.is_empty() { format!("{front}{back}") } else { format!("{front}.{back}") }
 }
 
 #[cfg(test)]

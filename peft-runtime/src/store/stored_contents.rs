@@ -18,7 +18,7 @@ use crate::method::PeftConfig;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct StoredShape {
-    /// Its key as PEFT writes it.
+    /// Its key as PEFT writes it; in a base model, its name.
     pub key: String,
     /// Its dtype, as safetensors names it.
     pub dtype: String,

@@ -16,7 +16,7 @@ use candle_core::{DType, Device, Result as CandleResult, Shape, Tensor};
 use candle_nn::VarBuilder;
 use candle_nn::var_builder::SimpleBackend;
 
-use super::model_weights::ModelWeights;
+use super::model_weights::{ModelWeights, module_names};
 use super::name_map::NameMap;
 use super::standalone::StoredAdapter;
 use crate::adapter::LinearParameters;
@@ -169,7 +169,9 @@ impl<B: SimpleBackend + 'static> MergedWeights<B> {
     /// # Errors
     /// As [`add`](Self::add).
     pub fn add_renamed(mut self, adapter: StoredAdapter, weight: f64, names: &NameMap) -> Result<Self> {
-        let adapter = WeightedAdapter::new(adapter, weight, names, &|name| self.base.contains_tensor(name))?;
+        let has = |name: &str| self.base.contains_tensor(name);
+        let adapter =
+            WeightedAdapter::new(adapter, weight, names, &has, &|| module_names(self.base.as_ref()))?;
         adapter.check_beside(&self.adapters)?;
         self.adapters.push(Arc::new(adapter));
         // What was merged without this adapter is out of date.

@@ -13,7 +13,7 @@ use crate::inject::{Origin, Plan, plan, selector};
 use crate::path::ModulePath;
 use crate::select::{Decision, Selector, TargetModules};
 use crate::store::name_map::NameMap;
-use crate::store::standalone::{Skeleton, StoredAdapter};
+use crate::store::standalone::{Skeleton, StoredAdapter, split_parameter};
 
 /// An adapter with its weight and its places in a base model.
 pub(super) struct WeightedAdapter {
@@ -31,12 +31,14 @@ pub(super) struct WeightedAdapter {
 }
 
 impl WeightedAdapter {
-    /// Finds where the adapter's tensors belong in a base model; `base_has` says which tensor names that model has.
+    /// Finds where the adapter's tensors belong in a base model; `base_has` says which tensor names that model has, and `modules` lists
+    /// those of its modules if it can.
     pub(super) fn new(
         adapter: StoredAdapter,
         weight: f64,
         names: &NameMap,
         base_has: &dyn Fn(&str) -> bool,
+        modules: &dyn Fn() -> BTreeSet<String>,
     ) -> Result<Self> {
         let skeleton = Skeleton::of(&[&adapter], None)?;
         let method = adapter.explicit_method();
@@ -54,8 +56,10 @@ impl WeightedAdapter {
         };
         let placed = PlacedTensors::find(&Search { adapter: &adapter, plan: &plan, names, base_has });
         let PlacedTensors { layers, replaced, unexpected, ignored } = placed;
+        let renames =
+            if unexpected.is_empty() { Vec::new() } else { renames(&adapter, &plan, names, &modules()) };
         let this = Self { adapter, weight, plan, selector, layers, replaced, used: Mutex::new(ignored) };
-        this.check(TensorReport { unexpected, ..TensorReport::default() })?;
+        this.check(TensorReport { unexpected, renames, ..TensorReport::default() })?;
         Ok(this)
     }
 
@@ -238,6 +242,25 @@ impl WeightedAdapter {
         let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
         used.extend(keys.into_iter().map(str::to_owned));
     }
+}
+
+/// The prefixes with which every module of the adapter is one of the base model's `modules`, if there are such; a head that the
+/// adapter brings need not be one.
+fn renames(
+    adapter: &StoredAdapter,
+    plan: &Plan,
+    names: &NameMap,
+    modules: &BTreeSet<String>,
+) -> Vec<(String, String)> {
+    let found = |copies: bool| {
+        let layers = adapter.layer_keys().into_keys();
+        let parameters = adapter.parameter_keys().filter_map(|key| Some(split_parameter(key)?.0));
+        let parameters = parameters.filter(|path| copies || !plan.copies(&ModulePath::from(*path)));
+        let paths: BTreeSet<String> = layers.chain(parameters).map(|path| names.module_of(path)).collect();
+        NameMap::fitting(paths.iter().map(String::as_str), modules.iter().map(String::as_str))
+    };
+    let fitting = found(true).or_else(|| found(false)).unwrap_or_default();
+    fitting.prefixes().map(|(from, to)| (from.to_owned(), to.to_owned())).collect()
 }
 
 /// Whether two parts of a module's outputs do not overlap.
