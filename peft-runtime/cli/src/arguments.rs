@@ -7,6 +7,8 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use peft_runtime::{CombinationType, MajoritySign, NameMap};
 
+use crate::check::arguments::CheckArguments;
+
 /// Inspect, merge, combine, compare and convert adapters saved by Python PEFT or by peft-runtime.
 ///
 /// An adapter is a folder with `adapter_config.json` and `adapter_model.safetensors`. The exit status is 0 on success, 1 on an
@@ -32,6 +34,12 @@ pub enum Command {
     Diff(DiffArguments),
     /// Convert an adapter to plain LoRA, or to llama.cpp's adapter format.
     Convert(ConvertArguments),
+    /// Say which programs take an adapter, and whether they use every tensor of it.
+    ///
+    /// With `--for`, the exit status is 0 if the program takes the adapter and uses all of it as PEFT does, and 1 if it refuses
+    /// it, ignores something, or if the base model does not fit. Without `--for`, each program has a line, and the status is 0 if at
+    /// least one of them takes the adapter.
+    Check(CheckArguments),
 }
 
 /// The arguments of `peft inspect`.

@@ -21,6 +21,7 @@
 #![deny(unsafe_code)]
 
 mod arguments;
+mod check;
 mod commands;
 mod failure;
 mod files;
@@ -41,8 +42,8 @@ const USAGE: u8 = 2;
 
 /// Runs the command with these arguments, the first of which is the name of the program.
 ///
-/// Results go to standard output, errors and warnings to standard error. The status is 0 on success, 1 on an error, and 2 if
-/// the arguments are invalid.
+/// Results go to standard output, errors and warnings to standard error. The status is 0 on success, 1 on an error or where
+/// `peft check` says no, and 2 if the arguments are invalid.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let parsed = Arguments::try_parse_from(arguments).and_then(|arguments| {
         arguments.check()?;
@@ -57,7 +58,8 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     match commands::run(&arguments.command) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
         Err(failure) => {
             failure.report();
             ExitCode::FAILURE

@@ -1,5 +1,6 @@
 //! The command `peft`, run as a process.
 
+mod check;
 mod combine;
 mod convert;
 mod diff;

@@ -5,7 +5,7 @@ use crate::fixture::{error_of, output_of};
 #[test]
 fn every_command_has_help_and_reports_wrong_usage() {
     let all = output_of(&["--help"]);
-    for command in ["inspect", "merge", "combine", "diff", "convert"] {
+    for command in ["inspect", "merge", "combine", "diff", "convert", "check"] {
         assert!(all.contains(command), "{all}");
         let help = output_of(&[command, "--help"]);
         assert!(help.contains("Usage: peft") && help.contains("--json"), "{help}");

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{Device, Tensor};
+use candle_core::{Device, Tensor, bail};
 
 use super::layers::NAME;
 use super::skeleton::Skeleton;
@@ -33,15 +33,32 @@ impl StoredAdapter {
     /// [`Error::Unsupported`] for adapters that are not low-rank updates, and where the base model is needed but not
     /// given.
     pub fn to_plain_lora(&self, base: Option<&BaseWeights>) -> Result<Self> {
+        self.plain(base, false)
+    }
+
+    /// The adapter as [`plain LoRA`](Self::to_plain_lora) with one rank for all layers, the largest that one has: the other
+    /// factors are padded with zeros. Readers that know neither patterns of ranks nor of alphas compute the same with it.
+    ///
+    /// # Errors
+    /// As [`to_plain_lora`](Self::to_plain_lora); and if a convolution in groups has another rank than the rest.
+    pub fn to_uniform_lora(&self, base: Option<&BaseWeights>) -> Result<Self> {
+        self.plain(base, true)
+    }
+
+    fn plain(&self, base: Option<&BaseWeights>, uniform: bool) -> Result<Self> {
         let refused = |reason| {
             let adapter = self.name().to_owned();
             Error::Unsupported { operation: "make plain LoRA of", adapter, reason }
         };
         self.method().check_plain_lora(base.is_some()).map_err(refused)?;
-        let layers = self.plain_layers(base)?;
-        let ranks = layers
-            .iter()
-            .filter_map(|layer| Some((layer.path.as_str(), layer.factors.a.1.dims().first().copied()?)));
+        let mut layers = self.plain_layers(base)?;
+        if uniform {
+            let rank = layers.iter().filter_map(PlainLayer::rank).max().unwrap_or_default();
+            for layer in &mut layers {
+                layer.pad(rank).map_err(Error::on_layer(&layer.path))?;
+            }
+        }
+        let ranks = layers.iter().filter_map(|layer| Some((layer.path.as_str(), layer.rank()?)));
         let ranks: BTreeMap<&str, usize> = ranks.collect();
         let no_form = || refused(format!("{} is not a low-rank update", self.method().name()));
         let plain = self.method().plain_lora(&ranks)?.ok_or_else(no_form)?;
@@ -73,6 +90,25 @@ impl StoredAdapter {
 }
 
 impl PlainLayer {
+    fn rank(&self) -> Option<usize> {
+        self.factors.a.1.dims().first().copied()
+    }
+
+    /// Gives the factors a larger rank with zeros, which changes nothing of their product.
+    fn pad(&mut self, rank: usize) -> candle_core::Result<()> {
+        let own = self.rank().unwrap_or_default();
+        if own == rank {
+            return Ok(());
+        }
+        let (a, b) = (&mut self.factors.a.1, &mut self.factors.b.1);
+        if b.dim(1)? != own {
+            bail!("a convolution in groups cannot have its rank {own} made {rank}")
+        }
+        *a = a.pad_with_zeros(0, 0, rank - own)?;
+        *b = b.pad_with_zeros(1, 0, rank - own)?;
+        Ok(())
+    }
+
     /// Replaces what the layer had with the factors, divided by the scaling that readers apply.
     fn put_into(
         &self,

@@ -1,0 +1,114 @@
+//! An adapter as it lies on the disk: its config as JSON and what its tensors are, whatever the method.
+
+use std::path::{Path, PathBuf};
+
+use peft_runtime::{Error, ModelWeights, StoredAdapter, StoredShape};
+use serde_json::Value;
+
+use super::feature::Feature;
+use crate::failure::Failure;
+use crate::files::read_config;
+
+const CONFIG: &str = "adapter_config.json";
+const SAFETENSORS: &str = "adapter_model.safetensors";
+const PICKLE: &str = "adapter_model.bin";
+const MLX: &str = "adapters.safetensors";
+
+/// The adapter.
+#[derive(Debug)]
+pub struct AdapterFile {
+    /// Where it is, as the user said it.
+    pub path: PathBuf,
+    /// Which of the formats it has: [`Feature::PeftFolder`] and its like.
+    pub format: Feature,
+    /// The config; null where there is none.
+    pub config: Value,
+    /// The tensors under the keys that the file has.
+    pub tensors: Vec<StoredShape>,
+    /// Why the tensors are not what the config says, if they are not.
+    pub inconsistent: Option<String>,
+}
+
+impl AdapterFile {
+    /// Reads the config and what the tensors are.
+    ///
+    /// # Errors
+    /// If there is no adapter, or a file cannot be read.
+    pub fn open(path: &Path) -> Result<Self, Failure> {
+        let folder = if path.is_dir() { path } else { path.parent().unwrap_or(Path::new("")) };
+        let config_path = folder.join(CONFIG);
+        let config = if config_path.is_file() { read_json(&config_path)? } else { Value::Null };
+        let (format, tensors) =
+            if path.is_dir() { in_folder(folder, &config)? } else { in_file(path, &config)? };
+        let is_peft = matches!(format, Feature::PeftFolder | Feature::OtherFileName);
+        let inconsistent = if is_peft { inconsistency(path) } else { None };
+        Ok(Self { path: path.to_owned(), format, config, tensors, inconsistent })
+    }
+
+    /// The value of a field of the config that is there and not null.
+    pub fn field(&self, name: &str) -> Option<&Value> {
+        self.config.get(name).filter(|value| !value.is_null())
+    }
+
+    /// The value of a switch; what is absent or null is off.
+    pub fn is_on(&self, name: &str) -> bool {
+        self.field(name) == Some(&Value::Bool(true))
+    }
+}
+
+fn in_folder(folder: &Path, config: &Value) -> Result<(Feature, Vec<StoredShape>), Failure> {
+    if config.get("peft_type").is_none() && folder.join(MLX).is_file() {
+        return Ok((Feature::Mlx, safetensors(&folder.join(MLX))?));
+    }
+    if !folder.join(SAFETENSORS).is_file() && folder.join(PICKLE).is_file() {
+        return Ok((Feature::Pickle, StoredAdapter::open(folder)?.shapes()));
+    }
+    if config.is_null() {
+        // The message that every command has where there is no adapter.
+        StoredAdapter::open(folder)?;
+    }
+    Ok((Feature::PeftFolder, safetensors(&folder.join(SAFETENSORS))?))
+}
+
+fn in_file(path: &Path, config: &Value) -> Result<(Feature, Vec<StoredShape>), Failure> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    if name.ends_with(".gguf") {
+        return Ok((Feature::Gguf, StoredAdapter::open(path)?.shapes()));
+    }
+    if name.ends_with(".bin") || name.ends_with(".pt") {
+        return Ok((Feature::Pickle, StoredAdapter::open(path)?.shapes()));
+    }
+    let format = match (&*name, config.get("peft_type").is_some()) {
+        (SAFETENSORS | CONFIG, true) => Feature::PeftFolder,
+        (_, true) => Feature::OtherFileName,
+        (MLX, false) => Feature::Mlx,
+        (_, false) => Feature::ImageFile,
+    };
+    let weights = if name == CONFIG { path.with_file_name(SAFETENSORS) } else { path.to_owned() };
+    Ok((format, safetensors(&weights)?))
+}
+
+fn safetensors(path: &Path) -> Result<Vec<StoredShape>, Failure> {
+    Ok(ModelWeights::open_files(&[path])?.shapes())
+}
+
+fn read_json(path: &Path) -> Result<Value, Failure> {
+    serde_json::from_str(&read_config(path)?).map_err(|error| {
+        let (path, source) = (path.to_owned(), Box::new(Error::from(error)));
+        Error::InFile { path, source }.into()
+    })
+}
+
+/// Why the tensors do not fit the config, for the methods that the library knows; what it does not support is not judged here.
+fn inconsistency(path: &Path) -> Option<String> {
+    let error = StoredAdapter::open(path).and_then(|adapter| adapter.layers()).err()?;
+    is_inconsistency(&error).then(|| error.chain())
+}
+
+fn is_inconsistency(error: &Error) -> bool {
+    match error {
+        Error::InFile { source, .. } => is_inconsistency(source),
+        Error::Tensors { report, .. } => !report.mismatched.is_empty() || !report.missing.is_empty(),
+        _ => false,
+    }
+}
