@@ -11,7 +11,7 @@ from oracle.adapters import pruned
 from oracle.training import adapter_tensors
 from peft import PeftModel
 from oracle.spec import Adapter, Case, Model, adalora, dora, forward, ia3, load, loha, lokr, lora, state_dict
-from tables.common import CONV1D, EMB_CONV1D, MLP, bert, blocks, conv2d
+from tables.common import CONV1D, EMB_CONV1D, MLP, bert, blocks, conv2d, llama
 from torch import Tensor
 
 #: "Agrees within 1e-5" is meant literally: the absolute difference of every entry.
@@ -199,6 +199,21 @@ def loftq(name: str, kind: Kind) -> Trip:
 EXTRAS = [
     Trip("named_mlp", MLP, lora("lin0", "lin1"), adapter_name="other"),
     Trip("all_linear_mlp", MLP, lora(target_modules="all-linear")),
+    Trip("all_linear_tokens_emb_conv1d", EMB_CONV1D,
+         lora(target_modules="all-linear", r=1, trainable_token_indices={"emb": list(range(0, 100, 4))})),
+    Trip("all_linear_tokens_blocks", blocks(), lora(target_modules="all-linear",
+                                                    trainable_token_indices={"embed": [9, 1, 4, 7]})),
+    Trip("adalora_tokens_blocks", blocks(), adalora("q_proj", "up_proj", trainable_token_indices={"embed": [9, 1, 4, 7]},
+                                                    tinit=4), noise=0.5),
+    # PEFT does not read what it writes here: the feed-forward names are none of the targets'.
+    Trip("ia3_all_linear_blocks", blocks(), ia3(target_modules="all-linear", feedforward=["down_proj"]),
+         unavailable="its own file has feed-forward names that it refuses",
+         stand_in=ia3(*(f"layers.0.{layer}" for layer in (
+             "attn.q_proj", "attn.k_proj", "attn.v_proj", "attn.o_proj", "mlp.up_proj", "mlp.down_proj")), "lm_head",
+                      feedforward=["layers.0.mlp.down_proj"])),
+    Trip("tied_factors_llama", llama(tied=True), lora("lm_head", "q_proj", ensure_weight_tying=True)),
+    Trip("tied_copy_llama", llama(tied=True), lora("q_proj", modules_to_save=["embed_tokens"], ensure_weight_tying=True)),
+    Trip("bias_all_and_saved_container_blocks", blocks(), lora("q_proj", bias="all", modules_to_save=["mlp"])),
     Trip("regex_blocks", blocks(2), lora(target_modules=r"layers\.\d\.attn\.[qk]_proj|embed")),
     Trip("layers_blocks", blocks(2), lora("q_proj", "up_proj", layers_to_transform=[1], layers_pattern="layers",
                                           exclude_modules=["k_proj"])),

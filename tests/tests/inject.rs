@@ -227,7 +227,9 @@ fn the_report_and_the_errors_read_as_sentences() {
         .unwrap();
     assert_eq!(
         report.to_string(),
-        "adapter `default` (active): 3 layers adapted, 56 elements, 1 layer trained in full"
+        "adapter `default` (active): 3 layers adapted, 56 elements, 1 layer trained in full\n\
+         attached to 4 layers: layers.0.q_proj, layers.1.q_proj, layers.2.q_proj, norm\n\
+         acting on 4 layers: layers.0.q_proj, layers.1.q_proj, layers.2.q_proj, norm"
     );
     let report = model.inject_adapter(&lora().with_targets(["lm_head"]), "second").unwrap();
     assert!(!report.active && report.to_string().contains("(not active): 1 layer adapted, "));

@@ -138,7 +138,11 @@ pub struct CombineArguments {
     /// The seed of random pruning, for types that start with `dare`.
     #[arg(long, value_name = "NUMBER", default_value_t = 0)]
     pub seed: u64,
-    /// The base model, needed to combine DoRA, fully trained modules and trainable tokens.
+    /// Let what PEFT does not combine start again, as it does: full copies of modules and DoRA's magnitudes from the base model,
+    /// the biases of B from zero. Otherwise copies are taken over, biases combined, and DoRA is refused.
+    #[arg(long)]
+    pub restart: bool,
+    /// The base model, from which rows of trainable tokens start again, and with --restart full copies and DoRA's magnitudes.
     #[arg(long, num_args = 1.., value_name = "DIR|FILE")]
     pub base: Vec<PathBuf>,
     /// Replace an adapter in the output folder.

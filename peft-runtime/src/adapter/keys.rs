@@ -14,6 +14,12 @@ pub struct KeyedShapes<'k> {
     pub modules: BTreeSet<String>,
 }
 
+/// The module of which the key names the original that a copy stands in for, if the key goes on below it.
+fn copied_container(key: &str) -> Option<&str> {
+    let (module, rest) = key.split_once(".original_module.")?;
+    rest.contains('.').then_some(module)
+}
+
 impl<'k> KeyedShapes<'k> {
     /// Splits keys at the last `.` before `prefix`, such as `lora_`.
     ///
@@ -31,6 +37,14 @@ impl<'k> KeyedShapes<'k> {
                 // A bias on its own belongs to the base model, where it is trained too.
                 keyed.modules.insert(module.to_owned());
             }
+        }
+        // PEFT names the module that is copied where biases train, too.
+        for module in shapes.keys().filter_map(|key| copied_container(key)) {
+            let inside = |other: &String| {
+                other.strip_prefix(module).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+            };
+            keyed.modules.retain(|other| !inside(other));
+            keyed.modules.insert(module.to_owned());
         }
         if keyed.layers.is_empty() {
             let first = shapes.keys().next().map(|key| (*key).to_owned());

@@ -67,6 +67,16 @@ pub trait AdapterMethod: Any + Debug + Send + Sync {
     /// layers store their weights transposed.
     fn resolved(&self, targets: TargetModules, transposed: bool) -> Arc<dyn AdapterMethod>;
 
+    /// The settings with the embedding where they name one of two layers that have one weight, and what the output layer gets
+    /// from the embedding; `None` if they name neither.
+    ///
+    /// # Errors
+    /// Why the two cannot share what they get.
+    fn tied(&self, embedding: &ModulePath, head: &ModulePath) -> Result<Option<TiedMethod>, Fault>;
+
+    /// Whether a long list of targets may be saved as the ends of their paths.
+    fn shortens_targets(&self) -> bool;
+
     /// The settings with the modules that the model declares, or the defaults for its type, where the settings name
     /// none; `None` if nothing is added.
     fn with_declared(&self, declared: &Declared, model_type: Option<&str>) -> Option<Arc<dyn AdapterMethod>>;
@@ -124,9 +134,9 @@ pub trait AdapterMethod: Any + Debug + Send + Sync {
     /// minimum; merging and combining do not use it. `None` if the tensors are not the method's.
     fn geometry(&self, shapes: &LayerShapes, weight: Option<&[usize]>, transposed: bool) -> Option<Geometry>;
 
-    /// Which part of a combination starts again from the base model's weight, if the tensor with this end of a key
-    /// does.
-    fn restarts_from_base(&self, key: &str) -> Option<&'static str>;
+    /// Which part of a combination with these options starts again from the base model's weight, if the tensor with this
+    /// end of a key does.
+    fn restarts_from_base(&self, key: &str, options: &CombineOptions) -> Option<&'static str>;
 
     /// The settings completed with what a model would have supplied, read from the layers of the file and the ends of
     /// their keys.
@@ -159,6 +169,18 @@ impl dyn AdapterMethod {
         any.downcast_ref()
     }
 }
+
+/// What an output layer gets from the embedding that has the same weight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shared {
+    /// The embedding's adapter.
+    Adapter,
+    /// The embedding's full copy.
+    Copy,
+}
+
+/// Settings that mean an embedding, and what the output layer with the same weight gets from it.
+pub type TiedMethod = (Arc<dyn AdapterMethod>, Shared);
 
 /// Settings of plain LoRA.
 #[derive(Clone, Debug)]

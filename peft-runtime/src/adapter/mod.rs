@@ -33,7 +33,9 @@ pub use keys::KeyedShapes;
 pub use layer_settings::{Built, LayerSettings};
 pub use layer_shapes::LayerShapes;
 pub(crate) use layer_shapes::{convolution_of, linear_of};
-pub use method::{AdapterMethod, Combination, CombinationPart, Combined, CombinedLayer, PlainLora};
+pub use method::{
+    AdapterMethod, Combination, CombinationPart, Combined, CombinedLayer, PlainLora, Shared, TiedMethod,
+};
 pub use selection::Selection;
 pub use site::Site;
 pub use source::TensorSource;

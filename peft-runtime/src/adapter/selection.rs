@@ -1,6 +1,7 @@
 //! Which modules a config names.
 
 use crate::config::TokenIndices;
+use crate::path::ModulePath;
 use crate::select::{LayerIndices, TargetModules};
 
 /// Which modules a config names; [`of`](Self::of) makes one from targets, and the other fields can be set.
@@ -17,6 +18,8 @@ pub struct Selection<'c> {
     pub(crate) tokens: Option<&'c TokenIndices>,
     pub(crate) parameters: &'c [String],
     pub(crate) replication: &'c [(usize, usize)],
+    /// Whether an output layer gets what the embedding with the same weight gets.
+    pub(crate) ties: bool,
 }
 
 impl<'c> Selection<'c> {
@@ -27,6 +30,14 @@ impl<'c> Selection<'c> {
 }
 
 impl Selection<'_> {
+    /// The module that is copied with the layer at `path` in it: the outermost one that `modules_to_save` names.
+    pub(crate) fn copied_module(&self, path: &ModulePath) -> Option<ModulePath> {
+        let text = path.as_str();
+        let ends = text.match_indices('.').map(|(dot, _)| dot).chain([text.len()]);
+        let named = |module: &&str| self.modules_to_save.iter().any(|entry| module.ends_with(entry.as_str()));
+        ends.map(|end| &text[..end]).find(named).map(ModulePath::from)
+    }
+
     /// The settings that rule modules out, for messages; empty if there are none.
     pub(crate) fn describe_filters(&self) -> String {
         let mut filters = Vec::new();

@@ -95,11 +95,24 @@ impl<'a> StoredTensors<'a> {
         Ok(Var::from_tensor(&tensor)?)
     }
 
-    /// Counts the tensor at `key` as used, if there is one.
-    pub(crate) fn ignore(&mut self, key: &str) {
-        if self.tensors.contains_key(key) {
-            self.used.insert(key.to_owned());
+    /// Counts the tensors at these keys as used.
+    pub(crate) fn ignore(&mut self, is_ignored: impl Fn(&str) -> bool) {
+        self.used.extend(self.tensors.keys().filter(|key| is_ignored(key)).cloned());
+    }
+
+    /// Whether the tensor at `key`, which counts as used, repeats `value`; also if there is none.
+    pub(crate) fn repeats(&mut self, key: &str, value: &Tensor) -> Result<bool> {
+        let Some(stored) = self.tensors.get(key) else { return Ok(true) };
+        self.used.insert(key.to_owned());
+        if stored.shape != value.dims() {
+            return Ok(false);
         }
+        let bits = |tensor: &Tensor| -> candle_core::Result<Vec<u64>> {
+            let values = tensor.flatten_all()?.to_dtype(DType::F64)?.to_device(&Device::Cpu)?;
+            Ok(values.to_vec1::<f64>()?.into_iter().map(f64::to_bits).collect())
+        };
+        let own = (stored.read)(value.device())?.to_dtype(value.dtype())?;
+        Ok(bits(&own)? == bits(value)?)
     }
 
     /// Reads the tensors of one layer.

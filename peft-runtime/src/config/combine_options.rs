@@ -167,6 +167,7 @@ pub struct CombineOptions {
     pub(crate) density: Option<f64>,
     pub(crate) majority_sign: MajoritySign,
     pub(crate) seed: u64,
+    pub(crate) restarts: bool,
 }
 
 impl CombineOptions {
@@ -207,6 +208,16 @@ impl CombineOptions {
     #[must_use]
     pub fn with_seed(mut self, seed: u64) -> Self {
         self.seed = seed;
+        self
+    }
+
+    /// Lets what PEFT does not combine start again, as it does in PEFT without a word: full copies of the first adapter's
+    /// modules from the base model's, DoRA's magnitudes from those of the base weights, the biases of B from zero.
+    ///
+    /// Otherwise the copies are taken over as they are, the biases are combined, and DoRA adapters are refused.
+    #[must_use]
+    pub fn with_restarts(mut self, restarts: bool) -> Self {
+        self.restarts = restarts;
         self
     }
 

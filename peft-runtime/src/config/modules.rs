@@ -24,11 +24,18 @@ impl ModuleFields {
         paths: impl Iterator<Item = &'a ModulePath>,
     ) -> (Self, BlockFields) {
         let Some((first, first_blocks)) = all.first() else { return Default::default() };
+        let mut saved: Vec<String> = Vec::new();
+        for name in all.iter().flat_map(|(other, _)| other.modules_to_save.iter().flatten()) {
+            if !saved.contains(name) {
+                saved.push(name.clone());
+            }
+        }
+        let modules_to_save = if saved.is_empty() { first.modules_to_save.clone() } else { Some(saved) };
         let alike = |(other, blocks): &(&Self, &BlockFields)| {
             (&other.targets, &other.exclude, *blocks) == (&first.targets, &first.exclude, *first_blocks)
         };
         if all.iter().all(alike) {
-            return ((*first).clone(), (*first_blocks).clone());
+            return (Self { modules_to_save, ..(*first).clone() }, (*first_blocks).clone());
         }
         let filters = |(other, blocks): &(&Self, &BlockFields)| {
             other.exclude.is_some() || blocks.layers_to_transform.is_some()
@@ -38,7 +45,6 @@ impl ModuleFields {
             // Filters of one config would rule out modules of another: the modules are named one by one.
             _ => TargetModules::names(paths.map(|path| path.as_str().to_owned())),
         };
-        let modules_to_save = first.modules_to_save.clone();
         (Self { targets: Some(targets), exclude: None, modules_to_save }, BlockFields::default())
     }
 }

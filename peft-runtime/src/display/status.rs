@@ -24,6 +24,9 @@ pub struct LayerStatus {
     pub active_adapters: Vec<String>,
     /// The adapters merged into the weight, in order.
     pub merged_adapters: Vec<String>,
+    /// Those of the layer's adapters that act on it now, in order: the merged ones, where any is, otherwise the active ones;
+    /// none while adapters are disabled.
+    pub acting_adapters: Vec<String>,
     /// Whether each adapter's tensors train when it is active.
     pub trainable: BTreeMap<String, bool>,
     /// The adapters that the layer has, by name.
@@ -92,6 +95,7 @@ pub(crate) fn layer_status<M: Injectable + ?Sized>(model: &M) -> Vec<LayerStatus
             enabled: stack.enabled(),
             active_adapters: stack.active().to_vec(),
             merged_adapters: stack.merged().to_vec(),
+            acting_adapters: stack.acting().into_iter().map(|slot| slot.name.clone()).collect(),
             trainable: slots().map(|slot| (slot.name.clone(), slot.trainable)).collect(),
             available_adapters: available,
             devices: slots().map(|slot| (slot.name.clone(), devices(slot))).collect(),

@@ -246,7 +246,7 @@ pub enum Error {
     },
 
     /// The loss is NaN or infinite. The step that it belongs to has changed nothing.
-    #[error("the loss of step {step} is {loss}; {}", training::last_good(.last_checkpoint))]
+    #[error("the loss of step {step} is {loss}{}; {}", training::of_no_target(*.loss), training::last_good(.last_checkpoint))]
     NonFiniteLoss {
         /// The step, counted from 1.
         step: u64,

@@ -83,6 +83,11 @@ pub enum TrainingStateError {
     },
 }
 
+/// What a loss of NaN often comes from.
+pub(super) fn of_no_target(loss: f64) -> &'static str {
+    if loss.is_nan() { ", as is a mean over a batch in which no target counts" } else { "" }
+}
+
 /// Where training can resume from.
 pub(super) fn last_good(checkpoint: &Option<PathBuf>) -> String {
     match checkpoint {

@@ -27,8 +27,31 @@ pub(crate) fn inject_adapter<M: Injectable + ?Sized>(
     commit(model, &plan, changes, true)
 }
 
-/// Puts on the model what [`make`] made for it.
+/// Puts on the model what [`make`] made for it, next to what the model has.
 pub(crate) fn commit<M: Injectable + ?Sized>(
+    model: &mut M,
+    plan: &Plan,
+    changes: LayerChanges,
+    trainable: bool,
+) -> Result<InjectionReport> {
+    settle(model)?;
+    put(model, plan, changes, trainable)
+}
+
+/// Activates anew what is active, as PEFT does where an adapter is added: nothing is merged then, and all layers agree
+/// on what is active, which they need not after a deletion.
+fn settle<M: Injectable + ?Sized>(model: &mut M) -> Result<()> {
+    let Some(state) = stack_state(&leaves(model)) else { return Ok(()) };
+    for (_, layer) in leaves_mut(model) {
+        layer.unmerge()?;
+        if let Some(stack) = layer.stack_mut() {
+            stack.set_active(&state.active);
+        }
+    }
+    Ok(())
+}
+
+fn put<M: Injectable + ?Sized>(
     model: &mut M,
     plan: &Plan,
     mut changes: LayerChanges,
@@ -48,6 +71,7 @@ pub(crate) fn commit<M: Injectable + ?Sized>(
         adapter: plan.adapter.clone(),
         unmatched_targets: plan.unmatched_targets.clone(),
         active: state.is_none(),
+        enabled: state.as_ref().is_none_or(|state| state.enabled),
         ..InjectionReport::default()
     };
     let state = state.unwrap_or_else(|| StackState {
@@ -68,11 +92,20 @@ pub(crate) fn commit<M: Injectable + ?Sized>(
             })?;
         }
         if let Some(content) = content {
-            report.add_content(&path, &content);
+            report.add_content(&path, &content, plan.owner(&path).is_some());
             push_slot(layer, &path, plan, content, &state, trainable);
         }
     }
+    report.acting = acting(model, &plan.adapter);
     Ok(report)
+}
+
+/// The layers on which the adapter acts now.
+fn acting<M: Injectable + ?Sized>(model: &M, adapter: &str) -> Vec<ModulePath> {
+    let acts = |layer: &dyn Layer| {
+        layer.stack().is_some_and(|stack| stack.acting().iter().any(|slot| slot.name == adapter))
+    };
+    leaves(model).into_iter().filter(|(_, layer)| acts(*layer)).map(|(path, _)| path).collect()
 }
 
 /// Begins the streams of the model's own dropout anew.
@@ -113,7 +146,7 @@ pub(crate) fn swap<M: Injectable + ?Sized>(
         let position = layer.stack_mut().and_then(|stack| stack.take(&plan.adapter));
         positions.extend(position.map(|position| (path, position)));
     }
-    let report = commit(model, plan, changes, trainable)?;
+    let report = put(model, plan, changes, trainable)?;
     for (path, layer) in leaves_mut(model) {
         let Some(stack) = layer.stack_mut() else { continue };
         if let Some(position) = positions.get(&path) {
@@ -156,7 +189,10 @@ fn freeze<M: Injectable + ?Sized>(model: &mut M) -> Result<()> {
     Ok(())
 }
 
-/// What is active, enabled and training in the model; `None` if it has no adapters.
+/// What is active, enabled and training in the model, as the first layer with an active adapter has it; `None` if the
+/// model has no adapters.
 fn stack_state(leaves: &[(ModulePath, &dyn Layer)]) -> Option<StackState> {
-    leaves.iter().find_map(|(_, layer)| layer.stack()).map(|stack| stack.state().clone())
+    let stacks = || leaves.iter().filter_map(|(_, layer)| layer.stack());
+    let first = stacks().find(|stack| !stack.active().is_empty()).or_else(|| stacks().next());
+    first.map(|stack| stack.state().clone())
 }

@@ -5,15 +5,13 @@ use std::collections::BTreeMap;
 use candle_core::{Tensor, Var};
 use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 
-use super::plan::{Plan, PlannedContent};
+use super::plan::Plan;
+use super::tied::{check_tied, tied_content};
 use crate::adapter::{Built, FreshTensors, Site, StoredTensor, StoredTensors};
 use crate::error::{Error, Fault, Result};
 use crate::layer::{Content, CopiedParameter, Layer};
 use crate::module::{Injectable, leaves, leaves_of, replicated_tree};
 use crate::path::ModulePath;
-
-/// The last parts of the key under which PEFT stores the bias of a copied layer once more, if biases train.
-pub(crate) const COPIED_BIAS: &str = "modules_to_save.bias";
 
 /// Where the tensors of a new adapter come from.
 pub(crate) enum Tensors<'a, 'b> {
@@ -63,12 +61,14 @@ pub(crate) fn make<M: Injectable + ?Sized>(
         }
     }
     for (path, layer) in &all {
-        let Some(PlannedContent::TiedTokens(owner)) = plan.content(path) else { continue };
-        let tied = match changes.get(owner).and_then(|change| change.content.as_ref()) {
-            Some(Content::Adapter(adapter)) => adapter.tied_to(layer.geometry()),
-            _ => None,
+        let owner = plan.owner(path).and_then(|owner| changes.get(owner)?.content.as_ref());
+        let Some(tied) = owner.and_then(|owner| tied_content(*layer, owner, plan.tied_scaling(path))) else {
+            continue;
         };
-        changes.entry(path.clone()).or_default().content = tied.map(Content::Adapter);
+        if let Tensors::Stored(stored) = &mut tensors {
+            check_tied(path, &tied, plan, stored)?;
+        }
+        changes.entry(path.clone()).or_default().content = Some(tied);
     }
     Ok(changes)
 }
@@ -204,9 +204,12 @@ fn make_bias(
     Ok(Some(match tensors {
         Tensors::Fresh => Var::from_tensor(&own.detach())?,
         Tensors::Stored(stored) => {
-            let name = plan.bias_key(path);
-            stored.ignore(&path.parameter(COPIED_BIAS));
-            stored.take(path.parameter(name), own.dims(), own.dtype(), own.device())?
+            let copied = plan.copied_bias(path);
+            if let Some(copied) = &copied {
+                stored.ignore(|key| copied.is_second(key));
+            }
+            let key = copied.map_or_else(|| path.parameter(plan.bias_key(path)), |copied| copied.own());
+            stored.take(key, own.dims(), own.dtype(), own.device())?
         }
     }))
 }

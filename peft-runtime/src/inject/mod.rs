@@ -1,13 +1,16 @@
 //! Injection: a pure plan that finds every fault, then an application that cannot fail halfway.
 
 mod commit;
+mod copied_bias;
 mod make;
 mod plan;
 mod planning;
 mod report;
+mod tied;
 
 pub(crate) use commit::{commit, inject_adapter, swap};
-pub(crate) use make::{COPIED_BIAS, LayerChanges, Tensors, keep_weights, make, make_from_memory};
+pub(crate) use copied_bias::{CopiedBias, base_key};
+pub(crate) use make::{LayerChanges, Tensors, keep_weights, make, make_from_memory};
 pub(crate) use plan::{Origin, Plan};
 pub(crate) use planning::{exactly_targeted, plan, selector, stored_paths};
 pub use report::InjectionReport;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::copied_bias::CopiedBias;
 use crate::adapter::{AdapterMethod, Built, LayerSettings, Site, TensorSource};
 use crate::error::Result;
 use crate::path::ModulePath;
@@ -49,14 +50,18 @@ pub(super) enum PlannedContent {
     Tokens(Vec<u32>),
     /// The rows of another layer, which shares its weight with this one.
     TiedTokens(ModulePath),
+    /// The adapter of another layer, whose weight is also this one's, with this scaling.
+    TiedAdapter(ModulePath, Option<f64>),
     /// A full copy of the layer's parameters.
     Copy,
+    /// The copy of another layer's weight, which is also this one's.
+    TiedCopy(ModulePath),
 }
 
 impl PlannedContent {
     /// Whether it is an adapter rather than a copy.
     pub(super) fn adapts(&self) -> bool {
-        !matches!(self, Self::Copy)
+        !matches!(self, Self::Copy | Self::TiedCopy(_))
     }
 }
 
@@ -74,6 +79,24 @@ impl Plan {
     /// Whether the layer at `path` gets an adapter.
     pub(crate) fn adapts(&self, path: &ModulePath) -> bool {
         self.content(path).is_some_and(PlannedContent::adapts)
+    }
+
+    /// The layer that has what the layer at `path` gets, because both have one weight.
+    pub(super) fn owner(&self, path: &ModulePath) -> Option<&ModulePath> {
+        match self.content(path)? {
+            PlannedContent::TiedTokens(owner)
+            | PlannedContent::TiedAdapter(owner, _)
+            | PlannedContent::TiedCopy(owner) => Some(owner),
+            PlannedContent::Adapter(_) | PlannedContent::Tokens(_) | PlannedContent::Copy => None,
+        }
+    }
+
+    /// The scaling of the adapter that the layer at `path` gets from another one.
+    pub(super) fn tied_scaling(&self, path: &ModulePath) -> Option<f64> {
+        match self.content(path)? {
+            PlannedContent::TiedAdapter(_, scaling) => *scaling,
+            _ => None,
+        }
     }
 
     /// Whether the adapter gets a copy of the layer at `path`.
@@ -101,7 +124,8 @@ impl Plan {
         match self.content(site.path) {
             Some(PlannedContent::Adapter(settings)) => self.method.build(site, settings, source).map(Some),
             Some(PlannedContent::Tokens(tokens)) => self.method.build_tokens(site, tokens, source).map(Some),
-            Some(PlannedContent::TiedTokens(_) | PlannedContent::Copy) | None => Ok(None),
+            // What another layer has is made after it.
+            _ => Ok(None),
         }
     }
 
@@ -110,12 +134,13 @@ impl Plan {
         self.stored_paths.get(path).unwrap_or(path)
     }
 
-    /// The last part of the key under which the bias of the base layer at `path` is stored.
+    /// The last part of the key under which the bias of the base layer at `path` is stored, unless it is copied.
     pub(super) fn bias_key(&self, path: &ModulePath) -> &'static str {
-        match self.content(path) {
-            Some(PlannedContent::Copy) => "original_module.bias",
-            Some(_) => "base_layer.bias",
-            None => "bias",
-        }
+        if self.adapts(path) { "base_layer.bias" } else { "bias" }
+    }
+
+    /// Where files have the bias of the layer at `path`, if it is copied.
+    pub(super) fn copied_bias(&self, path: &ModulePath) -> Option<CopiedBias> {
+        self.copies(path).then(|| CopiedBias::of(&self.method.selection(), path))
     }
 }

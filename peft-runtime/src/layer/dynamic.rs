@@ -113,6 +113,18 @@ pub trait Layer: Sync {
         let _ = map;
         Ok(())
     }
+
+    /// Lets its own parameters act again, with their original bits.
+    ///
+    /// # Errors
+    /// As [`set_merged`](Self::set_merged).
+    fn unmerge(&mut self) -> Result<()> {
+        self.set_merged(None)?;
+        if let Some(stack) = self.stack_mut() {
+            stack.set_merged(Vec::new());
+        }
+        Ok(())
+    }
 }
 
 /// A layer that could carry adapters, but is not declared as `Adapted`.

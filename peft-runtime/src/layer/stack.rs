@@ -161,6 +161,17 @@ impl AdapterStack {
         self.state.active.iter().filter_map(|name| self.slot(name))
     }
 
+    /// The adapters that act on the layer now, in their order: those that are merged, where any is, otherwise the active ones;
+    /// none while adapters are disabled.
+    pub fn acting(&self) -> Vec<&Slot> {
+        let names = match (self.state.enabled, self.merged.is_empty()) {
+            (false, _) => return Vec::new(),
+            (true, true) => &self.state.active,
+            (true, false) => &self.merged,
+        };
+        names.iter().filter_map(|name| self.slot(name)).collect()
+    }
+
     pub(crate) fn slot_mut(&mut self, name: &str) -> Option<&mut Slot> {
         self.slots.iter_mut().find(|slot| slot.name == name)
     }
@@ -210,16 +221,41 @@ impl AdapterStack {
         self.state.training = training;
     }
 
-    /// Removes an adapter, including from the active ones of a layer that does not have it. If it was the only active
-    /// one, the first of the layer's other adapters by name becomes active.
-    pub(crate) fn delete(&mut self, name: &str) {
-        self.slots.retain(|slot| slot.name != name);
-        let active = &mut self.state.active;
-        if active.iter().any(|active| active == name) {
-            active.retain(|active| active != name);
-            if active.is_empty() {
-                active.extend(self.slots.iter().map(|slot| &slot.name).min().cloned());
-            }
+    /// The adapters that add to the layer and do not put values of their own in its place.
+    pub(crate) fn adding(&self) -> impl Iterator<Item = &Slot> {
+        self.slots.iter().filter(|slot| !slot.replaces_values())
+    }
+
+    /// The active adapters once `name` is deleted: if it was the only one, the layer's first other by name that adds to it.
+    pub(crate) fn active_without(&self, name: &str) -> Vec<String> {
+        let mut active = self.state.active.clone();
+        active.retain(|active| active != name);
+        if active.is_empty() && self.state.active.iter().any(|active| active == name) {
+            active.extend(self.adding().map(|slot| &slot.name).filter(|other| *other != name).min().cloned());
         }
+        active
+    }
+
+    /// Takes an adapter away, also from the active ones of a layer that does not have it.
+    ///
+    /// If it was the only active one, the layer's first other by name that adds to it becomes active. `chosen` is the adapter
+    /// that is active on the model's first layer from now on: its rows become active, and its full copy where the deleted
+    /// adapter had one. Where it has no rows, those of the first other adapter take the place of the deleted one's, as in PEFT.
+    pub(crate) fn delete(&mut self, name: &str, chosen: Option<&str>) {
+        let was_active = self.state.active.iter().any(|active| active == name);
+        let mut active = self.active_without(name);
+        let place = self.slots.iter().position(|slot| slot.name == name);
+        let deleted = place.map(|place| self.slots.remove(place));
+        let has_rows = |slot: &&Slot| slot.replaces_values() && slot.copy().is_none();
+        let copied = deleted.as_ref().is_some_and(|deleted| deleted.copy().is_some());
+        let left = deleted.as_ref().is_some_and(|deleted| was_active && has_rows(&deleted));
+        let chosen = chosen.and_then(|chosen| self.slot(chosen));
+        let woken = match chosen.filter(|slot| slot.replaces_values()) {
+            Some(slot) => Some(slot).filter(|slot| copied || has_rows(slot)),
+            None if left => self.slots.iter().filter(has_rows).min_by_key(|slot| &slot.name),
+            None => None,
+        };
+        active.extend(woken.map(|slot| slot.name.clone()).filter(|woken| !active.contains(woken)));
+        self.state.active = active;
     }
 }

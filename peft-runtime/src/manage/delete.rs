@@ -12,7 +12,8 @@ use crate::layer::{AdapterStack, CopiedParameter, Layer, Slot};
 use crate::module::{Injectable, leaves, leaves_mut};
 use crate::path::ModulePath;
 
-/// Deletes an adapter. Where it was the only active one, the layer's first other adapter by name becomes active.
+/// Deletes an adapter. Where it was the only active one, the layer's first other adapter by name becomes active; of those
+/// with full copies, only the one that became active on the first layer.
 pub(crate) fn delete_adapter<M: Injectable + ?Sized>(model: &mut M, name: &str) -> Result<()> {
     let all = leaves(model);
     check_known(&all, &[name])?;
@@ -22,14 +23,23 @@ pub(crate) fn delete_adapter<M: Injectable + ?Sized>(model: &mut M, name: &str) 
         freeze_biases(model)?;
     }
     restore_weights(model, name)?;
+    let chosen = first_active_without(model, name);
     for_each_layer(model, |layer| {
         let Some(stack) = layer.stack_mut() else { return };
-        stack.delete(name);
+        stack.delete(name, chosen.as_deref());
         if stack.slots().is_empty() {
             layer.drop_stack(false);
         }
     });
     Ok(())
+}
+
+/// The adapter that is active once `name` is deleted, on the first layer that adapters add to.
+fn first_active_without<M: Injectable + ?Sized>(model: &M, name: &str) -> Option<String> {
+    let all = leaves(model);
+    let mut stacks = all.iter().filter_map(|(_, leaf)| leaf.stack());
+    let first = stacks.find(|stack| stack.adding().next().is_some())?;
+    first.active_without(name).into_iter().next()
 }
 
 /// Restores to layers what the init of this adapter took out of their weights.

@@ -84,10 +84,8 @@ fn set_merged(layer: &mut dyn Layer, merged: MergedLayer) -> Result<()> {
 pub(crate) fn unmerge_adapters<M: Injectable + ?Sized>(model: &mut M) -> Result<()> {
     let mut result = Ok(());
     for_each_layer(model, |layer| {
-        if let Err(error) = layer.set_merged(None) {
+        if let Err(error) = layer.unmerge() {
             result = Err(error);
-        } else if let Some(stack) = layer.stack_mut() {
-            stack.set_merged(Vec::new());
         }
     });
     result

@@ -16,8 +16,8 @@ use crate::path::ModulePath;
 pub(crate) fn trainable_parameters<M: Injectable + ?Sized>(model: &M) -> Vec<(String, Var)> {
     let leaves = leaves(model);
     let mut parameters = Vec::new();
-    // An adapter that is active twice trains once.
-    let mut known = BTreeSet::new();
+    // An adapter that is active twice trains once, and so does a copy that two layers share.
+    let (mut known, mut addresses) = (BTreeSet::new(), BTreeSet::new());
     let mut active_slots =
         leaves.iter().filter_map(|(_, leaf)| leaf.stack()).flat_map(AdapterStack::active_slots);
     let biases_train = active_slots.any(|slot| slot.method.bias() != Bias::None && slot.trainable);
@@ -28,7 +28,11 @@ pub(crate) fn trainable_parameters<M: Injectable + ?Sized>(model: &M) -> Vec<(St
         let Some(stack) = leaf.stack().filter(|stack| stack.enabled()) else { continue };
         for slot in stack.active_slots().filter(|slot| slot.trainable) {
             let variables = slot_variables(path, slot).into_iter();
-            parameters.extend(variables.filter(|(name, _)| known.insert(name.clone())));
+            let mut is_new = |(name, var): &(String, Var)| {
+                known.insert(name.clone())
+                    && (var.elem_count() == 0 || addresses.insert(storage_address(var)))
+            };
+            parameters.extend(variables.filter(|variable| is_new(variable)));
         }
     }
     parameters

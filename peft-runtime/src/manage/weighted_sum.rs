@@ -5,7 +5,7 @@ use crate::adapter::{AdapterMethod, Combination, CombinationPart, Combined, Comb
 use crate::config::CombineOptions;
 use crate::error::{CombinationError, Error, Result};
 use crate::inject::{InjectionReport, Origin, Plan, commit, make_from_memory, plan};
-use crate::layer::{Layer, Slot};
+use crate::layer::{CopiedParameter, Layer, Slot};
 use crate::module::{Injectable, leaves};
 use crate::select::TargetModules;
 
@@ -17,17 +17,28 @@ pub(crate) fn add_weighted_adapter<M: Injectable + ?Sized>(
     options: &CombineOptions,
 ) -> Result<InjectionReport> {
     options.check()?;
-    check_parts(model, adapters)?;
+    check_parts(model, adapters, options)?;
     let Combined { method, mut tensors } = combine(model, adapters, options)?;
     let plan = plan_sum(model, adapters, method.as_ref(), name)?;
-    // Modules that train in full start again from those of the base model, as in PEFT.
     for (path, leaf) in leaves(model).iter().filter(|(path, _)| plan.copies(path)) {
-        for (parameter, own) in leaf.parameters() {
-            tensors.insert(path.parameter(parameter), own.detach());
+        let copy = owner_of_copy(*leaf, adapters).filter(|_| !options.restarts);
+        let copied = |name: &str| copy.and_then(|(_, copies)| copies.iter().find(|copy| copy.name == name));
+        for (name, own) in leaf.parameters() {
+            let value = copied(name).map_or_else(|| own.detach(), |copy| copy.var.as_detached_tensor());
+            tensors.insert(path.parameter(name), value);
         }
     }
     let changes = make_from_memory(model, &plan, &tensors)?;
     commit(model, &plan, changes, false)
+}
+
+/// Which of the adapters has a full copy of the layer, and the copy.
+fn owner_of_copy<'m>(
+    leaf: &'m dyn Layer,
+    adapters: &[(&'m str, f64)],
+) -> Option<(&'m str, &'m [CopiedParameter])> {
+    let stack = leaf.stack()?;
+    adapters.iter().find_map(|(name, _)| Some((*name, stack.slot(name)?.copy()?)))
 }
 
 /// The plan for the layers of the adapters and no others: a name in one config may be the end of another's path.
@@ -52,7 +63,11 @@ fn plan_sum<M: Injectable + ?Sized>(
 }
 
 /// Refuses adapters that are unknown, weights that are not numbers, and copies of one module that exclude each other.
-fn check_parts<M: Injectable + ?Sized>(model: &M, adapters: &[(&str, f64)]) -> Result<()> {
+fn check_parts<M: Injectable + ?Sized>(
+    model: &M,
+    adapters: &[(&str, f64)],
+    options: &CombineOptions,
+) -> Result<()> {
     let all = leaves(model);
     let names: Vec<&str> = adapters.iter().map(|(name, _)| *name).collect();
     check_known(&all, &names)?;
@@ -68,6 +83,16 @@ fn check_parts<M: Injectable + ?Sized>(model: &M, adapters: &[(&str, f64)]) -> R
         let owners: Vec<String> = names.iter().filter(owns_copy).map(|name| (*name).to_owned()).collect();
         if owners.len() > 1 {
             return Err(Error::CopiesCollide { path: path.clone(), adapters: owners });
+        }
+        if options.restarts {
+            continue;
+        }
+        let adapts = |name: &&&str| stack.slot(name).is_some_and(|slot| slot.adapter().is_some());
+        if let (Some(owner), Some(name)) = (owners.first(), names.iter().find(adapts)) {
+            let reason =
+                format!("it adapts `{path}`, of which `{owner}` has a full copy: a sum has only one of them");
+            let adapter = (*name).to_owned();
+            return Err(Error::Unsupported { operation: "combine", adapter, reason });
         }
     }
     Ok(())

@@ -146,6 +146,12 @@ impl<M> AdapterConfig<M> {
         self
     }
 
+    /// The config with full copies of the same modules as `other`.
+    pub(super) fn copying_as(mut self, other: Self) -> Self {
+        self.modules.modules_to_save = other.modules.modules_to_save;
+        self
+    }
+
     /// The config of a combination of adapters with these configs, which selects the modules of all of them: those at
     /// `paths`.
     pub fn for_combination<'a>(

@@ -7,9 +7,9 @@ use super::adapter_config::AdapterConfig;
 use super::settings::Method;
 use crate::adapter::{
     Adapter, AdapterMethod, Built, Combination, Combined, Geometry, KeyedShapes, LayerSettings, LayerShapes,
-    PlainLora, Selection, Site, TensorSource,
+    PlainLora, Selection, Site, TensorSource, TiedMethod,
 };
-use crate::config::{Bias, CommonFields};
+use crate::config::{Bias, CombineOptions, CommonFields};
 use crate::declared::Declared;
 use crate::error::{Fault, Result};
 use crate::path::ModulePath;
@@ -74,7 +74,16 @@ impl<M: Method> AdapterMethod for AdapterConfig<M> {
         let mut resolved = self.clone();
         resolved.modules.targets = Some(targets);
         resolved.settings.set_transposed(transposed);
-        Arc::new(resolved)
+        Arc::new(M::resolved(resolved))
+    }
+
+    fn tied(&self, embedding: &ModulePath, head: &ModulePath) -> Result<Option<TiedMethod>, Fault> {
+        let tied = M::tied(self, embedding, head)?;
+        Ok(tied.map(|(config, shared)| -> TiedMethod { (Arc::new(config), shared) }))
+    }
+
+    fn shortens_targets(&self) -> bool {
+        M::SHORTENS_TARGETS
     }
 
     fn with_declared(&self, declared: &Declared, model_type: Option<&str>) -> Option<Arc<dyn AdapterMethod>> {
@@ -136,8 +145,8 @@ impl<M: Method> AdapterMethod for AdapterConfig<M> {
         M::geometry(self, shapes, weight, transposed)
     }
 
-    fn restarts_from_base(&self, key: &str) -> Option<&'static str> {
-        M::restarts_from_base(key)
+    fn restarts_from_base(&self, key: &str, options: &CombineOptions) -> Option<&'static str> {
+        M::restarts_from_base(key, options)
     }
 
     fn without_model(&self, layers: &BTreeMap<&str, Vec<&str>>) -> Arc<dyn AdapterMethod> {

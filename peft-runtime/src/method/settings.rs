@@ -12,9 +12,9 @@ use serde_json::Value;
 use super::adapter_config::AdapterConfig;
 use crate::adapter::{
     Adapter, AdapterMethod, Built, Combination, Combined, Geometry, KeyedShapes, LayerSettings, LayerShapes,
-    PlainLora, Selection, Site, TensorSource,
+    PlainLora, Selection, Shared, Site, TensorSource,
 };
-use crate::config::{Bias, ModuleFields};
+use crate::config::{Bias, CombineOptions, ModuleFields};
 use crate::declared::Declared;
 use crate::error::{Error, Fault, Result};
 use crate::path::ModulePath;
@@ -46,6 +46,10 @@ pub trait Method: Any + Clone + Debug + PartialEq + Send + Serialize + Deseriali
 
     /// Whether the adapters have a scaling, which a weight can be multiplied into.
     const HAS_SCALING: bool = false;
+
+    /// Whether a long list of targets is saved as the ends of their paths, as PEFT does where nothing else in the file repeats
+    /// the names.
+    const SHORTENS_TARGETS: bool = true;
 
     /// Fields of PEFT's file that are not implemented, each with the value it has when it is off. A file in which one is on
     /// is refused.
@@ -126,6 +130,25 @@ pub trait Method: Any + Clone + Debug + PartialEq + Send + Serialize + Deseriali
         selection
     }
 
+    /// The config with the targets that were found, as it is kept and saved.
+    fn resolved(config: AdapterConfig<Self>) -> AdapterConfig<Self> {
+        config
+    }
+
+    /// The config with the embedding where it names one of two layers that have one weight, and what the output layer gets from
+    /// the embedding; `None` if it names neither.
+    ///
+    /// # Errors
+    /// Why the two cannot share what they get.
+    fn tied(
+        config: &AdapterConfig<Self>,
+        embedding: &ModulePath,
+        head: &ModulePath,
+    ) -> Result<Option<(AdapterConfig<Self>, Shared)>, Fault> {
+        let _ = (config, embedding, head);
+        Ok(None)
+    }
+
     /// Notes whether the adapted linear layers store their weights transposed, if files say so.
     fn set_transposed(&mut self, transposed: bool) {
         let _ = transposed;
@@ -181,9 +204,10 @@ pub trait Method: Any + Clone + Debug + PartialEq + Send + Serialize + Deseriali
         Err(Error::Unsupported { operation: "combine", adapter, reason })
     }
 
-    /// What of a combination starts again from the base model's weight, in words, if the tensor with this end of a key does.
-    fn restarts_from_base(key: &str) -> Option<&'static str> {
-        let _ = key;
+    /// What of a combination with these options starts again from the base model's weight, in words, if the tensor with this
+    /// end of a key does.
+    fn restarts_from_base(key: &str, options: &CombineOptions) -> Option<&'static str> {
+        let _ = (key, options);
         None
     }
 

@@ -28,6 +28,11 @@ fn next_tokens(labels: &Tensor) -> Result<Tensor> {
     if length < 2 {
         bail!("labels of shape {:?} hold no next token", labels.dims())
     }
+    let next = labels.narrow(1, 1, length - 1)?;
+    if nn::count_targets(&next, IGNORED)? == 0 {
+        let count = next.elem_count();
+        bail!("no target counts: all {count} labels of next tokens are {IGNORED}, which is ignored")
+    }
     let labels = labels.to_dtype(DType::I64)?;
     let end = Tensor::full(IGNORED, (batch, 1), labels.device())?;
     Tensor::cat(&[labels.narrow(1, 1, length - 1)?, end], 1)?.flatten_all()
@@ -46,5 +51,9 @@ mod tests {
         let labels = Tensor::new(&[[1u32, 2]], &Device::Cpu).unwrap();
         assert_eq!(next_tokens(&labels).unwrap().to_vec1::<i64>().unwrap(), [2, -100]);
         assert!(next_tokens(&Tensor::new(&[[1u32]], &Device::Cpu).unwrap()).is_err());
+        // The first label of a row is nobody's next token.
+        let masked = Tensor::new(&[[1i64, -100, -100], [4, -100, -100]], &Device::Cpu).unwrap();
+        let text = next_tokens(&masked).unwrap_err().to_string();
+        assert!(text.contains("no target counts: all 4 labels"), "{text}");
     }
 }

@@ -37,7 +37,7 @@ use crate::layer::Adapted;
 pub use crate::layer::{AnyLinear, Dropout, PaddedEmbedding, QuantizedLinear, TransposedLinear, Weight};
 pub use crate::ops::attention::rotated::rotary_attention;
 pub use crate::ops::attention::{AttentionOptions, attention};
-pub use crate::ops::cross_entropy::{cross_entropy, linear_cross_entropy};
+pub use crate::ops::cross_entropy::{count_targets, cross_entropy, linear_cross_entropy};
 pub use crate::ops::dropout::DropoutMask;
 pub use crate::ops::gated::{geglu, gelu, gelu_erf, swiglu};
 pub use crate::ops::linear::linear as linear_forward;

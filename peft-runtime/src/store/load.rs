@@ -1,5 +1,6 @@
 //! `load_adapter`: loads an adapter from a folder, whole or not at all.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use super::adapter_files::holds_adapter;
@@ -46,6 +47,18 @@ pub struct LoadReport {
     pub injection: InjectionReport,
     /// Parameters of the base model that the file holds too (resized embeddings, for example); they are replaced.
     pub base_parameters: Vec<String>,
+}
+
+/// The folder, what was injected, where that is attached and where it acts: a line each.
+impl fmt::Display for LoadReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { folder, injection, base_parameters } = self;
+        writeln!(f, "loaded from `{}`", folder.display())?;
+        if !base_parameters.is_empty() {
+            writeln!(f, "parameters of the base model that were replaced: {}", base_parameters.join(", "))?;
+        }
+        write!(f, "{injection}")
+    }
 }
 
 /// An adapter from a folder as it will be on the model: every step that can fail is done.

@@ -12,7 +12,7 @@ use crate::adapter::{Adapter, AdapterMethod, AdapterTensor, StoredTensor};
 use crate::config::Bias;
 use crate::error::{Error, Result, ShapeMismatch, TensorReport};
 use crate::inject::{
-    COPIED_BIAS, InjectionReport, Origin, commit, exactly_targeted, make_from_memory, plan, stored_paths,
+    CopiedBias, InjectionReport, Origin, commit, exactly_targeted, make_from_memory, plan, stored_paths,
 };
 use crate::layer::{Content, Layer, Slot};
 use crate::manage::{check_known, check_not_merged, method_of};
@@ -27,11 +27,13 @@ struct Entry {
     var: Var,
     /// The adapter it belongs to, and its key there, if it is not one of the layer's own parameters.
     owner: Option<(Arc<dyn Adapter>, &'static str)>,
+    /// Whether it repeats the values of another layer's, which are set there.
+    repeats: bool,
 }
 
 impl Entry {
     fn parameter(key: String, var: Var) -> Self {
-        Self { key, var, owner: None }
+        Self { key, var, owner: None, repeats: false }
     }
 
     /// Calls `f` with the adapter that owns the tensor and with the tensor, if there is such an adapter.
@@ -62,7 +64,7 @@ fn entries<M: Injectable + ?Sized>(model: &M, name: &str) -> Result<Vec<Entry>> 
     let leaves = leaves(model);
     check_known(&leaves, &[name])?;
     let slots = || leaves.iter().filter_map(|(_, leaf)| leaf.stack()?.slot(name));
-    let bias = slots().map(|slot| slot.method.bias()).next().unwrap_or_default();
+    let method = slots().map(|slot| &slot.method).next();
     let parameters = leaves.iter().filter(|(_, layer)| {
         layer.kind().family == Family::Parameter
             && layer.stack().is_some_and(|stack| stack.slot(name).is_some())
@@ -73,7 +75,9 @@ fn entries<M: Injectable + ?Sized>(model: &M, name: &str) -> Result<Vec<Entry>> 
         let slot = leaf.stack().and_then(|stack| stack.slot(name));
         let stored_path = stored_paths.get(path).unwrap_or(path);
         entries.extend(slot.into_iter().flat_map(|slot| slot_entries(stored_path, slot)));
-        entries.extend(bias_entries(path, *leaf, slot, bias));
+        entries.extend(
+            method.into_iter().flat_map(|method| bias_entries(path, *leaf, slot, method.as_ref(), name)),
+        );
     }
     Ok(entries)
 }
@@ -88,6 +92,7 @@ fn slot_entries(path: &ModulePath, slot: &Slot) -> Vec<Entry> {
                     key: path.parameter(tensor.key),
                     var: tensor.var.clone(),
                     owner: owner(tensor.key),
+                    repeats: !tensor.trainable,
                 })
                 .collect()
         }
@@ -98,22 +103,30 @@ fn slot_entries(path: &ModulePath, slot: &Slot) -> Vec<Entry> {
     }
 }
 
-/// The base layer's own bias, if it trains together with the adapter; where the adapter has a copy of the layer, PEFT
-/// stores the copy's bias a second time.
-fn bias_entries(path: &ModulePath, leaf: &dyn Layer, slot: Option<&Slot>, bias: Bias) -> Vec<Entry> {
-    let name = match (bias, slot) {
-        (Bias::None, _) => return Vec::new(),
-        (_, Some(slot)) if slot.adapter().is_some() => "base_layer.bias",
-        (Bias::LoraOnly, _) => return Vec::new(),
-        (Bias::All, Some(_)) => "original_module.bias",
-        (Bias::All, None) => "bias",
+/// The base layer's own bias, if it trains together with the adapter; where the adapter has a copy of the layer, PEFT stores
+/// the copy's bias a second time.
+fn bias_entries(
+    path: &ModulePath,
+    leaf: &dyn Layer,
+    slot: Option<&Slot>,
+    method: &dyn AdapterMethod,
+    adapter: &str,
+) -> Vec<Entry> {
+    let copied = slot.and_then(Slot::copy).map(|copies| (copies, CopiedBias::of(&method.selection(), path)));
+    let key = match (method.bias(), slot, &copied) {
+        (Bias::None, ..) => return Vec::new(),
+        (_, Some(slot), None) if slot.adapter().is_some() => path.parameter("base_layer.bias"),
+        (Bias::LoraOnly, ..) => return Vec::new(),
+        (Bias::All, _, Some((_, copied))) => copied.own(),
+        (Bias::All, _, None) => path.parameter("bias"),
     };
     let own = leaf.parameters().into_iter().find(|(name, _)| *name == "bias");
     let own = own.and_then(|(_, own)| Var::from_tensor(own).ok());
-    let copy = slot.and_then(Slot::copy).and_then(|copies| copies.iter().find(|copy| copy.name == "bias"));
-    let own = own.map(|var| Entry::parameter(path.parameter(name), var));
-    let copy = copy.map(|copy| Entry::parameter(path.parameter(COPIED_BIAS), copy.var.clone()));
-    own.into_iter().chain(copy).collect()
+    let second = copied.and_then(|(copies, copied)| {
+        let copy = copies.iter().find(|copy| copy.name == "bias")?;
+        Some(Entry::parameter(copied.second(adapter), copy.var.clone()))
+    });
+    own.map(|var| Entry::parameter(key, var)).into_iter().chain(second).collect()
 }
 
 /// The adapter's tensors under their file keys; they are copies, which later training does not change.
@@ -170,6 +183,9 @@ pub(crate) fn load_adapter_state_dict<M: Injectable + ?Sized>(
             report.missing.push(entry.key.clone());
             continue;
         };
+        if entry.repeats {
+            continue;
+        }
         match entry.unstored(tensor)? {
             Some(tensor) => {
                 let value = tensor.detach().to_dtype(entry.var.dtype())?.to_device(entry.var.device())?;

@@ -17,7 +17,7 @@ from .adapters import CONFIG, WEIGHTS
 from .models import CUSTOM, TRANSFORMERS
 
 #: How much space the cases may take on a disk that stores files and folders in blocks.
-SIZE_LIMIT = 17_000 * 1024
+SIZE_LIMIT = 19_000 * 1024
 BLOCK = 4096
 CASE_MINIMUM = 150
 

@@ -41,7 +41,8 @@ def gradients(peft: PeftModel, name: str, inputs: dict[str, Tensor]) -> dict[str
 def train(peft: PeftModel, name: str, inputs: dict[str, Tensor], step: dict) -> dict[str, Tensor]:
     """Train the adapter in eval mode; the result holds each tensor after the last step, and the losses."""
     tensors = adapter_tensors(peft, name)
-    optimizer = make_optimizer(list(tensors.values()), step)
+    # A copy that two layers share is one parameter under two keys.
+    optimizer = make_optimizer(list({id(tensor): tensor for tensor in tensors.values()}.values()), step)
     tuner = peft.base_model
     losses = []
     for index in range(step["steps"]):

@@ -5,7 +5,7 @@ from importlib import import_module
 from oracle.spec import Case
 
 THEMES = ("lora", "options", "select", "conv", "dora", "inits", "adalora", "ia3", "loha", "lokr", "weighted", "mixed",
-          "language", "sequences", "fails", "fails_files")
+          "language", "sequences", "tying", "found", "fails", "fails_files")
 
 
 def all_cases() -> list[Case]:

@@ -80,9 +80,10 @@ impl<M: CaseModel> Session<'_, M> {
                 }
                 let parts = adapters.iter().map(String::as_str).zip(weights.iter().copied());
                 let options = describe_error(combine_options(step))?;
-                describe_error(
-                    self.model.add_weighted_adapter(&parts.collect::<Vec<_>>(), name, &options).map(|_| ()),
-                )
+                let parts: Vec<(&str, f64)> = parts.collect();
+                describe_error(self.model.add_weighted_adapter(&parts, name, &options).map(|_| ()))?;
+                // Once active, it trains like any other.
+                describe_error(self.model.set_trainable(name, true))
             }
             Step::Scale { adapter, factor } => describe_error(self.model.scale_adapter(adapter, *factor)),
             Step::Delete { adapter } => describe_error(self.model.delete_adapter(adapter)),
@@ -114,10 +115,11 @@ impl<M: CaseModel> Session<'_, M> {
 
 /// The options of a `weighted` step.
 fn combine_options(step: &Step) -> peft_runtime::Result<CombineOptions> {
-    let mut options = CombineOptions::default();
+    // PEFT lets start again what it does not combine.
+    let mut options = CombineOptions::default().with_restarts(true);
     if let Step::Weighted { combination_type, density, majority_sign_method, svd_rank, .. } = step {
         if let Some(name) = combination_type {
-            options = CombineOptions::new(name.parse()?);
+            options = CombineOptions::new(name.parse()?).with_restarts(true);
         }
         if let Some(density) = density {
             options = options.with_density(*density);

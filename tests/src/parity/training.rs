@@ -37,17 +37,28 @@ impl<M: CaseModel> Session<'_, M> {
             };
             found.insert(file_key(&name, &adapter), grad);
         }
-        // PEFT stores the bias of a copied layer under a second key, where biases train.
-        for key in describe_error(self.model.adapter_state_dict(&adapter))?.into_keys() {
-            let first = key.replace(".modules_to_save.bias", ".bias");
-            if let Some(grad) = found.get(&first).filter(|_| first != key) {
-                found.insert(key, grad.clone());
-            }
-        }
+        let found = self.with_second_keys(&adapter, found)?;
         self.compare_all(expect, &found)
     }
 
-    /// Steps of the optimiser on `mean((output − target)²)`; compares the adapter and the losses after the last.
+    /// What trains, also under the second keys that PEFT has for the biases of copied layers where biases train.
+    fn with_second_keys(
+        &self,
+        adapter: &str,
+        mut found: BTreeMap<String, Tensor>,
+    ) -> Result<BTreeMap<String, Tensor>, String> {
+        for key in describe_error(self.model.adapter_state_dict(adapter))?.into_keys() {
+            let Some((module, rest)) = key.split_once(".modules_to_save.") else { continue };
+            // In a module that is copied, the adapter's name comes first.
+            let layer = rest.split_once('.').map_or(rest, |(_, layer)| layer);
+            if let Some(tensor) = found.get(&format!("{module}.{layer}")).cloned() {
+                found.insert(key, tensor);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Steps of the optimiser on `mean((output − target)²)`; compares what trains and the losses after the last.
     pub(super) fn train(
         &mut self,
         optimizer: Optimizer,
@@ -59,11 +70,17 @@ impl<M: CaseModel> Session<'_, M> {
         let adapter = self.active()?;
         let losses = describe_error(self.descend(&adapter, optimizer, lr, weight_decay, steps))?;
         let losses = Tensor::new(losses, &candle_core::Device::Cpu).map_err(|error| error.to_string())?;
-        let mut found = describe_error(self.model.adapter_state_dict(&adapter))?;
-        // The weight of an embedding, which is also in the file, does not train.
-        found.retain(|key, _| !key.ends_with(".base_layer.weight"));
-        // AdaLoRA's tensors at full rank, which files do not hold.
-        found.extend(self.parameters(&adapter));
+        // What trains and nothing else that a file holds; AdaLoRA's tensors at full rank.
+        let mut found = self.with_second_keys(&adapter, self.parameters(&adapter))?;
+        let config = describe_error(self.model.adapter_config(&adapter))?;
+        if config.downcast_ref::<LoraConfig>().is_some_and(LoraConfig::weight_tying) {
+            // What two layers share trains under both names.
+            for (key, tensor) in describe_error(self.model.adapter_state_dict(&adapter))? {
+                if !key.ends_with(".base_layer.weight") {
+                    found.entry(key).or_insert(tensor);
+                }
+            }
+        }
         found.insert("loss".to_owned(), losses);
         self.compare_all(expect, &found)
     }

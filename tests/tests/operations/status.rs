@@ -89,6 +89,72 @@ fn the_status_follows_what_is_disabled_frozen_and_merged() {
 }
 
 #[test]
+fn what_is_attached_and_what_acts_are_said_apart() {
+    let acting = |model: &Model| -> Vec<String> {
+        let layers = model.layer_status().into_iter();
+        layers.map(|layer| format!("{}: {}", layer.name, layer.acting_adapters.join(" "))).collect()
+    };
+    let mut model = model();
+    assert_eq!(acting(&model), ["block.out: ", "norm: a", "head: a"], "`b` is attached and waits");
+    model.set_adapters(&["a", "b"]).unwrap();
+    assert_eq!(acting(&model), ["block.out: b", "norm: a", "head: a"]);
+    model.disable_adapters();
+    assert_eq!(acting(&model), ["block.out: ", "norm: ", "head: "]);
+    model.enable_adapters();
+    model.add(&LoraConfig::new(1, 1.0).with_targets(["head"]), "c");
+    model.merge_adapters(&MergeOptions::adapters(["c"])).unwrap();
+    assert_eq!(acting(&model), ["block.out: b", "norm: a", "head: c"], "what is merged hides what is not");
+}
+
+#[test]
+fn a_report_says_where_an_adapter_is_attached_and_where_it_acts() {
+    let config = LoraConfig::new(2, 4.0).with_targets(["head"]).with_modules_to_save(["norm"]);
+    let mut model = Model::new();
+    let first = model.inject_adapter(&config, "a").unwrap();
+    assert_eq!(first.attached().map(ToString::to_string).collect::<Vec<_>>(), ["head", "norm"]);
+    assert_eq!(first.acting.iter().map(ToString::to_string).collect::<Vec<_>>(), ["norm", "head"]);
+    let folder = tempfile::tempdir().unwrap();
+    model.save_pretrained(folder.path(), "a").unwrap();
+    let saved = folder.path().join("a");
+    let second = model.load_adapter(&saved, "b").unwrap();
+    let text = second.to_string();
+    let lines: Vec<&str> = text.lines().collect();
+    assert!(lines[0].starts_with("loaded from"), "{text}");
+    assert_eq!(lines[2], "attached to 2 layers: head, norm");
+    assert_eq!(lines[3], "acting on no layer: it is not active; `set_adapter` activates it");
+    assert!(second.injection.acting.is_empty() && !second.injection.active);
+    model.disable_adapters();
+    model.set_adapter("b").unwrap();
+    let swapped = model.hotswap_adapter(&saved, "b").unwrap();
+    assert!(
+        swapped.to_string().ends_with("adapters are disabled; `enable_adapters` enables them"),
+        "{swapped}"
+    );
+    model.enable_adapters();
+    model.add(&LoraConfig::new(1, 1.0).with_targets(["head"]), "c");
+    model.merge_adapters(&MergeOptions::adapters(["c"])).unwrap();
+    let text = model.hotswap_adapter(&saved, "b").unwrap().to_string();
+    assert!(
+        text.ends_with("acting on 1 layer: norm; on the others other adapters are merged there"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_new_adapter_finds_nothing_merged_and_layers_that_agree() {
+    let on = |targets: &[&str]| LoraConfig::new(1, 1.0).with_targets(targets);
+    let mut model = Model::new().with(&on(&["out", "head"]), "m");
+    model.add(&on(&["out"]), "b");
+    model.add(&on(&["head"]), "c");
+    model.delete_adapter("m").unwrap();
+    model.merge_adapters(&MergeOptions::adapters(["c"])).unwrap();
+    model.add(&on(&["head"]), "d");
+    let status = model.model_status().unwrap();
+    assert_eq!(status.active_adapters, Uniform::Everywhere(vec!["b".to_owned()]));
+    assert_eq!(status.merged_adapters, Uniform::Everywhere(Vec::new()));
+}
+
+#[test]
 fn an_adapter_with_a_copy_is_never_merged_everywhere_as_in_peft() {
     let mut model = model();
     model.merge_adapters(&MergeOptions::active()).unwrap();

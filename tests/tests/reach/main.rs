@@ -4,6 +4,7 @@ mod parameters;
 mod replication;
 mod token_model;
 mod tokens;
+mod tying;
 
 use peft_runtime::adapter::AdapterMethod;
 use peft_runtime::prelude::*;

@@ -1,7 +1,9 @@
-//! Training: optimisers, checkpoints of a run, losses that are not finite, the gradient audit, gradient checkpointing.
+//! Training: optimisers, checkpoints of a run, losses that are not finite or of no target, the gradient audit, gradient
+//! checkpointing.
 
 mod audit;
 mod gradient_checkpointing;
+mod no_targets;
 mod not_finite;
 mod optimisers;
 mod runs;

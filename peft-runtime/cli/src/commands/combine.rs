@@ -47,6 +47,7 @@ pub fn run(arguments: &CombineArguments) -> Result<(), Failure> {
 fn options(arguments: &CombineArguments) -> CombineOptions {
     let mut options = CombineOptions::new(arguments.combination)
         .with_majority_sign(arguments.majority_sign)
+        .with_restarts(arguments.restart)
         .with_seed(arguments.seed);
     if let Some(rank) = arguments.svd_rank {
         options = options.with_svd_rank(rank);

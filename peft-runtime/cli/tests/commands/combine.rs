@@ -57,13 +57,16 @@ fn combinations_that_start_from_the_base_model_need_it() {
     let arguments =
         ["combine", text(first.path()), text(second.path()), "--type", "linear", "-o", text(folder.path())];
     let error = error_of(&arguments, 1);
+    assert!(error.contains("DoRA gives the weight a trained magnitude"), "{error}");
+    let arguments = [&arguments[..], &["--restart"]].concat();
+    let error = error_of(&arguments, 1);
     assert!(error.contains("base model") && error.contains("help: "), "{error}");
     output_of(&[&arguments[..], &["--base", text(base.path())]].concat());
     model
         .add_weighted_adapter(
             &[("first", 1.0), ("second", 1.0)],
             "sum",
-            &CombineOptions::new(CombinationType::Linear),
+            &CombineOptions::new(CombinationType::Linear).with_restarts(true),
         )
         .unwrap();
     let found = StoredAdapter::open(folder.path()).unwrap().tensors(&Device::Cpu).unwrap();
@@ -78,6 +81,28 @@ fn combinations_that_start_from_the_base_model_need_it() {
     }
     let error = error_of(&arguments, 1);
     assert!(error.contains("--force"), "{error}");
+}
+
+#[test]
+fn full_copies_and_biases_need_no_base_model() {
+    let mut model = Model::random(DType::F32);
+    let copying = lora().with_targets(["q_proj"]).with_modules_to_save(["lm_head"]);
+    let first = model.adapter(&lora().with_targets(["q_proj"]).with_lora_bias(true), "first");
+    let second = model.adapter(&copying, "second");
+    let folder = tempfile::tempdir().unwrap();
+    let paths = [text(first.path()), text(second.path())];
+    output_of(&[&["combine"], &paths[..], &["--type", "cat", "-o", text(folder.path())]].concat());
+    let options = CombineOptions::new(CombinationType::Cat);
+    model.add_weighted_adapter(&[("first", 1.0), ("second", 1.0)], "sum", &options).unwrap();
+    let found = StoredAdapter::open(folder.path()).unwrap().tensors(&Device::Cpu).unwrap();
+    assert_same(&found, &model.adapter_state_dict("sum").unwrap(), 1e-5);
+    let copy = "base_model.model.lm_head.weight";
+    assert_same(
+        &BTreeMap::from([(copy.to_owned(), found[copy].clone())]),
+        &BTreeMap::from([(copy.to_owned(), model.adapter_state_dict("second").unwrap()[copy].clone())]),
+        0.0,
+    );
+    assert!(found.keys().any(|key| key.ends_with("lora_B.bias")));
 }
 
 #[test]

@@ -68,6 +68,9 @@ impl Planner<'_> {
             self.unmatched += 1;
             return false;
         }
+        if self.tie.as_ref().is_some_and(|tie| tie.adapts(path)) {
+            return false;
+        }
         match self.selector.decide(path.as_str(), family) {
             Ok(Decision::Target) => return true,
             Ok(Decision::Excluded) => self.excluded += 1,

@@ -8,6 +8,7 @@ mod parameters;
 mod planner;
 mod replication;
 mod tokens;
+mod tying;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -23,6 +24,7 @@ use crate::path::ModulePath;
 use crate::select::{LayerFilter, Selector, TargetModules, proper_suffixes};
 use declarations::Declarations;
 use planner::Planner;
+use tying::Tie;
 
 pub(crate) use parameters::stored_paths;
 
@@ -54,6 +56,11 @@ fn plan_items(
     let completed = method.with_declared(model.declared, model.model_type);
     let method = completed.as_deref().unwrap_or(method);
     let mut faults: Vec<Fault> = name_fault(adapter).into_iter().collect();
+    let tied = Tie::find(items, &model, method, origin).unwrap_or_else(|fault| {
+        faults.push(fault);
+        None
+    });
+    let method = tied.as_ref().map_or(method, |(method, _)| method.as_ref());
     let replaced = (origin == Origin::Swap).then_some(adapter);
     faults.extend(conflicts(items, method, adapter, replaced));
     faults.extend(method.faults().into_iter().map(|(field, reason)| Fault::Config { field, reason }));
@@ -82,8 +89,10 @@ fn plan_items(
     };
     let head = model.head(items, method.common().task_type.as_deref());
     let mut planner = Planner::new(method, origin, items, targets, selector, head, faults);
+    planner.tie = tied.as_ref().map(|(_, tie)| tie.clone());
     planner.choose_layers();
     planner.choose_copies(selection.modules_to_save);
+    planner.choose_tied();
     if let Some(tokens) = selection.tokens {
         planner.choose_tokens(tokens, model.declared.input_embedding, model.declared.output_embedding);
     }

@@ -63,7 +63,11 @@ impl Planner<'_> {
             TargetModules::AllLinear => {
                 let paths = self.items.iter().filter_map(Item::path);
                 let (adapted, others): (Vec<_>, Vec<_>) = paths.partition(|path| self.is_adapted(path));
-                TargetModules::Names(shortest_names(&adapted, &others))
+                let full = || adapted.iter().map(|path| path.as_str().to_owned()).collect();
+                TargetModules::Names(match self.method.shortens_targets() {
+                    true => shortest_names(&adapted, &others),
+                    false => full(),
+                })
             }
             targets => targets.clone(),
         }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::tying::Tie;
 use crate::adapter::AdapterMethod;
 use crate::config::Bias;
 use crate::error::Fault;
@@ -20,6 +21,8 @@ pub(super) struct Planner<'a> {
     pub(super) targets: &'a TargetModules,
     /// The layer that `all-linear` leaves out.
     pub(super) head: Option<ModulePath>,
+    /// The output layer that gets what the embedding gets.
+    pub(super) tie: Option<Tie>,
     pub(super) selector: Selector,
     pub(super) faults: Vec<Fault>,
     /// What layers get.
@@ -47,6 +50,7 @@ impl<'a> Planner<'a> {
             items,
             targets,
             head,
+            tie: None,
             selector,
             faults,
             contents: BTreeMap::new(),

@@ -29,6 +29,7 @@ impl Planner<'_> {
                 lists.iter().map(|(name, tokens)| (name.as_str(), tokens)).collect()
             }
         };
+        let mut named = Vec::new();
         for (name, tokens) in by_name {
             let found: Vec<_> = self.carriers().filter(|(path, _)| path.as_str().ends_with(name)).collect();
             if found.is_empty() && self.refuse_plain_table(name) {
@@ -39,8 +40,24 @@ impl Planner<'_> {
                 let nearest = nearest_names(name, names);
                 self.faults.push(Fault::UnmatchedTarget { target: name.to_owned(), nearest });
             }
-            for (path, layer) in found {
-                self.choose_token_layer(path, layer, tokens, output);
+            named.extend(found.into_iter().map(|(path, layer)| NamedRows { path, layer, tokens }));
+        }
+        for (number, rows) in named.iter().enumerate() {
+            let is_output = output.is_some_and(|name| rows.path.ends_with(name));
+            let owner = named[..number].iter().chain(&named[number + 1..]).find(|other| {
+                is_output && has_rows(other.layer) && storage(other.layer) == storage(rows.layer)
+            });
+            match owner {
+                // Both have the rows of the embedding.
+                Some(owner) if owner.tokens == rows.tokens => {}
+                Some(owner) if self.method.selection().ties => {
+                    let reason = format!(
+                        "it has other tokens than `{}`, whose weight it has; `ensure_weight_tying` wants the same",
+                        owner.path
+                    );
+                    self.faults.push(Fault::Tokens { path: rows.path.clone(), reason });
+                }
+                _ => self.choose_token_layer(rows, &named, output),
             }
         }
     }
@@ -60,15 +77,10 @@ impl Planner<'_> {
         true
     }
 
-    fn choose_token_layer(
-        &mut self,
-        path: &ModulePath,
-        layer: &dyn Layer,
-        tokens: &[u32],
-        output: Option<&str>,
-    ) {
+    fn choose_token_layer(&mut self, rows: &NamedRows<'_>, named: &[NamedRows<'_>], output: Option<&str>) {
+        let NamedRows { path, layer, tokens } = *rows;
         let wrong = |reason: String| Fault::Tokens { path: path.clone(), reason };
-        let rows = match layer.geometry() {
+        let count = match layer.geometry() {
             Geometry::Embedding { vocabulary, .. } => vocabulary,
             Geometry::Linear { out_features, transposed: false, .. } => out_features,
             _ => {
@@ -76,20 +88,36 @@ impl Planner<'_> {
                 return;
             }
         };
-        if let Some(token) = tokens.iter().find(|token| **token as usize >= rows) {
-            self.faults.push(wrong(format!("there is no token {token}: the layer has {rows} rows")));
+        if let Some(token) = tokens.iter().find(|token| **token as usize >= count) {
+            self.faults.push(wrong(format!("there is no token {token}: the layer has {count} rows")));
         }
         if self.contents.contains_key(path) {
             self.faults.push(wrong("it is a target or one of `modules_to_save` as well".to_owned()));
         }
-        self.contents.insert(path.clone(), PlannedContent::Tokens(tokens.to_vec()));
-        let weight = layer.parameters().first().map(|(_, weight)| storage_address(weight));
-        let tied = self.carriers().find(|(other, layer)| {
-            let same = layer.parameters().first().map(|(_, weight)| storage_address(weight)) == weight;
-            *other != path && same && weight.is_some() && output.is_some_and(|name| other.ends_with(name))
+        self.contents.insert(path.clone(), PlannedContent::Tokens(tokens.clone()));
+        let is_named = |other: &ModulePath| named.iter().any(|rows| rows.path == other);
+        let tied = self.carriers().find(|(other, other_layer)| {
+            let same = storage(layer).is_some() && storage(*other_layer) == storage(layer);
+            *other != path && same && !is_named(other) && output.is_some_and(|name| other.ends_with(name))
         });
         if let Some((other, _)) = tied.filter(|(other, _)| !self.contents.contains_key(*other)) {
             self.contents.insert(other.clone(), PlannedContent::TiedTokens(path.clone()));
         }
     }
+}
+
+/// A layer of which rows train by name.
+struct NamedRows<'a> {
+    path: &'a ModulePath,
+    layer: &'a dyn Layer,
+    tokens: &'a Vec<u32>,
+}
+
+/// Where the layer's weight is in memory.
+fn storage(layer: &dyn Layer) -> Option<(usize, usize)> {
+    layer.parameters().first().map(|(_, weight)| storage_address(weight))
+}
+
+fn has_rows(layer: &dyn Layer) -> bool {
+    matches!(layer.geometry(), Geometry::Embedding { .. })
 }

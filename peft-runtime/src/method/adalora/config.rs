@@ -5,9 +5,7 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{
-    Bias, ConfigFault, as_number, finite_fault, large_rank_fault, probability_fault, truth, yes,
-};
+use crate::config::{Bias, TokenIndices, as_number, truth, yes};
 use crate::method::AdapterConfig;
 
 /// The config of an AdaLoRA adapter: `ΔW = α / rank · B·diag(E)·A`, with ranks that training takes away from layers
@@ -55,6 +53,8 @@ pub struct AdaLoraSettings {
     /// Which ranks of a layer are kept, by the name of its E.
     #[serde(default)]
     pub(super) rank_pattern: Option<BTreeMap<String, Vec<bool>>>,
+    #[serde(default)]
+    pub(super) trainable_token_indices: Option<TokenIndices>,
     #[serde(default)]
     pub(super) layer_replication: Option<Vec<(usize, usize)>>,
     #[serde(default)]
@@ -107,6 +107,7 @@ impl AdaLoraConfig {
             init: true,
             bias: Bias::None,
             rank_pattern: None,
+            trainable_token_indices: None,
             layer_replication: None,
             fan_in_fan_out: false,
         })
@@ -171,6 +172,13 @@ impl AdaLoraConfig {
         self
     }
 
+    /// Trains these rows of embeddings along: a list for the input embedding, or lists for embeddings by name.
+    #[must_use]
+    pub fn with_trainable_tokens(mut self, tokens: impl Into<TokenIndices>) -> Self {
+        self.settings.trainable_token_indices = Some(tokens.into());
+        self
+    }
+
     /// The initial rank of each layer.
     pub fn init_rank(&self) -> usize {
         self.settings.init_rank
@@ -231,6 +239,11 @@ impl AdaLoraConfig {
         self.settings.bias
     }
 
+    /// Which rows of embeddings train along.
+    pub fn trainable_tokens(&self) -> Option<&TokenIndices> {
+        self.settings.trainable_token_indices.as_ref()
+    }
+
     /// Whether the adapted linear layers store their weights as `[in, out]`.
     pub fn fan_in_fan_out(&self) -> bool {
         self.settings.fan_in_fan_out
@@ -254,38 +267,5 @@ impl AdaLoraConfig {
         let pattern: BTreeMap<String, Vec<bool>> = named.collect();
         let rank_pattern = (!pattern.is_empty()).then_some(pattern);
         self.with_settings(AdaLoraSettings { rank_pattern, ..self.settings.clone() })
-    }
-}
-
-impl AdaLoraSettings {
-    fn schedule_fault(&self) -> Option<ConfigFault> {
-        let total = self.total_steps.filter(|steps| *steps > 0);
-        let Some(total) = total else {
-            return Some(("total_step", "the number of training steps must be given and above 0".to_owned()));
-        };
-        if self.warm_up.saturating_add(self.final_phase) >= total {
-            let reason = format!(
-                "{} steps of warm-up and {} of the final phase (`tfinal`) leave none of the {total} in between",
-                self.warm_up, self.final_phase
-            );
-            return Some(("tinit", reason));
-        }
-        (self.interval == 0).then(|| ("deltaT", "there must be at least 1 step between two cuts".to_owned()))
-    }
-
-    /// Everything that is wrong with the values.
-    pub(super) fn faults(&self) -> Vec<ConfigFault> {
-        let mut faults: Vec<ConfigFault> = self.schedule_fault().into_iter().collect();
-        faults.extend(large_rank_fault("init_r", self.init_rank));
-        faults.extend(large_rank_fault("target_r", self.target_rank));
-        faults.extend(finite_fault("lora_alpha", self.alpha));
-        faults.extend(probability_fault("lora_dropout", self.dropout));
-        if !self.orthogonality_weight.is_finite() || self.orthogonality_weight < 0.0 {
-            faults.push((
-                "orth_reg_weight",
-                format!("the weight is {}; it must be at least 0", self.orthogonality_weight),
-            ));
-        }
-        faults
     }
 }

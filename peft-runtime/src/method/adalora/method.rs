@@ -16,7 +16,7 @@ use crate::adapter::{
 use crate::config::{Bias, ConfigFault};
 use crate::error::{Fault, Result, StateDictError};
 use crate::method::lora::{LoraConfig, LoraSettings, unimplemented_lora_fields};
-use crate::method::{FiltersBlocks, Method};
+use crate::method::{FiltersBlocks, Method, TrainableTokens};
 use crate::path::ModulePath;
 use crate::schema::LayerKind;
 use crate::select::TargetModules;
@@ -47,8 +47,8 @@ impl Method for AdaLoraSettings {
     fn unimplemented_fields() -> Vec<(&'static str, Value)> {
         let mut fields = unimplemented_lora_fields();
         fields.extend([
+            ("ensure_weight_tying", json!(false)),
             ("target_parameters", Value::Null),
-            ("trainable_token_indices", Value::Null),
             ("use_dora", json!(false)),
         ]);
         fields
@@ -71,7 +71,20 @@ impl Method for AdaLoraSettings {
 
     fn selection<'c>(config: &'c AdaLoraConfig, selection: Selection<'c>) -> Selection<'c> {
         let replication = config.settings.layer_replication.as_deref().unwrap_or_default();
-        Selection { replication, ..selection }
+        Selection { tokens: config.trainable_tokens(), replication, ..selection }
+    }
+
+    fn split_key(key: &str) -> Option<(&str, &str)> {
+        TrainableTokens::split_key(key, Self::KEY_PREFIX)
+    }
+
+    fn build_tokens(site: &Site<'_>, tokens: &[u32], source: &mut dyn TensorSource) -> Result<Built> {
+        TrainableTokens::build(site, tokens, source)
+    }
+
+    fn without_model(config: &AdaLoraConfig, layers: &BTreeMap<&str, Vec<&str>>) -> AdaLoraConfig {
+        let trainable_token_indices = TrainableTokens::by_name(config.trainable_tokens(), layers);
+        config.with_settings(AdaLoraSettings { trainable_token_indices, ..config.settings.clone() })
     }
 
     fn default_targets(model_type: &str) -> Option<TargetModules> {
@@ -131,7 +144,9 @@ impl Method for AdaLoraSettings {
         transposed: bool,
     ) -> Option<Geometry> {
         let shape = |key: &str| shapes.get(key).map(Vec::as_slice);
-        let (Some(&[_, fan_in]), Some(&[out_features, _])) = (shape(A), shape(B)) else { return None };
+        let (Some(&[_, fan_in]), Some(&[out_features, _])) = (shape(A), shape(B)) else {
+            return TrainableTokens::geometry(shapes, weight);
+        };
         Some(match weight {
             Some(&[out_channels, in_channels, ref kernel @ ..]) if !kernel.is_empty() => {
                 convolution_of(in_channels, out_channels, kernel, 1)

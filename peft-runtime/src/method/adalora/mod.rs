@@ -2,6 +2,7 @@
 
 mod config;
 mod default_targets;
+mod faults;
 mod method;
 pub(crate) mod training;
 

@@ -78,7 +78,34 @@ impl Ia3Config {
         let feedforward =
             configs.iter().map(|config| config.feedforward().cloned()).collect::<Option<Vec<_>>>();
         let settings = Ia3Settings { feedforward: feedforward.map(TargetModules::union), ..first };
-        Self::for_combination(configs, settings, paths)
+        Self::for_combination(configs, settings, paths).with_feedforward_among_targets()
+    }
+
+    /// The config of the layers at `paths`, each with whether its input is scaled.
+    pub(super) fn exactly(self, paths: &[(&ModulePath, bool)]) -> Self {
+        let feedforward = paths.iter().filter(|(_, is_feedforward)| *is_feedforward);
+        let feedforward: Vec<&str> = feedforward.map(|(path, _)| path.as_str()).collect();
+        let feedforward = match feedforward.as_slice() {
+            [] => TargetModules::names(Vec::<String>::new()),
+            some => TargetModules::exactly(some.iter().copied()),
+        };
+        self.for_modules(paths.iter().map(|(path, _)| path.as_str()), None).with_feedforward(feedforward)
+    }
+
+    /// The config with those of its targets as feed-forward layers that its feed-forward names mean: PEFT refuses names that
+    /// are none of the targets'.
+    pub(super) fn with_feedforward_among_targets(self) -> Self {
+        let (Some(TargetModules::Names(targets)), Some(TargetModules::Names(feedforward))) =
+            (self.targets(), self.feedforward())
+        else {
+            return self;
+        };
+        if feedforward.is_subset(targets) {
+            return self;
+        }
+        let meant = |target: &&String| feedforward.iter().any(|name| target.ends_with(name.as_str()));
+        let meant: Vec<String> = targets.iter().filter(meant).cloned().collect();
+        self.with_feedforward(TargetModules::names(meant))
     }
 
     /// Whether the layer's input is scaled: names match the end of the path as plain text, as in PEFT.

@@ -9,8 +9,8 @@ use super::config::{Ia3Config, Ia3Settings};
 use super::default_targets::default_targets;
 use super::{Ia3, KEY, shape};
 use crate::adapter::{
-    Built, Combination, Combined, Geometry, Init, LayerSettings, LayerShapes, Site, TensorSource,
-    convolution_of, linear_of,
+    Built, Combination, Combined, CombinedLayer, Geometry, Init, LayerSettings, LayerShapes, Site,
+    TensorSource, convolution_of, linear_of,
 };
 use crate::config::{ConfigFault, ModuleFields};
 use crate::declared::Declared;
@@ -25,6 +25,7 @@ impl Method for Ia3Settings {
     const PEFT_TYPE: &'static str = "IA3";
     const NAME: &'static str = "IA3";
     const KEY_PREFIX: &'static str = KEY;
+    const SHORTENS_TARGETS: bool = false;
 
     fn faults(config: &Ia3Config) -> Vec<ConfigFault> {
         config.feedforward_faults()
@@ -81,6 +82,10 @@ impl Method for Ia3Settings {
         Ok(Built::new(Arc::new(Ia3 { vector, feedforward, geometry: site.geometry.clone() })))
     }
 
+    fn resolved(config: AdapterConfig<Self>) -> AdapterConfig<Self> {
+        config.with_feedforward_among_targets()
+    }
+
     fn set_transposed(&mut self, transposed: bool) {
         self.fan_in_fan_out = transposed;
         // A file states explicitly that there are none.
@@ -112,8 +117,20 @@ impl Method for Ia3Settings {
             let sum = weighted_sum(&vectors, &weights).map_err(Error::on_layer(path))?;
             tensors.insert(path.parameter(KEY), sum);
         }
-        let paths = request.layers.iter().map(|layer| layer.site.path);
-        Ok(Combined { method: Arc::new(Ia3Config::combined(&configs, paths)), tensors })
+        let sides = sides(request);
+        let combined = Ia3Config::combined(&configs, sides.iter().map(|(path, _)| *path));
+        let agrees = |(path, side): &(&ModulePath, bool)| Ok(combined.is_feedforward(path)? == *side);
+        let agree = sides.iter().map(agrees).collect::<Result<Vec<_>, Fault>>();
+        // A name of one config may mean a layer of another, which scales its output.
+        let config = match agree {
+            Ok(agree) if !agree.contains(&false) => combined,
+            _ => combined.exactly(&sides),
+        };
+        let config = match configs.first().filter(|_| request.options.restarts) {
+            Some(first) => config.copying_as((*first).clone()),
+            None => config,
+        };
+        Ok(Combined { method: Arc::new(config), tensors })
     }
 
     fn check_plain_lora(_: &Ia3Config, _: bool) -> Result<(), String> {
@@ -128,6 +145,15 @@ impl Method for Ia3Settings {
     ) -> Option<Geometry> {
         scaled(shapes.get(KEY)?, weight, transposed)
     }
+}
+
+/// The layers of a combination, each with whether its input is scaled.
+fn sides<'r>(request: &'r Combination<'_>) -> Vec<(&'r ModulePath, bool)> {
+    let side = |layer: &'r CombinedLayer<'_>| {
+        let states = layer.states::<Ia3>(&request.parts);
+        Some((layer.site.path, states.first()?.1.feedforward))
+    };
+    request.layers.iter().filter_map(side).collect()
 }
 
 /// A layer with a vector over its outputs, `[out, 1]`, or over its inputs, `[1, in]`; for a convolution, `[1, channels,

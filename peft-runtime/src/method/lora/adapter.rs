@@ -5,12 +5,13 @@ use std::sync::Arc;
 use candle_core::Tensor;
 
 use super::dora::Magnitude;
-use super::{BIAS_KEY, Lora, Start, tree};
+use super::tied::TiedLora;
+use super::{BIAS_KEY, Lora, Start, sum_in, tree};
 use crate::adapter::{
     Adapter, AdapterTensor, Call, Component, Geometry, LinearParameters, LowRank, MergeError, PlainFactors,
     Site,
 };
-use crate::ops::{add_promoted, promoted};
+use crate::ops::add_promoted;
 
 impl Adapter for Lora {
     fn tensors(&self) -> Vec<AdapterTensor<'_>> {
@@ -100,6 +101,10 @@ impl Adapter for Lora {
         self.relative_to_original().map(|factors| Some(factors.to_vec()))
     }
 
+    fn tied_to(&self, geometry: Geometry) -> Option<Arc<dyn Adapter>> {
+        TiedLora::of(self, geometry).map(|tied| -> Arc<dyn Adapter> { Arc::new(tied) })
+    }
+
     fn mixes_in_a_batch(&self) -> bool {
         self.magnitude.is_none()
     }
@@ -145,10 +150,4 @@ impl Adapter for Lora {
     fn tree_prefix(&self) -> Option<&'static str> {
         Some("lora")
     }
-}
-
-/// The sum in the promoted dtype, rounded to that of `value`.
-fn sum_in(value: &Tensor, delta: &Tensor) -> candle_core::Result<Tensor> {
-    let dtype = promoted(value.dtype(), delta.dtype());
-    (value.to_dtype(dtype)? + delta.to_dtype(dtype)?)?.to_dtype(value.dtype())
 }

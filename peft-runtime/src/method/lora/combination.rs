@@ -24,6 +24,7 @@ pub(super) fn combine(request: &Combination<'_>) -> Result<Combined> {
         _ => request.options,
     };
     let rank = combined_rank(request, &configs, options)?;
+    let config = shared(&configs, options);
     let mut tensors = BTreeMap::new();
     let mut other_ranks = Vec::new();
     // Rows of embeddings start again from the base model's, as copies do.
@@ -43,14 +44,27 @@ pub(super) fn combine(request: &Combination<'_>) -> Result<Combined> {
             other_ranks.push((layer.site.path.clone(), own_rank));
         }
         let Keys { a, b } = keys(layer.site.geometry);
-        if let Some(first) = configs.first() {
-            add_untouched(first, layer, &mut tensors)?;
+        if config.lora_bias() {
+            let bias = combined_bias(layer, &request.parts, options)?;
+            tensors.insert(path.parameter(BIAS_KEY), bias);
+        }
+        if config.use_dora() {
+            tensors.insert(path.parameter(dora::KEY), base_magnitudes(layer)?);
         }
         tensors.insert(path.parameter(a), factors.a);
         tensors.insert(path.parameter(b), factors.b);
     }
     let paths = request.layers.iter().map(|layer| layer.site.path);
-    Ok(Combined { method: Arc::new(LoraConfig::combined(&configs, rank, &other_ranks, paths)), tensors })
+    let combined = config.combined(&configs, rank, &other_ranks, paths);
+    let combined = if options.restarts { combined.copying_as(config) } else { combined };
+    Ok(Combined { method: Arc::new(combined), tensors })
+}
+
+/// The first config, with a bias of B if any of them has one; with restarts as it is, as in PEFT.
+fn shared(configs: &[&LoraConfig], options: &CombineOptions) -> LoraConfig {
+    let first = configs.first().map(|first| (*first).clone()).unwrap_or_default();
+    let any = configs.iter().any(|config| config.lora_bias());
+    if options.restarts { first } else { first.with_lora_bias(any) }
 }
 
 fn keys(geometry: &Geometry) -> Keys {
@@ -65,6 +79,19 @@ fn check(request: &Combination<'_>, configs: &[&LoraConfig]) -> Result<()> {
                 part,
                 "the sum takes over its rank-stabilised scaling, and would be too large by √rank; \
                  put an adapter without `use_rslora` first",
+            );
+        }
+        if config.weight_tying() {
+            return Combination::refuse(
+                part,
+                "its `ensure_weight_tying` says that two layers share factors, which a sum does not say",
+            );
+        }
+        if config.use_dora() && !request.options.restarts {
+            return Combination::refuse(
+                part,
+                "DoRA gives the weight a trained magnitude, which no sum of updates has; merge it into the base model, or let \
+                 the magnitudes start again with `CombineOptions::with_restarts`",
             );
         }
         if !config.target_parameters().is_empty() {
@@ -120,26 +147,31 @@ fn combined_rank(
     }
 }
 
-/// What the sum has in addition to its factors: a fresh bias of B, and DoRA's norms of the base weight.
-fn add_untouched(
-    config: &LoraConfig,
+/// The biases of B, each with its adapter's scaling, combined as updates are; zeros where they start again.
+fn combined_bias(
     layer: &CombinedLayer<'_>,
-    tensors: &mut BTreeMap<String, Tensor>,
-) -> Result<()> {
+    parts: &[CombinationPart<'_>],
+    options: &CombineOptions,
+) -> Result<Tensor> {
+    let site = &layer.site;
+    let mut weights = Vec::new();
+    let mut biases = Vec::new();
+    for (part, lora) in layer.states::<Lora>(parts) {
+        let Some(bias) = lora.b_bias.as_ref().filter(|_| !options.restarts) else { continue };
+        weights.push(part.weight);
+        biases.push((bias.as_detached_tensor() * lora.scaling)?);
+    }
+    if biases.is_empty() {
+        return Ok(Tensor::zeros(site.geometry.out_features(), site.adapter_dtype(), site.device)?);
+    }
+    merge_tensors(biases, &weights, options, &format!("{}/bias", site.path))
+}
+
+/// DoRA's magnitudes as they start: those of the base weight.
+fn base_magnitudes(layer: &CombinedLayer<'_>) -> Result<Tensor> {
     let site = &layer.site;
     let (geometry, dtype) = (site.geometry, site.adapter_dtype());
-    if config.lora_bias() {
-        tensors.insert(
-            site.path.parameter(BIAS_KEY),
-            Tensor::zeros(geometry.out_features(), dtype, site.device)?,
-        );
-    }
-    if config.use_dora() {
-        let zeros = |shape: Vec<usize>| Tensor::zeros(shape, dtype, site.device);
-        let terms =
-            LowRank { a: zeros(geometry.down_shape(1))?, b: zeros(geometry.up_shape(1))?, scaling: 1.0 };
-        let lengths = dora::norm(geometry, &site.weight()?, &terms)?.reshape(dora::shape(geometry))?;
-        tensors.insert(site.path.parameter(dora::KEY), lengths);
-    }
-    Ok(())
+    let zeros = |shape: Vec<usize>| Tensor::zeros(shape, dtype, site.device);
+    let terms = LowRank { a: zeros(geometry.down_shape(1))?, b: zeros(geometry.up_shape(1))?, scaling: 1.0 };
+    Ok(dora::norm(geometry, &site.weight()?, &terms)?.reshape(dora::shape(geometry))?)
 }

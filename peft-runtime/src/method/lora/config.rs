@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::eva_config::EvaConfig;
 use super::init::{LoftqConfig, LoraInit, as_loftq, loftq_or_nothing};
-use crate::config::{Bias, PatternMap, TokenIndices, as_number, as_numbers};
+use crate::config::{Bias, PatternMap, TokenIndices, as_number, as_numbers, truth};
 use crate::error::{Fault, Result};
 use crate::method::AdapterConfig;
 use crate::path::ModulePath;
@@ -58,6 +58,8 @@ pub struct LoraSettings {
     pub(super) target_parameters: Option<Vec<String>>,
     #[serde(default)]
     pub(super) layer_replication: Option<Vec<(usize, usize)>>,
+    #[serde(default, deserialize_with = "truth")]
+    pub(super) ensure_weight_tying: bool,
 }
 
 fn default_rank() -> usize {
@@ -88,6 +90,7 @@ impl Default for LoraSettings {
             trainable_token_indices: None,
             target_parameters: None,
             layer_replication: None,
+            ensure_weight_tying: false,
         }
     }
 }
@@ -169,6 +172,14 @@ impl LoraConfig {
     #[must_use]
     pub fn with_trainable_tokens(mut self, tokens: impl Into<TokenIndices>) -> Self {
         self.settings.trainable_token_indices = Some(tokens.into());
+        self
+    }
+
+    /// Gives the output layer that has the embedding's weight what the embedding gets: the same factors, transposed, or the
+    /// same full copy. The targets, or the modules to save, have to name `embed_tokens` or `lm_head`, as in PEFT.
+    #[must_use]
+    pub fn with_weight_tying(mut self, ties: bool) -> Self {
+        self.settings.ensure_weight_tying = ties;
         self
     }
 
@@ -256,6 +267,11 @@ impl LoraConfig {
     /// The rows of embeddings that train.
     pub fn trainable_tokens(&self) -> Option<&TokenIndices> {
         self.settings.trainable_token_indices.as_ref()
+    }
+
+    /// Whether a tied output layer gets what the embedding gets.
+    pub fn weight_tying(&self) -> bool {
+        self.settings.ensure_weight_tying
     }
 
     /// The bare parameters that are adapted.

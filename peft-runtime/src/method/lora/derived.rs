@@ -94,14 +94,14 @@ impl LoraConfig {
         self
     }
 
-    /// The config of a sum of adapters with these configs, with a scaling of 1 at every rank.
+    /// The config of a sum of adapters with these configs, with a scaling of 1 at every rank and these settings otherwise.
     pub(super) fn combined<'a>(
+        &self,
         configs: &[&Self],
         rank: usize,
         other_ranks: &[(ModulePath, usize)],
         paths: impl Iterator<Item = &'a ModulePath>,
     ) -> Self {
-        let first = configs.first().map(|first| first.settings.clone()).unwrap_or_default();
         let ranks = other_ranks.iter();
         #[expect(clippy::cast_precision_loss, reason = "a rank is far below 2^53")]
         let settings = LoraSettings {
@@ -111,7 +111,7 @@ impl LoraConfig {
             alpha_pattern: ranks.map(|(path, rank)| (anchored(path.as_str()), *rank as f64)).collect(),
             init: LoraInit::Default,
             loftq_config: None,
-            ..first
+            ..self.settings.clone()
         };
         Self::for_combination(configs, settings, paths)
     }

@@ -8,15 +8,14 @@ use serde_json::{Value, json};
 use super::config::{LoraConfig, LoraSettings};
 use super::default_targets::default_targets;
 use super::init::LoraInit;
-use super::{BIAS_KEY, EMBEDDING_KEYS, LAYER_KEYS, combination, dora};
+use super::{BIAS_KEY, EMBEDDING_KEYS, LAYER_KEYS, combination, dora, tying};
 use crate::adapter::{
     AdapterMethod, Built, Combination, Combined, Geometry, KeyedShapes, LayerSettings, LayerShapes,
-    PlainLora, Selection, Site, TensorSource, convolution_of, linear_of,
+    PlainLora, Selection, Shared, Site, TensorSource, convolution_of, linear_of,
 };
-use crate::config::{Bias, ConfigFault, ModuleFields, TokenIndices};
+use crate::config::{Bias, CombineOptions, ConfigFault, ModuleFields};
 use crate::declared::Declared;
 use crate::error::{Fault, Result};
-use crate::method::settings::split_at_marker;
 use crate::method::{AdapterConfig, FiltersBlocks, Method, TrainableTokens};
 use crate::path::ModulePath;
 use crate::schema::LayerKind;
@@ -29,7 +28,6 @@ pub(crate) fn unimplemented_lora_fields() -> Vec<(&'static str, Value)> {
         ("alora_invocation_tokens", Value::Null),
         ("arrow_config", Value::Null),
         ("corda_config", Value::Null),
-        ("ensure_weight_tying", json!(false)),
         ("kasa_config", Value::Null),
         ("lora_ga_config", Value::Null),
         ("megatron_config", Value::Null),
@@ -64,8 +62,17 @@ impl Method for LoraSettings {
             tokens: config.trainable_tokens(),
             parameters: config.target_parameters(),
             replication: config.layer_replication(),
+            ties: config.weight_tying(),
             ..selection
         }
+    }
+
+    fn tied(
+        config: &LoraConfig,
+        embedding: &ModulePath,
+        head: &ModulePath,
+    ) -> Result<Option<(LoraConfig, Shared)>, Fault> {
+        tying::tied(config, embedding, head)
     }
 
     fn with_declared(
@@ -147,17 +154,16 @@ impl Method for LoraSettings {
         combination::combine(request)
     }
 
-    fn restarts_from_base(key: &str) -> Option<&'static str> {
+    fn restarts_from_base(key: &str, options: &CombineOptions) -> Option<&'static str> {
         match key {
             TrainableTokens::KEY => Some("the rows"),
-            dora::KEY => Some("the magnitudes"),
+            dora::KEY if options.restarts => Some("the magnitudes"),
             _ => None,
         }
     }
 
     fn split_key(key: &str) -> Option<(&str, &str)> {
-        let found = [Self::KEY_PREFIX, TrainableTokens::KEY].map(|marker| split_at_marker(key, marker));
-        found.into_iter().flatten().max_by_key(|(path, _)| path.len())
+        TrainableTokens::split_key(key, Self::KEY_PREFIX)
     }
 
     fn canonical_key(key: &str) -> &str {
@@ -192,15 +198,10 @@ impl Method for LoraSettings {
     }
 
     fn without_model(config: &LoraConfig, layers: &BTreeMap<&str, Vec<&str>>) -> LoraConfig {
-        let Some(TokenIndices::Input(tokens)) = config.trainable_tokens() else { return config.clone() };
-        let mut embeddings = layers.iter().filter(|(_, ends)| ends.contains(&TrainableTokens::KEY));
-        match (embeddings.next(), embeddings.next()) {
-            (Some((path, _)), None) => {
-                let by_name = [((*path).to_owned(), tokens.clone())].into();
-                config.clone().with_trainable_tokens(TokenIndices::ByName(by_name))
-            }
-            _ => config.clone(),
-        }
+        let trainable_token_indices = TrainableTokens::by_name(config.trainable_tokens(), layers);
+        let named = config.with_settings(LoraSettings { trainable_token_indices, ..config.settings.clone() });
+        let adapted = layers.iter().filter(|(_, ends)| !ends.contains(&TrainableTokens::KEY));
+        tying::untied(named, adapted.map(|(path, _)| *path))
     }
 
     fn without_base(config: &LoraConfig) -> LoraConfig {

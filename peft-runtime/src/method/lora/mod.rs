@@ -15,12 +15,15 @@ mod layer;
 mod loftq;
 mod method;
 mod start;
+mod tied;
 pub(crate) mod training;
 mod tree;
+mod tying;
 
 use candle_core::{Tensor, Var};
 
 use crate::adapter::{Call, Geometry, LowRank};
+use crate::ops::promoted;
 use crate::schema::Family;
 
 pub use config::{LoraConfig, LoraSettings};
@@ -113,4 +116,10 @@ impl Lora {
             Start::TookOut(factors) | Start::Quantised(factors) => Some(factors),
         }
     }
+}
+
+/// The sum in the promoted dtype, rounded to that of `value`.
+fn sum_in(value: &Tensor, delta: &Tensor) -> candle_core::Result<Tensor> {
+    let dtype = promoted(value.dtype(), delta.dtype());
+    (value.to_dtype(dtype)? + delta.to_dtype(dtype)?)?.to_dtype(value.dtype())
 }

@@ -19,6 +19,18 @@ pub(super) fn components(lora: &Lora) -> Vec<Component> {
     ]
 }
 
+/// Those of a linear layer without a bias of B and without lengths.
+pub(super) fn linear_components(geometry: &Geometry, rank: usize, dropout: f64) -> Vec<Component> {
+    vec![
+        Component::modules("lora_dropout", Some(describe_dropout(dropout))),
+        Component::modules("lora_A", Some(describe_down(geometry, rank))),
+        Component::modules("lora_B", Some(describe_up(geometry, rank, false))),
+        Component::tensors("lora_embedding_A", None),
+        Component::tensors("lora_embedding_B", None),
+        Component::modules("lora_magnitude_vector", None),
+    ]
+}
+
 fn describe_magnitude(geometry: &Geometry) -> String {
     match geometry {
         Geometry::Embedding { .. } => "lora.dora.lora.dora.DoraEmbeddingLayer()".to_owned(),

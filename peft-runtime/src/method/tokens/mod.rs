@@ -1,13 +1,16 @@
 //! Trainable tokens: some rows of an embedding, and the same rows of the output layer that is tied to it.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use candle_core::{D, DType, Device, Result as CandleResult, Tensor, Var};
 
+use super::settings::split_at_marker;
 use crate::adapter::{
     Adapter, AdapterTensor, Built, Call, Component, Geometry, Init, LayerShapes, LinearParameters,
-    MergeError, Site, TensorSource,
+    MergeError, Site, TensorSource, without_padding_gradient,
 };
+use crate::config::TokenIndices;
 use crate::error::Result;
 use crate::ops::add_promoted;
 use crate::ops::constant::mul_constant;
@@ -57,6 +60,37 @@ impl TrainableTokens {
         Some(Geometry::Embedding { vocabulary, features, padding: None })
     }
 
+    /// A key taken apart into the path of the layer and the end that names the tensor, where it is the rows' or begins with
+    /// the method's `prefix`.
+    pub(super) fn split_key<'k>(key: &'k str, prefix: &str) -> Option<(&'k str, &'k str)> {
+        let found = [prefix, Self::KEY].map(|marker| split_at_marker(key, marker));
+        found.into_iter().flatten().max_by_key(|(path, _)| path.len())
+    }
+
+    /// Which rows train in the embeddings of a file, by name: rows of the model's input embedding are those of the only
+    /// embedding with rows among `layers`, which have the ends of their keys.
+    pub(super) fn by_name(
+        tokens: Option<&TokenIndices>,
+        layers: &BTreeMap<&str, Vec<&str>>,
+    ) -> Option<TokenIndices> {
+        let embeddings: Vec<&str> =
+            layers.iter().filter(|(_, ends)| ends.contains(&Self::KEY)).map(|(path, _)| *path).collect();
+        match (tokens?, embeddings.as_slice()) {
+            (TokenIndices::Input(rows), [path]) => {
+                Some(TokenIndices::ByName([((*path).to_owned(), rows.clone())].into()))
+            }
+            (TokenIndices::Input(rows), _) => Some(TokenIndices::Input(rows.clone())),
+            // A tied output layer that has the rows of the embedding is not in the file.
+            (TokenIndices::ByName(lists), paths) => {
+                let is_there = |name: &str| paths.iter().any(|path| path.ends_with(name));
+                let is_repeated =
+                    |rows: &Vec<u32>| lists.iter().any(|(other, own)| own == rows && is_there(other));
+                let lists = lists.iter().filter(|(name, rows)| is_there(name) || !is_repeated(rows));
+                Some(TokenIndices::ByName(lists.map(|(name, rows)| (name.clone(), rows.clone())).collect()))
+            }
+        }
+    }
+
     /// The tokens, in the order of their rows.
     pub fn tokens(&self) -> &[u32] {
         &self.tokens
@@ -82,7 +116,17 @@ impl TrainableTokens {
         let mask = mask.to_dtype(output.dtype())?.broadcast_as((mask.dim(0)?, features))?.contiguous()?;
         let others = mul_constant(&output.reshape(mask.shape())?, &(1.0 - &mask)?)?;
         let own = rows.index_select(&places, 0)?.to_dtype(output.dtype())?;
+        // As in PyTorch, where the row of the padding index never has a gradient.
+        let own = without_padding_gradient(own, &ids.flatten_all()?, self.padding())?;
         add_promoted(&others, &mul_constant(&own, &mask)?)?.reshape(output.shape())
+    }
+
+    /// The row that stands for padding, if the table has one.
+    fn padding(&self) -> Option<u32> {
+        match self.geometry {
+            Geometry::Embedding { padding, .. } => padding,
+            _ => None,
+        }
     }
 
     /// The logits with the columns of these tokens replaced by x·Tᵀ + b.

@@ -6,3 +6,4 @@ mod targets;
 
 pub use linear::linear_cross_entropy;
 pub use logits::cross_entropy;
+pub use targets::count_targets;

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use crate::adapter::LayerShapes;
-use crate::inject::Plan;
+use crate::inject::{Plan, base_key};
 use crate::path::ModulePath;
 use crate::store::name_map::{NameMap, Placement};
 use crate::store::standalone::{StoredAdapter, layer_shapes, split_parameter};
@@ -64,7 +64,13 @@ impl PlacedTensors {
             let path = ModulePath::from(own);
             let keys: Vec<String> = ends.iter().map(|end| path.parameter(end)).collect();
             let Placement { module, rows } = search.names.place(own);
-            if !search.plan.adapts(&path) || !(search.base_has)(&format!("{module}.weight")) {
+            let has_weight = (search.base_has)(&format!("{module}.weight"));
+            if search.plan.adapts(&path) && !has_weight && adapter.method().selection().ties {
+                // A tied output layer that the base model stores as the embedding.
+                self.ignored.extend(keys);
+                continue;
+            }
+            if !search.plan.adapts(&path) || !has_weight {
                 self.unexpected.extend(keys);
                 continue;
             }
@@ -78,24 +84,25 @@ impl PlacedTensors {
     fn add_parameters(&mut self, search: &Search<'_>) {
         let adapter = search.adapter;
         for key in adapter.parameter_keys() {
-            let known: Option<(&str, &str)> = split_parameter(key);
-            let Some((path, parameter)) = known.or_else(|| key.rsplit_once('.')) else {
+            let known: Option<(ModulePath, &str)> = split_parameter(key);
+            let other = || key.rsplit_once('.').map(|(path, name)| (ModulePath::from(path), name));
+            let Some((own, parameter)) = known.or_else(other) else {
                 self.unexpected.push(key.to_owned());
                 continue;
             };
-            let own = ModulePath::from(path);
-            let is_second_bias =
-                [".original_module.bias", ".modules_to_save.bias"].iter().any(|end| key.ends_with(end));
-            let is_superseded = is_second_bias && adapter.shape(&own.parameter(parameter)).is_some();
-            // The bias of the copy is the one that takes effect.
+            let is_superseded = base_key(key).is_some() && adapter.shape(&own.parameter(parameter)).is_some();
+            // The bias of the copy is the one that acts.
             if is_superseded {
                 self.ignored.insert(key.to_owned());
                 continue;
             }
-            let Placement { module, rows } = search.names.place(path);
+            let Placement { module, rows } = search.names.place(own.as_str());
             let name = ModulePath::from(module).parameter(parameter);
             if (search.base_has)(&name) || (search.plan.copies(&own) && rows.is_none()) {
                 self.replaced.entry(name).or_default().push(Replacement { key: key.to_owned(), rows });
+            } else if adapter.method().selection().ties && parameter == "weight" {
+                // The copy of a tied output layer, which is that of the embedding.
+                self.ignored.insert(key.to_owned());
             } else {
                 self.unexpected.push(key.to_owned());
             }

@@ -78,8 +78,8 @@ impl StoredAdapter {
 
     /// The parameters of the base model that the file has, except those of layers that train in full.
     fn base_layers(&self, known: &[StoredLayer]) -> Result<Vec<StoredLayer>> {
-        let is_copy = |path: &str| {
-            known.iter().any(|layer| layer.kind == StoredKind::Copy && layer.path.as_str() == path)
+        let is_copy = |path: &ModulePath| {
+            known.iter().any(|layer| layer.kind == StoredKind::Copy && layer.path == *path)
         };
         let mut base: Vec<StoredLayer> = Vec::new();
         for key in self.parameter_keys() {
@@ -87,7 +87,6 @@ impl StoredAdapter {
                 continue;
             };
             let Some(stored) = self.stored_at(key) else { continue };
-            let path = ModulePath::from(path);
             let tensor = (stored.read)(&Device::Cpu).map_err(Error::on_layer(&path))?;
             let tensor = (name.to_owned(), tensor);
             match base.iter_mut().find(|layer| layer.path == path) {

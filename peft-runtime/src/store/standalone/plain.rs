@@ -61,7 +61,9 @@ impl StoredAdapter {
         let ranks = layers.iter().filter_map(|layer| Some((layer.path.as_str(), layer.rank()?)));
         let ranks: BTreeMap<&str, usize> = ranks.collect();
         let no_form = || refused(format!("{} is not a low-rank update", self.method().name()));
-        let plain = self.method().plain_lora(&ranks)?.ok_or_else(no_form)?;
+        let method =
+            if self.method().selection().ties { self.explicit_method() } else { self.method().share() };
+        let plain = method.plain_lora(&ranks)?.ok_or_else(no_form)?;
         let mut tensors = self.tensors(&Device::Cpu)?;
         for layer in &layers {
             let rank = ranks.get(layer.path.as_str()).copied().unwrap_or_default().max(1);

@@ -10,6 +10,7 @@ use candle_core::{DType, Device, Result as CandleResult, Tensor, bail};
 use super::{BaseWeights, StoredAdapter};
 use crate::adapter::{AdapterMethod, Geometry, LayerShapes};
 use crate::error::{Error, Result, StateDictError};
+use crate::inject::base_key;
 use crate::layer::{Adapted, BaseLayer, ParameterMap};
 use crate::method::BASE_LAYER_PATHS;
 use crate::module::{Cursor, CursorMut, Injectable};
@@ -161,7 +162,6 @@ fn add_parameters(
 ) -> Result<()> {
     for key in adapter.parameter_keys() {
         let (Some((path, name)), Some(shape)) = (split_parameter(key), adapter.shape(key)) else { continue };
-        let path = ModulePath::from(path);
         let layer = layers.entry(path.clone()).or_insert_with(|| EmptyLayer {
             path: path.clone(),
             geometry: Geometry::Opaque,
@@ -185,12 +185,12 @@ fn add_parameters(
 }
 
 /// The module and name of the base model parameter that a key in an adapter's file has a value for.
-pub(crate) fn split_parameter(key: &str) -> Option<(&str, &'static str)> {
+pub(crate) fn split_parameter(key: &str) -> Option<(ModulePath, &'static str)> {
+    let key = base_key(key).unwrap_or_else(|| key.to_owned());
     let (path, name) = key.rsplit_once('.')?;
     let name = ["weight", "bias"].into_iter().find(|known| *known == name)?;
-    let mut inner = BASE_LAYER_PATHS.into_iter().chain(["original_module", "modules_to_save"]);
-    let outer = inner.find_map(|inner| path.strip_suffix(inner)?.strip_suffix('.'));
-    Some((outer.unwrap_or(path), name))
+    let outer = BASE_LAYER_PATHS.into_iter().find_map(|inner| path.strip_suffix(inner)?.strip_suffix('.'));
+    Some((ModulePath::from(outer.unwrap_or(path)), name))
 }
 
 impl Injectable for Skeleton {

@@ -21,8 +21,8 @@ impl StoredAdapter {
     /// Combines several adapters, each with its weight, into one; the formulas are those of
     /// [`add_weighted_adapter`](crate::PeftModel::add_weighted_adapter).
     ///
-    /// What a sum takes from the base model (full copies of modules, rows of embeddings, DoRA's magnitudes) needs
-    /// `base`.
+    /// What starts again from the base model needs `base`: rows of embeddings, and with
+    /// [`with_restarts`](CombineOptions::with_restarts) full copies of modules and DoRA's magnitudes.
     ///
     /// # Errors
     /// [`Error::Unsupported`] if the adapters cannot be combined or need a base model that is not given, and an error
@@ -38,7 +38,7 @@ impl StoredAdapter {
         // Base model weights that files have next to embedding adapters; the sum has them too, as its parts do.
         let mut kept: BTreeMap<String, Tensor> = BTreeMap::new();
         for (adapter, name) in adapters.iter().zip(&names) {
-            adapter.check_base(base)?;
+            adapter.check_base(base, options)?;
             let report = skeleton.load(adapter, adapter.explicit_method().as_ref(), name)?;
             adapter.keep_base(&report.base_parameters, &mut kept)?;
         }
@@ -53,7 +53,7 @@ impl StoredAdapter {
 
     /// Adds this adapter's values of the base model's `parameters` to `kept`, or fails if those of other parts differ.
     fn keep_base(&self, parameters: &[String], kept: &mut BTreeMap<String, Tensor>) -> Result<()> {
-        let name = |(path, parameter): (&str, &str)| ModulePath::from(path).parameter(parameter);
+        let name = |(path, parameter): (ModulePath, &str)| path.parameter(parameter);
         for key in self.parameter_keys() {
             let is_base = split_parameter(key).map(name).is_some_and(|name| parameters.contains(&name));
             let Some(stored) = self.stored_at(key).filter(|_| is_base) else { continue };
@@ -73,7 +73,7 @@ impl StoredAdapter {
     }
 
     /// Returns an error if a sum would need values of the base model that are not there.
-    fn check_base(&self, base: Option<&BaseWeights>) -> Result<()> {
+    fn check_base(&self, base: Option<&BaseWeights>, options: &CombineOptions) -> Result<()> {
         let needed = |path: &str, parameter: &str, what: &str| match base {
             Some(base) if base.shape(path, parameter).is_some() => Ok(()),
             Some(_) => {
@@ -89,16 +89,16 @@ impl StoredAdapter {
             )),
         };
         for (path, ends) in self.layer_keys() {
-            for what in ends.iter().filter_map(|end| self.method().restarts_from_base(end)) {
+            for what in ends.iter().filter_map(|end| self.method().restarts_from_base(end, options)) {
                 needed(path, "weight", what)?;
             }
         }
-        let modules = self.method().selection().modules_to_save;
-        for key in self.parameter_keys() {
+        let selection = self.method().selection();
+        for key in self.parameter_keys().filter(|_| options.restarts) {
             let Some((path, parameter)) = split_parameter(key) else { continue };
-            if ModulePath::from(path).parameter(parameter) == key && is_below(path, modules) {
-                needed(path, parameter, "the full copies")?;
-                if base.is_some_and(|base| base.shape(path, parameter) != self.shape(key)) {
+            if path.parameter(parameter) == key && selection.copied_module(&path).is_some() {
+                needed(path.as_str(), parameter, "the full copies")?;
+                if base.is_some_and(|base| base.shape(path.as_str(), parameter) != self.shape(key)) {
                     let reason = format!("its copy of `{key}` differs in shape from the base model's");
                     return Err(refused(self, reason));
                 }
@@ -111,13 +111,6 @@ impl StoredAdapter {
 fn same_bits(a: &Tensor, b: &Tensor) -> Result<bool> {
     let same_form = a.dims() == b.dims() && a.dtype() == b.dtype();
     Ok(same_form && View::data(&a.contiguous()?) == View::data(&b.contiguous()?))
-}
-
-/// Whether the module at `path` is one of `modules`, or inside one.
-fn is_below(path: &str, modules: &[String]) -> bool {
-    let ends = path.match_indices('.').map(|(dot, _)| dot).chain([path.len()]);
-    let mut ancestors = ends.map(|end| &path[..end]);
-    ancestors.any(|ancestor| modules.iter().any(|module| ancestor.ends_with(module.as_str())))
 }
 
 fn refused(adapter: &StoredAdapter, reason: String) -> Error {

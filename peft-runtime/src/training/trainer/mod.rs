@@ -67,7 +67,7 @@ pub struct Trainer<O = AdamW> {
     accumulator: GradientAccumulator,
     /// How many steps the optimiser has taken.
     steps: u64,
-    /// How many losses were taken in.
+    /// How many losses were taken in, and batches skipped.
     batches: u64,
     last_checkpoint: Option<PathBuf>,
     notes: serde_json::Value,
@@ -180,7 +180,7 @@ impl<O: Optimizer> Trainer<O> {
         self.steps
     }
 
-    /// How many losses were taken in: the number of the next batch, counted from 0.
+    /// How many losses were taken in, and batches skipped: the number of the next batch, counted from 0.
     pub fn batches(&self) -> u64 {
         self.batches
     }
@@ -240,6 +240,13 @@ impl<O: Optimizer> Trainer<O> {
             report.checkpoint = self.save_if_due(model)?;
         }
         Ok(report)
+    }
+
+    /// Counts a batch that has no loss, because no target in it counts: the next one is that after it, also after a resume.
+    ///
+    /// It is none of the losses that are accumulated for a step.
+    pub fn skip_batch(&mut self) {
+        self.batches += 1;
     }
 
     /// What the first step checks.

@@ -38,8 +38,8 @@ const MOST_LOGITS_BYTES: usize = 32 << 20;
 /// once.
 ///
 /// `hidden` has shape `[…, size]`, `weight` `[vocabulary, size]`, `targets` the shape of `hidden` without the last
-/// dimension, in integers. Rows whose target is `ignore_index` do not count and cost nothing; if none counts, the loss
-/// is zero. The weight is a constant: one that is a variable, or part of a graph, gets its gradient through the logits
+/// dimension, in integers. Rows whose target is `ignore_index` do not count and cost nothing. The
+/// weight is a constant: one that is a variable, or part of a graph, gets its gradient through the logits
 /// of all rows. The loss of half-precision hidden states is f32; on the CPU it is computed from a copy of the weight in
 /// f32.
 ///
@@ -56,7 +56,8 @@ const MOST_LOGITS_BYTES: usize = 32 << 20;
 /// ```
 ///
 /// # Errors
-/// If the shapes do not fit, a target is outside of the vocabulary, or the hidden states are not floats.
+/// If the shapes do not fit, a target is outside of the vocabulary, no target counts (see
+/// [`count_targets`](crate::nn::count_targets)), or the hidden states are not floats.
 pub fn linear_cross_entropy(
     hidden: &Tensor,
     weight: &Tensor,

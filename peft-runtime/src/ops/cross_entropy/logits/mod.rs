@@ -10,17 +10,17 @@ use crate::ops::cpu::real::Real;
 use crate::ops::cpu::softmax::{log_sum_exp, scaled_softmax};
 use crate::ops::cross_entropy::targets::{Targets, index_tensors};
 use crate::ops::elements::{Elements, contiguous_slice};
-use crate::ops::graph::attach::with_gradient;
 
 /// The mean over all rows of −ln softmax(logits) at the target: a scalar.
 ///
 /// `logits` has shape `[…, vocabulary]`, `targets` the same without the last dimension, in integers. Rows whose target
-/// is `ignore_index` do not count; if none counts, the loss is zero. The loss of half-precision logits is f32.
+/// is `ignore_index` do not count. The loss of half-precision logits is f32.
 ///
 /// A model whose output layer is frozen needs no logits: see [`linear_cross_entropy`](crate::nn::linear_cross_entropy).
 ///
 /// # Errors
-/// If the shapes do not fit, a target is outside of the vocabulary, or the logits are not floats.
+/// If the shapes do not fit, a target is outside of the vocabulary, no target counts (see
+/// [`count_targets`](crate::nn::count_targets)), or the logits are not floats.
 pub fn cross_entropy(logits: &Tensor, targets: &Tensor, ignore_index: Option<i64>) -> Result<Tensor> {
     let Some((vocabulary, dims)) = logits.dims().split_last() else {
         bail!("logits have at least one dimension, of the vocabulary")
@@ -42,11 +42,6 @@ pub(crate) fn mean_loss(logits: &Tensor, targets: Targets) -> Result<Tensor> {
 /// The loss from candle's own differentiable ops.
 fn composed(logits: &Tensor, targets: &Targets) -> Result<Tensor> {
     let kept = targets.kept();
-    if kept.is_empty() {
-        let zero = Tensor::zeros((), logits.dtype(), logits.device())?;
-        let zeros = logits.detach().zeros_like()?;
-        return with_gradient(logits, zero, move |_| Ok(zeros.clone()));
-    }
     let (rows, classes) = index_tensors(&kept, logits)?;
     let vocabulary = logits.dims().last().copied().unwrap_or_default();
     let logits = logits.reshape(((), vocabulary))?.index_select(&rows, 0)?;
