@@ -138,8 +138,7 @@ pub struct CombineArguments {
     /// The seed of random pruning, for types that start with `dare`.
     #[arg(long, value_name = "NUMBER", default_value_t = 0)]
     pub seed: u64,
-    /// Let what PEFT does not combine start again, as it does: full copies of modules and DoRA's magnitudes from the base model,
-    /// the biases of B from zero. Otherwise copies are taken over, biases combined, and DoRA is refused.
+    /// Let full copies, DoRA's magnitudes and biases of B start again, as PEFT does, instead of combining or refusing them.
     #[arg(long)]
     pub restart: bool,
     /// The base model, from which rows of trainable tokens start again, and with --restart full copies and DoRA's magnitudes.

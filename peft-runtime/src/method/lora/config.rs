@@ -175,14 +175,6 @@ impl LoraConfig {
         self
     }
 
-    /// Gives the output layer that has the embedding's weight what the embedding gets: the same factors, transposed, or the
-    /// same full copy. The targets, or the modules to save, have to name `embed_tokens` or `lm_head`, as in PEFT.
-    #[must_use]
-    pub fn with_weight_tying(mut self, ties: bool) -> Self {
-        self.settings.ensure_weight_tying = ties;
-        self
-    }
-
     /// Adapts bare parameters, held as `Adapted<Weight>`, by the ends of their paths: `experts.gate_up_proj`.
     #[must_use]
     pub fn with_target_parameters<S: Into<String>>(
@@ -267,11 +259,6 @@ impl LoraConfig {
     /// The rows of embeddings that train.
     pub fn trainable_tokens(&self) -> Option<&TokenIndices> {
         self.settings.trainable_token_indices.as_ref()
-    }
-
-    /// Whether a tied output layer gets what the embedding gets.
-    pub fn weight_tying(&self) -> bool {
-        self.settings.ensure_weight_tying
     }
 
     /// The bare parameters that are adapted.

@@ -10,6 +10,21 @@ use crate::select::{Pattern, TargetModules, proper_suffixes};
 /// The names by which PEFT knows embeddings here, whatever the model calls its own.
 const EMBEDDING_NAMES: [&str; 2] = ["embed_tokens", "lm_head"];
 
+impl LoraConfig {
+    /// Gives the output layer that has the embedding's weight what the embedding gets: the same factors, transposed, or the
+    /// same full copy. The targets, or the modules to save, have to name `embed_tokens` or `lm_head`, as in PEFT.
+    #[must_use]
+    pub fn with_weight_tying(mut self, ties: bool) -> Self {
+        self.settings.ensure_weight_tying = ties;
+        self
+    }
+
+    /// Whether a tied output layer gets what the embedding gets.
+    pub fn weight_tying(&self) -> bool {
+        self.settings.ensure_weight_tying
+    }
+}
+
 /// The config with the embedding in the place of the two, and what both get; `None` if neither is named. The rules are PEFT's.
 pub(super) fn tied(
     config: &LoraConfig,

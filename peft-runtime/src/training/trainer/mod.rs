@@ -242,9 +242,7 @@ impl<O: Optimizer> Trainer<O> {
         Ok(report)
     }
 
-    /// Counts a batch that has no loss, because no target in it counts: the next one is that after it, also after a resume.
-    ///
-    /// It is none of the losses that are accumulated for a step.
+    /// Counts a batch that has no loss, because no target in it counts; it is none of those that a step accumulates.
     pub fn skip_batch(&mut self) {
         self.batches += 1;
     }
