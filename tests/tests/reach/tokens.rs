@@ -235,3 +235,69 @@ fn tokens_that_cannot_train_are_refused_and_say_why() {
         assert!(text.contains(says), "`{says}` is not in: {text}");
     }
 }
+
+#[test]
+fn all_linear_layers_and_rows_are_saved_without_the_embedding_among_the_targets() {
+    let base = Model::new(false);
+    let mut model = base.clone();
+    let config = LoraConfig::new(2, 4.0)
+        .with_targets(peft_runtime::TargetModules::all_linear())
+        .with_trainable_tokens([1u32, 4]);
+    let report = model.inject_adapter(&config, "default").unwrap();
+    assert_eq!(texts(&report.adapted), ["embed", "lin"]);
+    randomise(&mut model, "default", 0.5).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    model.save_pretrained(folder.path(), "default").unwrap();
+    let text = std::fs::read_to_string(folder.path().join("adapter_config.json")).unwrap();
+    let saved = LoraConfig::from_json(&text).unwrap();
+    assert_eq!(saved.targets(), Some(&["lin"].into()));
+    let mut loaded = base;
+    loaded.load_adapter(folder.path(), "default").unwrap();
+    assert!(same_bits(&loaded.forward(&ids()), &model.forward(&ids())));
+    let options = CombineOptions::new(CombinationType::Cat);
+    let sum = loaded.add_weighted_adapter(&[("default", 0.5)], "sum", &options).unwrap();
+    assert_eq!(texts(&sum.adapted), ["embed", "lin"]);
+}
+
+#[test]
+fn a_tied_head_may_be_named_with_the_tokens_of_the_embedding_or_with_others() {
+    let named = |head: &[u32]| {
+        let tokens = [("embed", vec![2u32, 4]), ("head", head.to_vec())];
+        LoraConfig::new(2, 4.0).with_targets(["lin"]).with_trainable_tokens(tokens)
+    };
+    let mut same = Model::new(true);
+    same.inject_adapter(&named(&[2, 4]), "a").unwrap();
+    assert_eq!(keys(&same, "a").len(), 3, "the head has the rows of the embedding");
+    let mut other = Model::new(true);
+    other.inject_adapter(&named(&[2, 5]), "a").unwrap();
+    assert_eq!(keys(&other, "a").len(), 4, "the head has rows of its own");
+    let text = refusal(&mut Model::new(true), &named(&[2, 5]).with_weight_tying(true));
+    assert!(text.contains("it has other tokens than `embed`, whose weight it has"), "{text}");
+}
+
+#[test]
+fn the_row_of_the_padding_index_has_no_gradient() {
+    #[derive(Clone, Injectable)]
+    struct Padded {
+        embed: Adapted<peft_runtime::nn::PaddedEmbedding>,
+        lin: Adapted<Linear>,
+    }
+    let table = Embedding::new(random(&[VOCABULARY, FEATURES]), FEATURES);
+    let mut model = Padded {
+        embed: peft_runtime::nn::PaddedEmbedding::new(table, Some(4)).into(),
+        lin: Linear::new(random(&[FEATURES, FEATURES]), None).into(),
+    };
+    let tokens = [("embed", vec![4u32, 1])];
+    let config = LoraConfig::new(2, 4.0).with_targets(["lin"]).with_trainable_tokens(tokens);
+    model.inject_adapter(&config, "a").unwrap();
+    randomise(&mut model, "a", 0.5).unwrap();
+    let output = model.lin.forward(&model.embed.forward(&ids()).unwrap()).unwrap();
+    let grads = output.sqr().unwrap().sum_all().unwrap().backward().unwrap();
+    let (_, rows) = model.trainable_parameters().remove(0);
+    let sizes = grads.get(&rows).unwrap().abs().unwrap().sum(1).unwrap().to_vec1::<f32>().unwrap();
+    assert!(sizes[0] == 0.0 && sizes[1] > 0.0, "{sizes:?}");
+    // The row itself is the adapter's.
+    let padding = model.embed.forward(&Tensor::new(&[4u32], &Device::Cpu).unwrap()).unwrap();
+    let row = &model.adapter_state_dict("a").unwrap()["base_model.model.embed.token_adapter.trainable_tokens_delta"];
+    assert!(same_bits(&padding, &row.narrow(0, 0, 1).unwrap()));
+}
