@@ -260,22 +260,6 @@ fn all_linear_layers_and_rows_are_saved_without_the_embedding_among_the_targets(
 }
 
 #[test]
-fn a_tied_head_may_be_named_with_the_tokens_of_the_embedding_or_with_others() {
-    let named = |head: &[u32]| {
-        let tokens = [("embed", vec![2u32, 4]), ("head", head.to_vec())];
-        LoraConfig::new(2, 4.0).with_targets(["lin"]).with_trainable_tokens(tokens)
-    };
-    let mut same = Model::new(true);
-    same.inject_adapter(&named(&[2, 4]), "a").unwrap();
-    assert_eq!(keys(&same, "a").len(), 3, "the head has the rows of the embedding");
-    let mut other = Model::new(true);
-    other.inject_adapter(&named(&[2, 5]), "a").unwrap();
-    assert_eq!(keys(&other, "a").len(), 4, "the head has rows of its own");
-    let text = refusal(&mut Model::new(true), &named(&[2, 5]).with_weight_tying(true));
-    assert!(text.contains("it has other tokens than `embed`, whose weight it has"), "{text}");
-}
-
-#[test]
 fn the_row_of_the_padding_index_has_no_gradient() {
     #[derive(Clone, Injectable)]
     struct Padded {

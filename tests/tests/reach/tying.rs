@@ -230,3 +230,19 @@ fn where_nothing_can_be_tied_a_caller_hears_it_and_a_file_changes_nothing() {
         assert_eq!(texts(&report.injection.adapted), ["lin"]);
     }
 }
+
+#[test]
+fn a_tied_head_may_be_named_with_the_tokens_of_the_embedding_or_with_others() {
+    let named = |head: &[u32]| {
+        let tokens = [("embed_tokens", vec![2u32, 4]), ("lm_head", head.to_vec())];
+        lora(&["lin"]).with_weight_tying(false).with_trainable_tokens(tokens)
+    };
+    let mut same = Model::new(true);
+    same.inject_adapter(&named(&[2, 4]), "a").unwrap();
+    assert_eq!(keys(&same, "a").len(), 3, "the head has the rows of the embedding");
+    let mut other = Model::new(true);
+    other.inject_adapter(&named(&[2, 5]), "a").unwrap();
+    assert_eq!(keys(&other, "a").len(), 4, "the head has rows of its own");
+    let text = refusal(&mut Model::new(true), &named(&[2, 5]).with_weight_tying(true));
+    assert!(text.contains("it has other tokens than `embed_tokens`, whose weight it has"), "{text}");
+}
