@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use candle_core::{Device, Tensor};
-use candle_nn::{Embedding, Module};
+use candle_nn::{Embedding, Linear, Module};
 use peft_runtime::Error;
 use peft_runtime::prelude::*;
 use peft_tests::close::{Tolerance, assert_close};
