@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use candle_core::Tensor;
 
-use super::combined_factors::merge_layer;
+use super::combined_factors::{combined_bias, merge_layer};
 use super::{BIAS_KEY, EMBEDDING_KEYS, Keys, LAYER_KEYS, Lora, LoraConfig, LoraInit, dora};
 use crate::adapter::{Combination, Combined, CombinedLayer, Geometry, LowRank};
 use crate::config::{CombinationType, CombineOptions, Merge};
@@ -145,26 +145,6 @@ fn combined_rank(
         ),
         None => Ok(max),
     }
-}
-
-/// The biases of B, each with its adapter's scaling, combined as updates are; zeros where they start again.
-fn combined_bias(
-    layer: &CombinedLayer<'_>,
-    parts: &[CombinationPart<'_>],
-    options: &CombineOptions,
-) -> Result<Tensor> {
-    let site = &layer.site;
-    let mut weights = Vec::new();
-    let mut biases = Vec::new();
-    for (part, lora) in layer.states::<Lora>(parts) {
-        let Some(bias) = lora.b_bias.as_ref().filter(|_| !options.restarts) else { continue };
-        weights.push(part.weight);
-        biases.push((bias.as_detached_tensor() * lora.scaling)?);
-    }
-    if biases.is_empty() {
-        return Ok(Tensor::zeros(site.geometry.out_features(), site.adapter_dtype(), site.device)?);
-    }
-    merge_tensors(biases, &weights, options, &format!("{}/bias", site.path))
 }
 
 /// DoRA's magnitudes as they start: those of the base weight.

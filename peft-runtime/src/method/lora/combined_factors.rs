@@ -103,6 +103,26 @@ fn merge_updates(
     })
 }
 
+/// The biases of B, each with its adapter's scaling, combined as updates are; zeros where they start again.
+pub(super) fn combined_bias(
+    layer: &CombinedLayer<'_>,
+    parts: &[CombinationPart<'_>],
+    options: &CombineOptions,
+) -> Result<Tensor> {
+    let site = &layer.site;
+    let mut weights = Vec::new();
+    let mut biases = Vec::new();
+    for (part, lora) in layer.states::<Lora>(parts) {
+        let Some(bias) = lora.b_bias.as_ref().filter(|_| !options.restarts) else { continue };
+        weights.push(part.weight);
+        biases.push((bias.as_detached_tensor() * lora.scaling)?);
+    }
+    if biases.is_empty() {
+        return Ok(Tensor::zeros(site.geometry.out_features(), site.adapter_dtype(), site.device)?);
+    }
+    merge_tensors(biases, &weights, options, &format!("{}/bias", site.path))
+}
+
 fn merge_tensors(
     tensors: Vec<Tensor>,
     weights: &[f64],
