@@ -240,9 +240,8 @@ fn tokens_that_cannot_train_are_refused_and_say_why() {
 fn all_linear_layers_and_rows_are_saved_without_the_embedding_among_the_targets() {
     let base = Model::new(false);
     let mut model = base.clone();
-    let config = LoraConfig::new(2, 4.0)
-        .with_targets(peft_runtime::TargetModules::all_linear())
-        .with_trainable_tokens([1u32, 4]);
+    let config =
+        LoraConfig::new(2, 4.0).with_targets(TargetModules::all_linear()).with_trainable_tokens([1u32, 4]);
     let report = model.inject_adapter(&config, "default").unwrap();
     assert_eq!(texts(&report.adapted), ["embed", "lin"]);
     randomise(&mut model, "default", 0.5).unwrap();
