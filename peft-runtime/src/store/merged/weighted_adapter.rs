@@ -253,10 +253,11 @@ fn renames(
     modules: &BTreeSet<String>,
 ) -> Vec<(String, String)> {
     let found = |copies: bool| {
-        let layers = adapter.layer_keys().into_keys();
+        let layers = adapter.layer_keys().into_keys().map(ModulePath::from);
         let parameters = adapter.parameter_keys().filter_map(|key| Some(split_parameter(key)?.0));
-        let parameters = parameters.filter(|path| copies || !plan.copies(&ModulePath::from(*path)));
-        let paths: BTreeSet<String> = layers.chain(parameters).map(|path| names.module_of(path)).collect();
+        let parameters = parameters.filter(|path| copies || !plan.copies(path));
+        let paths = layers.chain(parameters).map(|path| names.module_of(path.as_str()));
+        let paths: BTreeSet<String> = paths.collect();
         NameMap::fitting(paths.iter().map(String::as_str), modules.iter().map(String::as_str))
     };
     let fitting = found(true).or_else(|| found(false)).unwrap_or_default();
