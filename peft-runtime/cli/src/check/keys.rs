@@ -53,7 +53,7 @@ const MARKS: [(&str, Part); 12] = [
     (".lora_embedding_B", Part::EmbeddingB),
     (".lora_magnitude_vector", Part::Magnitude),
     (".lora_E", Part::Method),
-    (".lora_ranknum", Part::Method),
+    (".ranknum", Part::Method),
     (".ia3_l", Part::Method),
     (".hada_", Part::Method),
     (".lokr_", Part::Method),
@@ -94,12 +94,10 @@ impl Key {
                     key(path, part, "weight", name)
                 }
                 (Part::BaseLayer, (name, "bias")) => key(path, part, "bias", name),
-                (Part::EmbeddingA | Part::EmbeddingB | Part::Magnitude | Part::Tokens, (None, "")) => {
-                    key(path, part, "", None)
-                }
-                (Part::EmbeddingA | Part::EmbeddingB | Part::Magnitude | Part::Tokens, (None, name)) => {
-                    key(path, part, "", Some(name))
-                }
+                (Part::BaseLayer, _) => key(rest, Part::Stranger, "", None),
+                // AdaLoRA's factors are parameters without a name of their own.
+                (_, (None, "")) => key(path, part, "", None),
+                (_, (None, name)) => key(path, part, "", Some(name)),
                 _ => key(rest, Part::Stranger, "", None),
             };
         }
@@ -161,7 +159,9 @@ mod tests {
         is("net.lora_head.weight", "net.lora_head", Part::Parameter, "weight", None);
         is("q.lora_magnitude_vector", "q", Part::Magnitude, "", None);
         is("q.lora_magnitude_vector.weight", "q", Part::Magnitude, "weight", None);
+        is("q.lora_A", "q", Part::A, "", None);
         is("q.lora_E", "q", Part::Method, "", None);
+        is("q.ranknum", "q", Part::Method, "", None);
         is("q.hada_w1_a", "q", Part::Method, "w1_a", None);
         is("e.token_adapter.trainable_tokens_delta", "e", Part::Tokens, "", None);
         is("e.token_adapter.base_layer.weight", "e", Part::BaseLayer, "weight", None);

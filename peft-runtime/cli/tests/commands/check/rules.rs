@@ -98,7 +98,11 @@ fn contents() -> Vec<(&'static str, TempDir, &'static str)> {
         ("embedding", made(&lora().with_targets(["embed_tokens"])), "yyry"),
         ("head", made(&lora().with_targets(["lm_head"])), "yyry"),
         ("saved-embeddings", with_more(json!({}), &[("model.embed_tokens.weight", &[12, 8])]), "yrrr"),
-        ("saved-weights", made(&lora().with_targets(["embed_tokens"])), "yiri"),
+        (
+            "saved-weights",
+            with_more(json!({}), &[("model.embed_tokens.base_layer.weight", &[11, 8])]),
+            "yiri",
+        ),
         ("convolution", with_more(json!({}), &conv), "yrrr"),
         ("experts", with_more(json!({ "target_parameters": ["mlp.experts.down_proj"] }), &experts), "yyyr"),
         ("bare-parameters", configured(json!({ "target_parameters": ["block.weight"] })), "yrrr"),
