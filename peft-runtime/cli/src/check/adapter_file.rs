@@ -108,7 +108,7 @@ fn inconsistency(path: &Path) -> Option<String> {
 fn is_inconsistency(error: &Error) -> bool {
     match error {
         Error::InFile { source, .. } => is_inconsistency(source),
-        Error::Tensors { report, .. } => !report.mismatched.is_empty() || !report.missing.is_empty(),
+        Error::Tensors { report, .. } => !report.mismatched.is_empty(),
         _ => false,
     }
 }

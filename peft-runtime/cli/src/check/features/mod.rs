@@ -194,7 +194,7 @@ impl Search<'_> {
             let tensors = self.tensors(|key| key.wrapper == Some(wrapper));
             self.add(Feature::WrapperPrefix, what, tensors);
         }
-        let named = self.tensors(|key| key.adapter.is_some());
+        let named = self.tensors(|key| key.adapter.is_some() && key.part != Part::Parameter);
         self.add_if(Feature::AdapterName, "keys with the adapter's name", named, false);
     }
 

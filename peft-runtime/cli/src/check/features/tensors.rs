@@ -142,7 +142,8 @@ impl Search<'_> {
             self.add(Feature::AlphaPattern, "alphas that differ (`alpha_pattern`)", Vec::new());
         }
         if let Some(reason) = &self.adapter.inconsistent {
-            self.add(Feature::Inconsistent, reason.clone(), Vec::new());
+            let what = format!("tensors that do not fit the config ({reason})");
+            self.add(Feature::Inconsistent, what, Vec::new());
         }
     }
 }
