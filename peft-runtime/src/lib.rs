@@ -84,9 +84,9 @@ pub use candle_nn;
 pub use config::{Bias, CombinationType, CombineOptions, MajoritySign, TokenIndices};
 pub use display::{LayerStatus, ModelStatus, Uniform};
 pub use error::{Error, Result};
-pub use inject::InjectionReport;
+pub use inject::{InjectionReport, UnmatchedPattern};
 pub use layer::{Adapted, no_grad};
-pub use manage::MergeOptions;
+pub use manage::{MergeOptions, RequantizeReport, RequantizedLayer};
 pub use method::{
     AdaLoraConfig, EvaConfig, Ia3Config, LohaConfig, LokrConfig, LokrInit, LoraConfig, LoraInit, PeftConfig,
 };
@@ -97,8 +97,9 @@ pub use path::ModulePath;
 pub use peft_macros::Injectable;
 pub use select::TargetModules;
 pub use store::{
-    BaseWeights, LoadOptions, LoadReport, MergedWeights, ModelWeights, NameMap, SaveEmbeddings, SaveOptions,
-    StoredAdapter, StoredKind, StoredLayer, StoredShape, Unadapted, WriteProgress, WriteReport,
+    BaseWeights, ImageProgram, LoadOptions, LoadReport, MergedWeights, ModelWeights, NameMap, PipelineModel,
+    SaveEmbeddings, SaveOptions, StoredAdapter, StoredKind, StoredLayer, StoredShape, Unadapted,
+    WriteProgress, WriteReport,
 };
 
 /// Training: optimiser, schedule, gradient checks and checkpoints, for your own training loop.
@@ -183,6 +184,8 @@ mod documents {
     struct FromPython;
     #[doc = include_str!("../../peft-macros/docs/injectable.md")]
     struct DeriveInjectable;
+    #[doc = include_str!("../../docs/image-adapters.md")]
+    struct ImageAdapters;
     #[doc = include_str!("../../docs/methods.md")]
     struct Methods;
     #[doc = include_str!("../../docs/migrating-a-candle-model.md")]

@@ -11,7 +11,7 @@ use crate::config::CombineOptions;
 use crate::display::{self, LayerStatus, ModelStatus};
 use crate::error::{Error, Result};
 use crate::inject::{self, InjectionReport};
-use crate::manage::{self, MergeOptions};
+use crate::manage::{self, MergeOptions, RequantizeReport};
 use crate::method::LoraConfig;
 use crate::method::lora::eva::initialise_eva;
 use crate::module::{Injectable, leaves};
@@ -190,6 +190,15 @@ pub trait PeftModel: Injectable {
         manage::merge_and_unload(self, options)
     }
 
+    /// Merges adapters for good, also into layers whose weights are quantized: those are dense for the length of the sum, one
+    /// at a time, and then quantized to the type that they had. The report has the error that this costs, layer by layer.
+    ///
+    /// # Errors
+    /// As [`merge_adapters`](Self::merge_adapters); the model is then as it was.
+    fn merge_and_requantize(&mut self, options: &MergeOptions) -> Result<RequantizeReport> {
+        manage::merge_and_requantize(self, options)
+    }
+
     /// Takes all adapters off. What is merged stays merged, and the full copies of active adapters stay.
     ///
     /// # Errors
@@ -300,9 +309,13 @@ pub trait PeftModel: Injectable {
 
     /// Loads the adapter in `folder`, or in its subfolder `name`, for inference.
     ///
+    /// It may be in any format that [`StoredAdapter::open`](crate::StoredAdapter::open) reads, and a file instead of a folder.
+    /// Modules that are only wrapped otherwise than in the model (`model`, `language_model`, …) are found.
+    ///
     /// # Errors
     /// An error that names the file if it cannot be read, if the config does not fit the model, or if the tensors are not
-    /// exactly those the adapter needs.
+    /// exactly those the adapter needs; [`AdapterFileError`](crate::error::AdapterFileError) if the file is no adapter, or needs
+    /// more of its base model than the model tells, such as the number of heads.
     fn load_adapter(&mut self, folder: impl AsRef<Path>, name: &str) -> Result<LoadReport> {
         self.load_adapter_with(folder, name, LoadOptions::new())
     }

@@ -1,7 +1,7 @@
 //! What an injection refuses, and that a refused injection changes nothing.
 
 use candle_core::{DType, Device, Tensor};
-use candle_nn::{BatchNorm, Conv2d, Conv2dConfig, Embedding, LayerNorm, Linear};
+use candle_nn::{BatchNorm, Embedding, LayerNorm, Linear};
 use peft_runtime::error::Fault;
 use peft_runtime::prelude::*;
 use peft_runtime::{Error, InjectionReport};
@@ -20,7 +20,6 @@ struct Model {
     layers: Vec<Block>,
     norm: Adapted<LayerNorm>,
     bn: BatchNorm,
-    dilated: Adapted<Conv2d>,
     score: Linear,
     lm_head: Adapted<Linear>,
 }
@@ -33,13 +32,11 @@ struct Block {
 
 fn model() -> Model {
     let block = || Block { q_proj: linear(4).into(), v_proj: linear(4).into() };
-    let dilated = Conv2dConfig { dilation: 2, ..Conv2dConfig::default() };
     Model {
         embed: Embedding::new(ones(&[5, 4]), 4).into(),
         layers: vec![block(), block(), block()],
         norm: LayerNorm::new(ones(&[4]), ones(&[4]), 1e-5).into(),
         bn: BatchNorm::new(4, ones(&[4]), ones(&[4]), ones(&[4]), ones(&[4]), 1e-5).unwrap(),
-        dilated: Conv2d::new(ones(&[4, 4, 3, 3]), None, dilated).into(),
         score: linear(4),
         lm_head: linear(4).into(),
     }
@@ -144,12 +141,6 @@ fn patterns_whose_order_a_file_would_not_keep_are_refused() {
     assert!(text[0].contains("`q_proj` and `layers.1.q_proj` both match `layers.1.q_proj`"), "{text:?}");
     let sorted = lora().with_targets(["q_proj"]).with_rank_pattern([("layers.1.q_proj", 3), ("q_proj", 1)]);
     assert!(model().inject_adapter(&sorted, "default").is_ok());
-}
-
-#[test]
-fn a_dilated_convolution_is_refused_because_peft_computes_another_size() {
-    let text = texts(&lora().with_targets(["dilated"]));
-    assert!(text[0].contains("ignores the layer's dilation of 2"), "{text:?}");
 }
 
 #[test]

@@ -4,14 +4,16 @@ use std::ops::Range;
 use std::path::PathBuf;
 
 use clap::error::ErrorKind;
-use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use peft_runtime::{CombinationType, MajoritySign, NameMap};
 
 use crate::check::arguments::CheckArguments;
+pub use crate::written_format::{Component, Format};
 
-/// Inspect, merge, combine, compare and convert adapters saved by Python PEFT or by peft-runtime.
+/// Inspect, merge, combine, compare and convert adapters saved by Python PEFT, by peft-runtime or by other programs.
 ///
-/// An adapter is a folder with `adapter_config.json` and `adapter_model.safetensors`. The exit status is 0 on success, 1 on an
+/// An adapter is a folder or a file; its format is found by its content: PEFT's own (safetensors or `adapter_model.bin`) and those
+/// of other programs, some of which take the base model too (`--base`). The exit status is 0 on success, 1 on an
 /// error, and 2 if the command line is invalid.
 #[derive(Debug, Parser)]
 #[command(name = "peft", version, arg_required_else_help = true)]
@@ -21,18 +23,22 @@ pub struct Arguments {
     pub command: Command,
 }
 
+/// The format of an adapter that is found by its content.
+pub const AUTO: &str = "auto";
+
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Show what an adapter contains, layer by layer, and warn about tensors that are all zero, NaN or infinite.
     Inspect(InspectArguments),
-    /// Merge adapters into a base model and write the result in the layout of the base model's safetensors files.
+    /// Merge adapters into a base model and write the result in the layout of the base model's safetensors files, or as a
+    /// GGUF file with the types of the base model's.
     Merge(MergeArguments),
     /// Combine several adapters into one, without loading a model.
     Combine(CombineArguments),
     /// Show which layers of two adapters differ, and by how much.
     Diff(DiffArguments),
-    /// Convert an adapter to plain LoRA, or to llama.cpp's adapter format.
+    /// Convert an adapter of any format to PEFT's, to plain LoRA, or to llama.cpp's adapter format.
     Convert(ConvertArguments),
     /// Say which programs take an adapter, and whether they use every tensor of it.
     ///
@@ -45,8 +51,11 @@ pub enum Command {
 /// The arguments of `peft inspect`.
 #[derive(Debug, Args)]
 pub struct InspectArguments {
-    /// The adapter: its folder, or its safetensors file.
+    /// The adapter: its folder or file.
     pub adapter: PathBuf,
+    /// The base model, for the names of its modules; some formats need it.
+    #[arg(long, num_args = 1.., value_name = "DIR|FILE")]
+    pub base: Vec<PathBuf>,
     /// Also draw the norms of the updates as a PNG: one column per block, one row per module.
     #[arg(long, value_name = "FILE.png")]
     pub plot: Option<PathBuf>,
@@ -58,19 +67,20 @@ pub struct InspectArguments {
 /// The arguments of `peft merge`.
 #[derive(Debug, Args)]
 pub struct MergeArguments {
-    /// The base model: its folder, or its safetensors files.
+    /// The base model: its folder, its safetensors files, or a GGUF file.
     #[arg(long, required = true, num_args = 1.., value_name = "DIR|FILE")]
     pub base: Vec<PathBuf>,
     /// The adapters, merged in this order.
-    #[arg(long, required = true, num_args = 1.., value_name = "DIR")]
+    #[arg(long, required = true, num_args = 1.., value_name = "DIR|FILE")]
     pub adapter: Vec<PathBuf>,
     /// One factor per adapter, by which its scaling is multiplied; all 1 by default.
     #[arg(long, num_args = 1.., value_delimiter = ',', allow_negative_numbers = true, value_name = "NUMBER")]
     pub weights: Vec<f64>,
-    /// The folder to write: a new or an empty one. It appears only once everything is written.
-    #[arg(short, long, value_name = "DIR")]
+    /// The folder to write: a new or an empty one; for a GGUF base, a new file. It appears only once everything is written.
+    #[arg(short, long, value_name = "DIR|FILE")]
     pub output: PathBuf,
-    /// Read the written files back, merge again, and compare every byte.
+    /// Read the written files back, merge again, and compare every byte; then compare what the merged model computes with what
+    /// base model and adapters do, where the model is of a known type.
     #[arg(long)]
     pub check: bool,
     #[command(flatten)]
@@ -111,8 +121,8 @@ pub struct Fused {
 /// The arguments of `peft combine`.
 #[derive(Debug, Args)]
 pub struct CombineArguments {
-    /// The adapters' folders.
-    #[arg(required = true, num_args = 1.., value_name = "DIR")]
+    /// The adapters' folders or files.
+    #[arg(required = true, num_args = 1.., value_name = "DIR|FILE")]
     pub adapters: Vec<PathBuf>,
     /// The combination type, under PEFT's name.
     #[arg(long = "type", value_name = "TYPE", default_value = "svd", value_parser = parse_type, help = types())]
@@ -141,7 +151,8 @@ pub struct CombineArguments {
     /// Let full copies, DoRA's magnitudes and biases of B start again, as PEFT does, instead of combining or refusing them.
     #[arg(long)]
     pub restart: bool,
-    /// The base model, from which rows of trainable tokens start again, and with --restart full copies and DoRA's magnitudes.
+    /// The base model, from which rows of trainable tokens start again, and with --restart full copies and DoRA's magnitudes, and
+    /// which some formats need.
     #[arg(long, num_args = 1.., value_name = "DIR|FILE")]
     pub base: Vec<PathBuf>,
     /// Replace an adapter in the output folder.
@@ -159,6 +170,9 @@ pub struct DiffArguments {
     pub a: PathBuf,
     /// The second adapter.
     pub b: PathBuf,
+    /// The base model of both, for the names of its modules; some formats need it.
+    #[arg(long, num_args = 1.., value_name = "DIR|FILE")]
+    pub base: Vec<PathBuf>,
     /// Print JSON instead of a table.
     #[arg(long)]
     pub json: bool,
@@ -167,20 +181,27 @@ pub struct DiffArguments {
 /// The arguments of `peft convert`.
 #[derive(Debug, Args)]
 pub struct ConvertArguments {
-    /// The adapter's folder.
+    /// The adapter: its folder or file.
     pub adapter: PathBuf,
+    /// The format that the adapter is in: `peft`, `mlx` and others, as `peft inspect` names it; by default it is found.
+    #[arg(long, value_name = "FORMAT", default_value = AUTO)]
+    pub from: String,
     /// The format to write.
     #[arg(long, value_enum, value_name = "FORMAT")]
     pub to: Format,
-    /// The folder (`plain-lora`) or file (`gguf`) to write.
+    /// The folder (`peft`, `plain-lora`) or file (`gguf`, `kohya`, `diffusers`) to write.
     #[arg(short, long, value_name = "DIR|FILE")]
     pub output: PathBuf,
-    /// The base model: its weights are needed for inits that change them (PiSSA, OLoRA, LoftQ), its `config.json` for `gguf`.
+    /// The base model: its weights are needed for inits that change them (PiSSA, OLoRA, LoftQ) and to read some formats, its
+    /// `config.json` for `gguf`.
     #[arg(long, num_args = 1.., value_name = "DIR|FILE")]
     pub base: Vec<PathBuf>,
     /// The base model's `config.json`, for `gguf`, if it is not in the base model's folder.
     #[arg(long, value_name = "FILE")]
     pub model_config: Option<PathBuf>,
+    /// The model that the adapter is for, for `kohya` and `diffusers`; by default told by the names of its modules.
+    #[arg(long, value_enum, value_name = "MODEL")]
+    pub component: Option<Component>,
     /// Write half precision, for `gguf`.
     #[arg(long)]
     pub f16: bool,
@@ -190,15 +211,6 @@ pub struct ConvertArguments {
     /// Print JSON instead of text.
     #[arg(long)]
     pub json: bool,
-}
-
-/// The formats that `peft convert` writes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Format {
-    /// LoRA for the unchanged base model: no rsLoRA, no alpha patterns, no AdaLoRA, no init that changed the weights.
-    PlainLora,
-    /// llama.cpp's adapter format.
-    Gguf,
 }
 
 impl Arguments {

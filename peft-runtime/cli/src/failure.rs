@@ -5,6 +5,7 @@ use std::io::{ErrorKind, Write};
 use std::path::Path;
 
 use peft_runtime::Error;
+use peft_runtime::error::AdapterFileError;
 
 /// Why a command failed.
 #[derive(Debug)]
@@ -60,7 +61,8 @@ fn advice(error: &Error) -> &'static str {
             ErrorKind::AlreadyExists => "choose a folder that does not exist yet, or an empty one",
             _ => "check the permissions of the path, and that the disk is not full",
         },
-        Error::Tensors { .. } | Error::CannotMerge { .. } | Error::BaseTensors { .. } => {
+        Error::CannotMerge { .. } => "do what the message says, or merge on a model with the library",
+        Error::Tensors { .. } | Error::BaseTensors { .. } => {
             "check that the adapter was trained on this base model; where module names differ, map them with \
              `--rename`, `--rename-module` and `--fuse` of `peft merge`"
         }
@@ -69,12 +71,31 @@ fn advice(error: &Error) -> &'static str {
             "the file is damaged, or is not a config of this kind; download it again"
         }
         Error::Config { .. }
+        | Error::ConfigValue { .. }
         | Error::Plan { .. }
         | Error::Fault(_)
         | Error::Setting { .. }
         | Error::Combination(_) => "correct the value that the message names",
+        Error::AdapterFile(error) => match error {
+            AdapterFileError::NeedsBase { .. } => "give the base model with `--base`",
+            AdapterFileError::OtherNames { .. } => {
+                "pass the `--rename` that the message names to `peft merge`"
+            }
+            AdapterFileError::Pickle { .. } => {
+                "save a dictionary of tensors and nothing else where it was trained, best as safetensors"
+            }
+            AdapterFileError::NothingForBase { .. } | AdapterFileError::Ambiguous { .. } => {
+                "check that the adapter was trained on this base model"
+            }
+            _ => "check the path and the file; an adapter is a folder or a file of tensors",
+        },
         Error::Shards(_) => "the files of the base model do not fit together; download them again",
         Error::StateDict(_) => "the file does not hold one adapter; save it again where it was trained",
+        Error::OtherFile { .. } => "get the file that the message names",
+        Error::NotInFolder { .. } => "pass one of the folders that the message names",
+        Error::NoMethod { .. } => {
+            "check that the folder is an adapter that PEFT or this library saved, and not a base model or another program's"
+        }
         Error::UnsupportedMethod { .. } | Error::UnsupportedSwitch { .. } => {
             "use an adapter of a supported method without that setting, or use Python PEFT"
         }

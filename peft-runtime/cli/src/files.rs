@@ -4,10 +4,11 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use peft_runtime::ModelWeights;
+use peft_runtime::{BaseWeights, ModelWeights, StoredAdapter};
 use tempfile::NamedTempFile;
 
 use crate::failure::Failure;
+use crate::terminal::warn;
 
 /// The largest `config.json` that is read, in bytes.
 const LONGEST_CONFIG: u64 = 16 << 20;
@@ -21,6 +22,39 @@ pub fn open_base(paths: &[PathBuf]) -> Result<ModelWeights, Failure> {
         [one] => ModelWeights::open(one)?,
         several => ModelWeights::open_files(several)?,
     })
+}
+
+/// Opens the weights of a base model, if one is given, for what adapters do not say by themselves.
+///
+/// # Errors
+/// If a file cannot be read.
+pub fn open_base_weights(paths: &[PathBuf]) -> Result<Option<BaseWeights>, Failure> {
+    match paths {
+        [] => Ok(None),
+        paths => Ok(Some(BaseWeights::new(open_base(paths)?)?)),
+    }
+}
+
+/// Opens an adapter in any format, with the names of its base model where that is given.
+///
+/// # Errors
+/// If a file cannot be read, or the adapter is not for the base model.
+pub fn open_adapter(path: &Path, base: Option<&BaseWeights>) -> Result<StoredAdapter, Failure> {
+    Ok(match base {
+        Some(base) => StoredAdapter::open_for(path, base)?,
+        None => StoredAdapter::open(path)?,
+    })
+}
+
+/// Warns of parts of an adapter's file that are for other models.
+pub fn warn_of_left_out(adapter: &StoredAdapter) {
+    if let Some(first) = adapter.left_out().first() {
+        warn(&format!(
+            "`{}` has {} tensors for other models than this one (`{first}` for example); they were left out",
+            adapter.name(),
+            adapter.left_out().len()
+        ));
+    }
 }
 
 /// Reads the text of a `config.json`. A much longer file is a mistake, and is not read to its end.

@@ -11,7 +11,7 @@ use peft_runtime::adapter::LowRank;
 use peft_runtime::candle_core::quantized::gguf_file::{self, Value};
 use peft_runtime::candle_core::quantized::{GgmlDType, QTensor};
 use peft_runtime::candle_core::{Device, Tensor};
-use peft_runtime::{LoraConfig, StoredAdapter, StoredKind, StoredLayer};
+use peft_runtime::{BaseWeights, LoraConfig, StoredAdapter, StoredKind, StoredLayer};
 use serde::Deserialize;
 
 use crate::failure::Failure;
@@ -24,6 +24,9 @@ pub struct ModelConfig {
     #[serde(default)]
     num_attention_heads: usize,
     num_key_value_heads: Option<usize>,
+    vocab_size: Option<usize>,
+    #[serde(default)]
+    tie_word_embeddings: bool,
 }
 
 /// The supported architectures: transformers' name, llama.cpp's, and whether llama.cpp rotates pairs.
@@ -102,6 +105,57 @@ impl ModelConfig {
     }
 }
 
+impl ModelConfig {
+    /// Refuses weights of the base model that are not those of the GGUF file that the adapter will be used with.
+    fn check_size(&self, layer: &StoredLayer, base: Option<&BaseWeights>) -> Result<(), Failure> {
+        let rows = layer.tensors.first().and_then(|(_, tensor)| tensor.dims().first().copied());
+        let (name, _) = self.tensor(layer.path.as_str())?;
+        if !["token_embd.weight", "output.weight"].contains(&name.as_str()) {
+            return Err(Failure::new(
+                format!(
+                    "the adapter's file has a weight of its own for `{}`, which llama.cpp's adapters cannot hold",
+                    layer.path
+                ),
+                "merge the adapter into the base model with `peft merge`, and convert the merged model",
+            ));
+        }
+        let own = base.and_then(|base| base.shape(layer.path.as_str(), "weight")?.first().copied());
+        match (rows, own.or(self.vocab_size)) {
+            (Some(rows), Some(size)) if rows == size => Ok(()),
+            (Some(rows), Some(size)) => Err(Failure::new(
+                format!(
+                    "the adapter's file has {rows} rows for `{}`, and the base model {size}; llama.cpp's adapters have no place for \
+                     new rows",
+                    layer.path
+                ),
+                "merge the adapter into the base model with `peft merge`, and convert the merged model",
+            )),
+            _ => Err(Failure::new(
+                format!(
+                    "the adapter's file has a weight for `{}`, and the base model's `config.json` has no `vocab_size` to compare it with",
+                    layer.path
+                ),
+                "pass the base model's folder with `--base`",
+            )),
+        }
+    }
+
+    /// Refuses adapters of a tensor that is embedding and head at once: llama.cpp finds them by its one name.
+    fn check_head(&self, layer: &StoredLayer) -> Result<(), Failure> {
+        let (name, _) = self.tensor(layer.path.as_str())?;
+        if !self.tie_word_embeddings || !["token_embd.weight", "output.weight"].contains(&name.as_str()) {
+            return Ok(());
+        }
+        Err(Failure::new(
+            format!(
+                "the base model ties its head to its embeddings, and the adapter changes only `{}`; llama.cpp has one tensor for both",
+                layer.path
+            ),
+            "merge the adapter into the base model with `peft merge`, which gives the head a weight of its own, and convert that",
+        ))
+    }
+}
+
 /// Writes a plain LoRA adapter and returns the number of tensors.
 ///
 /// # Errors
@@ -109,6 +163,7 @@ impl ModelConfig {
 pub fn write(
     adapter: &StoredAdapter,
     model: &ModelConfig,
+    base: Option<&BaseWeights>,
     path: &Path,
     half: bool,
 ) -> Result<usize, Failure> {
@@ -121,11 +176,13 @@ pub fn write(
     };
     let dtype = if half { GgmlDType::F16 } else { GgmlDType::F32 };
     let mut tensors: Vec<(String, QTensor)> = Vec::new();
-    // PEFT also saves the base weights of adapted embeddings; llama.cpp takes them from the base model.
-    let is_weight = |layer: &StoredLayer| {
-        layer.kind == StoredKind::Base && layer.tensors.iter().all(|(end, _)| end == "weight")
-    };
-    for layer in adapter.layers()?.iter().filter(|layer| !is_weight(layer)) {
+    for layer in &adapter.layers()? {
+        // PEFT also saves the base weights of adapted embeddings; llama.cpp takes them from the base model.
+        if layer.kind == StoredKind::Base && layer.tensors.iter().all(|(end, _)| end == "weight") {
+            model.check_size(layer, base)?;
+            continue;
+        }
+        model.check_head(layer)?;
         let (a, b) = factors(layer)?;
         let (name, heads) = model.tensor(layer.path.as_str())?;
         let b = match heads {
@@ -197,7 +254,13 @@ mod tests {
 
     fn config(model_type: &str) -> ModelConfig {
         let model_type = model_type.to_owned();
-        ModelConfig { model_type, num_attention_heads: 4, num_key_value_heads: Some(2) }
+        ModelConfig {
+            model_type,
+            num_attention_heads: 4,
+            num_key_value_heads: Some(2),
+            vocab_size: None,
+            tie_word_embeddings: false,
+        }
     }
 
     #[test]

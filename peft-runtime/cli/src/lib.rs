@@ -29,6 +29,7 @@ mod gguf_adapter;
 mod heat_map;
 mod table;
 mod terminal;
+mod written_format;
 
 use std::ffi::OsString;
 use std::process::ExitCode;

@@ -157,7 +157,8 @@ impl Geometry {
                 (product * terms.scaling)?.reshape(dims)
             }
             Self::Conv { settings, .. } => {
-                let down = ConvSettings { dilation: 1, groups: 1, ..*settings };
+                // PEFT makes A without the layer's dilation, so that its forward pass fails; merging it is this.
+                let down = ConvSettings { groups: 1, ..*settings };
                 let up = ConvSettings { padding: 0, stride: 1, dilation: 1, groups: settings.groups };
                 let hidden = conv(&x.to_dtype(terms.a.dtype())?, &terms.a, down)?;
                 conv(&hidden, &terms.b, up)? * terms.scaling

@@ -21,16 +21,20 @@ fn copied_container(key: &str) -> Option<&str> {
 }
 
 impl<'k> KeyedShapes<'k> {
-    /// Splits keys at the last `.` before `prefix`, such as `lora_`.
+    /// Splits keys with `split`, which gives the path of a layer and the end of the key, or nothing for a key that is not the
+    /// method's; `prefix`, such as `lora_`, is how those ends begin.
     ///
     /// # Errors
-    /// If no key has the prefix.
-    pub fn new(shapes: &BTreeMap<&'k str, &'k [usize]>, prefix: &str) -> Result<Self> {
-        let marker = format!(".{prefix}");
+    /// If no key is the method's.
+    pub fn new(
+        shapes: &BTreeMap<&'k str, &'k [usize]>,
+        prefix: &str,
+        split: impl Fn(&'k str) -> Option<(&'k str, &'k str)>,
+    ) -> Result<Self> {
         let mut keyed = Self::default();
         for (key, shape) in shapes {
-            if let Some(at) = key.rfind(&marker) {
-                keyed.layers.entry(&key[..at]).or_default().insert(&key[at + 1..], shape);
+            if let Some((path, end)) = split(key) {
+                keyed.layers.entry(path).or_default().insert(end, shape);
             } else if let Some(module) =
                 key.strip_suffix(".weight").filter(|module| !module.ends_with(".base_layer"))
             {
@@ -47,6 +51,7 @@ impl<'k> KeyedShapes<'k> {
             keyed.modules.insert(module.to_owned());
         }
         if keyed.layers.is_empty() {
+            let marker = format!(".{prefix}");
             let first = shapes.keys().next().map(|key| (*key).to_owned());
             return Err(StateDictError::NoAdapterKeys { marker, first }.into());
         }

@@ -7,7 +7,9 @@ use std::sync::Arc;
 
 use candle_core::Tensor;
 
-use super::{Adapter, Built, Geometry, LayerSettings, LayerShapes, Selection, Site, TensorSource};
+use super::{
+    Adapter, Built, Geometry, KeyedShapes, LayerSettings, LayerShapes, Selection, Site, TensorSource,
+};
 use crate::config::{Bias, CombineOptions, CommonFields};
 use crate::declared::Declared;
 use crate::error::{CombinationError, Error, Fault, Result};
@@ -81,11 +83,17 @@ pub trait AdapterMethod: Any + Debug + Send + Sync {
     /// none; `None` if nothing is added.
     fn with_declared(&self, declared: &Declared, model_type: Option<&str>) -> Option<Arc<dyn AdapterMethod>>;
 
+    /// The patterns of the settings that match none of the adapted layers at `paths`, each with its field.
+    ///
+    /// # Errors
+    /// If a pattern cannot be matched.
+    fn unmatched_patterns(&self, paths: &[&str]) -> Result<Vec<(&'static str, String)>, Fault>;
+
     /// The settings for tensors with these keys and shapes: their layers, their ranks, and the rest as in `self`.
     ///
     /// # Errors
-    /// If no key belongs to the method.
-    fn for_tensors(&self, shapes: &BTreeMap<&str, &[usize]>) -> Result<Arc<dyn AdapterMethod>>;
+    /// If the tensors contradict the settings.
+    fn for_tensors(&self, keyed: &KeyedShapes<'_>) -> Result<Arc<dyn AdapterMethod>>;
 
     /// The text of the `adapter_config.json`, for these adapters.
     ///
@@ -119,6 +127,15 @@ pub trait AdapterMethod: Any + Debug + Send + Sync {
 
     /// Whether the adapted linear layers store their weights as `[in, out]`.
     fn is_transposed(&self) -> bool;
+
+    /// How the ends of the method's keys begin: `lora_`.
+    fn key_prefix(&self) -> &'static str;
+
+    /// The ends of all keys that the method has; empty if only their beginning is known.
+    fn key_ends(&self) -> &'static [&'static str];
+
+    /// Ends of keys of tensors that say nothing about the adapter.
+    fn inert_key_ends(&self) -> &'static [&'static str];
 
     /// A key split into the path of the layer and the end that names the tensor; `None` for a key of the base model or
     /// of a layer that trains in full.

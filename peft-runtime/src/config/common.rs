@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
 use serde_json::Value;
+
+use super::unset::{truth, unless_unset};
 
 /// A field of a config, under its name in the file, and what is wrong with it.
 pub(crate) type ConfigFault = (&'static str, String);
@@ -26,16 +28,16 @@ pub struct CommonFields {
     #[serde(default)]
     pub auto_mapping: Option<Value>,
     /// The base model: a folder or a hub id.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "unless_unset")]
     pub base_model_name_or_path: Option<String>,
     /// The revision of the base model.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "unless_unset")]
     pub revision: Option<String>,
     /// Always true in files; it says nothing about the adapter.
-    #[serde(default = "yes", serialize_with = "as_true")]
+    #[serde(default = "yes", deserialize_with = "truth", serialize_with = "as_true")]
     pub inference_mode: bool,
     /// The version of PEFT that wrote the file; kept when the config is written again.
-    #[serde(default = "peft_version")]
+    #[serde(default = "peft_version", deserialize_with = "unless_unset")]
     pub peft_version: Option<String>,
     /// Keys of the file that nothing here reads; they are written back as they were.
     #[serde(flatten)]
@@ -132,14 +134,4 @@ pub(crate) fn finite_fault(field: &'static str, value: f64) -> Option<ConfigFaul
 /// The default of a switch that is on.
 pub(crate) fn yes() -> bool {
     true
-}
-
-/// PEFT looks only at the truthiness of the value.
-pub(crate) fn truth<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
-    Ok(match Value::deserialize(deserializer)? {
-        Value::Null => false,
-        Value::Bool(value) => value,
-        Value::String(text) => !text.is_empty(),
-        _ => true,
-    })
 }

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::common::ConfigFault;
+use super::unset::unless_unset;
 use crate::path::ModulePath;
 use crate::select::{LayerIndices, TargetModules};
 
@@ -11,9 +12,9 @@ use crate::select::{LayerIndices, TargetModules};
 pub(crate) struct ModuleFields {
     #[serde(rename = "target_modules", default)]
     pub(crate) targets: Option<TargetModules>,
-    #[serde(rename = "exclude_modules", default)]
+    #[serde(rename = "exclude_modules", default, deserialize_with = "unless_unset")]
     pub(crate) exclude: Option<TargetModules>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "unless_unset")]
     pub(crate) modules_to_save: Option<Vec<String>>,
 }
 
@@ -54,13 +55,13 @@ impl ModuleFields {
 pub(crate) struct BlockFields {
     #[serde(default)]
     pub(crate) layers_to_transform: Option<LayerIndices>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "unless_unset")]
     pub(crate) layers_pattern: Option<OneOrMany>,
 }
 
 /// A string or a list of strings.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "it is neither a name nor a list of names")]
 pub(crate) enum OneOrMany {
     /// One string.
     One(String),

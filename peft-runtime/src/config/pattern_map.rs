@@ -95,10 +95,32 @@ impl<T: Copy + PartialEq> PatternMap<T> {
         }
     }
 
+    /// The patterns that match none of the modules at `paths`.
+    ///
+    /// # Errors
+    /// If a pattern cannot be matched.
+    pub(crate) fn unmatched(&self, field: &'static str, paths: &[&str]) -> Result<Vec<String>, Fault> {
+        let mut unmatched = Vec::new();
+        for (pattern, (written, _)) in self.compiled(field)?.iter().zip(&self.entries) {
+            let mut matches = false;
+            for path in paths {
+                matches = matches || pattern.is_match(path)?;
+            }
+            if !matches {
+                unmatched.push(written.clone());
+            }
+        }
+        Ok(unmatched)
+    }
+
+    fn compiled(&self, field: &'static str) -> Result<&[Pattern], Fault> {
+        let compile = || self.entries.iter().map(|(pattern, _)| Pattern::suffix(field, pattern)).collect();
+        self.compiled.get_or_init(compile).as_deref().map_err(Fault::clone)
+    }
+
     /// What the patterns say about the module at `path`.
     fn choose(&self, field: &'static str, path: &str) -> Result<Chosen<T>, Fault> {
-        let compile = || self.entries.iter().map(|(pattern, _)| Pattern::suffix(field, pattern)).collect();
-        let patterns = self.compiled.get_or_init(compile).as_ref().map_err(Fault::clone)?;
+        let patterns = self.compiled(field)?;
         let mut matching = Vec::new();
         for (pattern, (written, value)) in patterns.iter().zip(&self.entries) {
             if pattern.is_match(path)? {
@@ -169,6 +191,21 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for PatternMap<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_any(InOrder(PhantomData))
     }
+}
+
+/// The patterns for ranks and alphas that match none of the modules at `paths`, each with its field.
+///
+/// # Errors
+/// If a pattern cannot be matched.
+pub(crate) fn unmatched_sizes(
+    ranks: &PatternMap<usize>,
+    alphas: &PatternMap<f64>,
+    paths: &[&str],
+) -> Result<Vec<(&'static str, String)>, Fault> {
+    let ranks = ranks.unmatched("rank_pattern", paths)?.into_iter().map(|pattern| ("rank_pattern", pattern));
+    let alphas =
+        alphas.unmatched("alpha_pattern", paths)?.into_iter().map(|pattern| ("alpha_pattern", pattern));
+    Ok(ranks.chain(alphas).collect())
 }
 
 /// Writes numbers without a fraction as integers, as PEFT's files do.

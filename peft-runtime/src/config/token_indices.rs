@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Value;
 
 use super::common::ConfigFault;
 
@@ -36,6 +38,19 @@ impl TokenIndices {
             }
         }
         faults
+    }
+}
+
+/// `{}` and null mean that no rows train.
+pub(crate) fn tokens_or_nothing<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<TokenIndices>, D::Error> {
+    match Value::deserialize(deserializer)? {
+        Value::Null => Ok(None),
+        Value::Object(fields) if fields.is_empty() => Ok(None),
+        value => serde_json::from_value(value).map(Some).map_err(|_| {
+            D::Error::custom("it is neither a list of tokens nor lists of tokens by the names of embeddings")
+        }),
     }
 }
 

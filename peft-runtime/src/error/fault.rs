@@ -51,6 +51,17 @@ pub enum Fault {
         nearest: Vec<String>,
     },
 
+    /// A pattern for single layers matches no adapted layer, or an exclusion no module.
+    #[error("`{field}` holds `{pattern}`, which matches nothing{}", suggestion(.nearest))]
+    UnmatchedPattern {
+        /// The field under its name in `adapter_config.json`.
+        field: &'static str,
+        /// The pattern as written.
+        pattern: String,
+        /// Names that are near to it.
+        nearest: Vec<String>,
+    },
+
     /// Nothing is left to adapt.
     #[error("no module is left to adapt: {reason}")]
     NothingMatched {

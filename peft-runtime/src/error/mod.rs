@@ -1,5 +1,6 @@
 //! The one error type, with the facts of each failure in its variants.
 
+mod adapter_file;
 mod chain;
 mod combination;
 mod fault;
@@ -14,6 +15,7 @@ use std::path::PathBuf;
 
 use crate::path::ModulePath;
 
+pub use adapter_file::AdapterFileError;
 pub use combination::CombinationError;
 pub use fault::Fault;
 pub use report::{ShapeMismatch, TensorReport};
@@ -52,6 +54,16 @@ pub enum Error {
         name: String,
         /// The adapters the model has.
         known: Vec<String>,
+    },
+
+    /// A folder has no adapter in itself, and others have folders in it.
+    #[error(
+        "there is no adapter in the folder itself; there are adapters in {}, each of which is loaded from its own folder",
+        words::quoted_list(.others)
+    )]
+    NotInFolder {
+        /// The folders inside that have adapters.
+        others: Vec<String>,
     },
 
     /// The model has no adapters to do something with.
@@ -123,6 +135,17 @@ pub enum Error {
         reason: String,
     },
 
+    /// A field of a config file has a value of another type than its method has there.
+    #[error("`{field}` = {value} cannot be read: {reason}")]
+    ConfigValue {
+        /// The field under its name in `adapter_config.json`.
+        field: String,
+        /// Its value as JSON.
+        value: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+
     /// A setting of a call is out of range.
     #[error("`{setting}` is {value}; it must be {expected}")]
     Setting {
@@ -176,6 +199,10 @@ pub enum Error {
     #[error(transparent)]
     StateDict(#[from] StateDictError),
 
+    /// A file is not an adapter in a known format, or not one for this base model.
+    #[error(transparent)]
+    AdapterFile(#[from] AdapterFileError),
+
     /// Files of weights are not those of one model.
     #[error(transparent)]
     Shards(#[from] ShardsError),
@@ -207,6 +234,16 @@ pub enum Error {
     UnsupportedMethod {
         /// The method named in the file.
         peft_type: String,
+        /// The methods there are.
+        supported: Vec<String>,
+    },
+
+    /// A config file names no method.
+    #[error(
+        "it has no `peft_type`, which names the method in a config of PEFT's; supported are {}",
+        words::quoted_list(.supported)
+    )]
+    NoMethod {
         /// The methods there are.
         supported: Vec<String>,
     },
@@ -338,6 +375,15 @@ pub enum Error {
     /// Bytes are not a safetensors file.
     #[error("not a valid safetensors file")]
     Safetensors(#[from] safetensors::SafeTensorError),
+
+    /// A file is recognisably something else than its name says.
+    #[error("it is {found}; {advice}")]
+    OtherFile {
+        /// What it is.
+        found: String,
+        /// What to do.
+        advice: String,
+    },
 
     /// The hub does not give a file.
     #[cfg(feature = "hub")]

@@ -28,6 +28,20 @@ pub enum ShardsError {
         first: PathBuf,
     },
 
+    /// A folder has the weights of a model several times.
+    #[error("it has the weights several times: {}; open one of the files", words::quoted_list(.files))]
+    Variants {
+        /// The names of the files.
+        files: Vec<String>,
+    },
+
+    /// A folder is that of a pipeline, which has several models.
+    #[error("it is a pipeline with several models; open the folder of one of them: {}", words::quoted_list(.models))]
+    Pipeline {
+        /// The folders of the models.
+        models: Vec<String>,
+    },
+
     /// Two files from different folders have the same name, and would be written to one folder.
     #[error("`{}` has the same name, and both would be written to one folder; rename one of them", .first.display())]
     SameName {

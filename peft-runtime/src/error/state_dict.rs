@@ -19,6 +19,23 @@ pub enum StateDictError {
         second: String,
     },
 
+    /// Keys have the names of different adapters in them.
+    #[error(
+        "`{}` is of the adapter `{}` and `{}` of `{}`; keep the keys of one of them",
+        words::shortened(.first),
+        words::shortened(&.names[0]),
+        words::shortened(.second),
+        words::shortened(&.names[1])
+    )]
+    SeveralAdapters {
+        /// The key that comes first.
+        first: String,
+        /// The first one with another name.
+        second: String,
+        /// The two names.
+        names: [String; 2],
+    },
+
     /// No key belongs to the adapter's method.
     #[error("no key has `{marker}` in it, as the adapter's tensors do; {}", words::first_key(.first))]
     NoAdapterKeys {

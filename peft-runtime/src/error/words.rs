@@ -54,7 +54,8 @@ pub(super) fn tensors(tensors: &[(String, Vec<usize>)]) -> String {
     tensors.iter().map(each).collect::<Vec<_>>().join(", ")
 }
 
-fn join(names: &[String], last: &str) -> String {
+/// Names as a list, with `last` before the last one.
+pub(super) fn join(names: &[String], last: &str) -> String {
     let mut text = String::new();
     for (i, name) in names.iter().enumerate() {
         let separator = match i {

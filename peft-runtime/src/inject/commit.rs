@@ -70,6 +70,7 @@ fn put<M: Injectable + ?Sized>(
     let mut report = InjectionReport {
         adapter: plan.adapter.clone(),
         unmatched_targets: plan.unmatched_targets.clone(),
+        unmatched_patterns: plan.unmatched_patterns.clone(),
         active: state.is_none(),
         enabled: state.as_ref().is_none_or(|state| state.enabled),
         ..InjectionReport::default()

@@ -13,7 +13,7 @@ pub(crate) use copied_bias::{CopiedBias, base_key};
 pub(crate) use make::{LayerChanges, Tensors, keep_weights, make, make_from_memory};
 pub(crate) use plan::{Origin, Plan};
 pub(crate) use planning::{exactly_targeted, plan, selector, stored_paths};
-pub use report::InjectionReport;
+pub use report::{InjectionReport, UnmatchedPattern};
 
 use crate::error::Fault;
 use crate::layer::BASE_ROW;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::copied_bias::CopiedBias;
+use super::report::UnmatchedPattern;
 use crate::adapter::{AdapterMethod, Built, LayerSettings, Site, TensorSource};
 use crate::error::Result;
 use crate::path::ModulePath;
@@ -27,6 +28,7 @@ pub(crate) struct Plan {
     /// What layers get; a layer that gets nothing is absent.
     pub(super) layers: BTreeMap<ModulePath, PlannedLayer>,
     pub(crate) unmatched_targets: Vec<String>,
+    pub(crate) unmatched_patterns: Vec<UnmatchedPattern>,
     /// Where files store the adapters of bare parameters.
     pub(super) stored_paths: BTreeMap<ModulePath, ModulePath>,
     /// The blocks that the model gets first, by their numbers in the current list.
@@ -130,7 +132,7 @@ impl Plan {
     }
 
     /// Where files store the adapter of the layer at `path`.
-    pub(super) fn stored_path<'p>(&'p self, path: &'p ModulePath) -> &'p ModulePath {
+    pub(crate) fn stored_path<'p>(&'p self, path: &'p ModulePath) -> &'p ModulePath {
         self.stored_paths.get(path).unwrap_or(path)
     }
 

@@ -4,6 +4,7 @@ use std::fmt;
 
 use candle_core::Var;
 
+use crate::error::shortened;
 use crate::layer::Content;
 use crate::path::ModulePath;
 
@@ -26,12 +27,31 @@ pub struct InjectionReport {
     pub acting: Vec<ModulePath>,
     /// Target names of a loaded config that match nothing; in a config of your own they are errors.
     pub unmatched_targets: Vec<String>,
+    /// Patterns of a loaded config that match nothing; in a config of your own they are errors.
+    pub unmatched_patterns: Vec<UnmatchedPattern>,
     /// Whether the adapter is active: a model's first adapter is; later ones wait for `set_adapter`.
     pub active: bool,
     /// Whether adapters act at all, which `disable_adapters` changes.
     pub enabled: bool,
     /// The number of elements in the adapter's tensors.
     pub elements: usize,
+}
+
+/// A pattern or name of a config that matches nothing: of `rank_pattern` and `alpha_pattern` no adapted layer, of
+/// `exclude_modules` no module. It has no effect.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct UnmatchedPattern {
+    /// The field under its name in `adapter_config.json`.
+    pub field: &'static str,
+    /// The pattern as written.
+    pub pattern: String,
+}
+
+impl fmt::Display for UnmatchedPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "`{}` holds `{}`, which matches nothing", self.field, shortened(&self.pattern))
+    }
 }
 
 impl InjectionReport {
@@ -91,6 +111,7 @@ impl fmt::Display for InjectionReport {
         if !unmatched_targets.is_empty() {
             write!(f, "; targets that match nothing: {}", unmatched_targets.join(", "))?;
         }
+        self.unmatched_patterns.iter().try_for_each(|unmatched| write!(f, "; {unmatched}"))?;
         let attached: Vec<&ModulePath> = self.attached().collect();
         write!(f, "\nattached to {}", named(&attached))?;
         if acting.is_empty() {

@@ -178,6 +178,18 @@ impl<L: BaseLayer> Layer for Adapted<L> {
         BaseLayer::quantized_weight(self.base())
     }
 
+    fn set_quantized_weight(&mut self, weight: Arc<QTensor>) -> candle_core::Result<()> {
+        let acting = match self {
+            Self::Base(layer) => layer,
+            Self::Stacked(stacked) => stacked.merged.as_mut().unwrap_or(&mut stacked.base),
+        };
+        match BaseLayer::with_quantized_weight(&*acting, weight) {
+            Some(layer) => *acting = layer?,
+            None => candle_core::bail!("the weight of a {} is not quantized", L::KIND),
+        }
+        Ok(())
+    }
+
     fn can_carry_adapters(&self) -> bool {
         true
     }

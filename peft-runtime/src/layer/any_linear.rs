@@ -172,6 +172,13 @@ impl BaseLayer for AnyLinear {
         }
     }
 
+    fn with_quantized_weight(&self, weight: Arc<QTensor>) -> Option<candle_core::Result<Self>> {
+        match self {
+            Self::Dense(_) => None,
+            Self::Quantized(layer) => Some(layer.with_quantized_weight(weight)?.map(Self::Quantized)),
+        }
+    }
+
     fn describe(&self) -> String {
         match self {
             Self::Dense(layer) => layer.describe(),

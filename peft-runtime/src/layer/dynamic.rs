@@ -36,6 +36,15 @@ pub trait Layer: Sync {
         None
     }
 
+    /// Gives it another quantized weight, with which whatever is merged acts.
+    ///
+    /// # Errors
+    /// If its weight is not quantized, or the new one does not fit.
+    fn set_quantized_weight(&mut self, weight: Arc<QTensor>) -> CandleResult<()> {
+        let _ = weight;
+        candle_core::bail!("the weight of a {} is not quantized", self.kind())
+    }
+
     /// Whether it could carry adapters if its field were declared as `Adapted`.
     fn can_be_adapted(&self) -> bool {
         false

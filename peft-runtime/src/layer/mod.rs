@@ -170,6 +170,15 @@ pub trait BaseLayer: Clone + Debug + Send + Sync + 'static {
         None
     }
 
+    /// The same layer with another quantized weight of the same shape, if its weight is quantized.
+    ///
+    /// # Errors
+    /// If the weight does not fit.
+    fn with_quantized_weight(&self, weight: Arc<QTensor>) -> Option<candle_core::Result<Self>> {
+        let _ = weight;
+        None
+    }
+
     /// The layer as PyTorch prints it.
     fn describe(&self) -> String;
 }

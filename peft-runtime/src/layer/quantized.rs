@@ -21,7 +21,8 @@ use crate::schema::{Family, LayerKind};
 /// of the dense weight; on other devices, the whole dense weight is in memory during a call.
 ///
 /// The weight is frozen and is not a tensor: state dicts do not contain it, no copy of it can be trained, and adapters
-/// cannot be merged into it. [`dequantize`](Self::dequantize) makes a layer for which all of that is possible.
+/// are merged into it only by [`merge_and_requantize`](crate::PeftModel::merge_and_requantize).
+/// [`dequantize`](Self::dequantize) makes a layer for which all of that is possible.
 ///
 /// ```
 /// use candle_core::quantized::GgmlDType;
@@ -145,6 +146,10 @@ impl BaseLayer for QuantizedLinear {
 
     fn quantized_weight(&self) -> Option<&Arc<QTensor>> {
         Some(&self.weight)
+    }
+
+    fn with_quantized_weight(&self, weight: Arc<QTensor>) -> Option<candle_core::Result<Self>> {
+        Some(Self::new(weight, self.bias.clone()))
     }
 
     fn describe(&self) -> String {

@@ -1,5 +1,8 @@
 //! Merging adapters into the weights, and taking them out again bit for bit.
 
+use std::sync::Arc;
+
+use candle_core::quantized::QTensor;
 use candle_core::{Result as CandleResult, Tensor};
 
 use super::delete::{unload, unload_layer};
@@ -41,20 +44,35 @@ impl MergeOptions {
         self.check_finite = check;
         self
     }
+
+    /// Whether merged parameters are checked.
+    pub(super) fn checks_finite(&self) -> bool {
+        self.check_finite
+    }
 }
 
 /// One layer's parameters with adapters merged in.
-struct MergedLayer {
+pub(super) struct MergedLayer {
     /// All adapters that are in it, in order.
     names: Vec<String>,
-    parameters: LinearParameters,
+    pub(super) parameters: LinearParameters,
+}
+
+/// What becomes of layers whose weight is quantized.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum QuantizedWeights {
+    /// They are refused.
+    Refused,
+    /// The merged weight is dense.
+    Dense,
 }
 
 /// Merges adapters; those already merged stay merged. If merging fails, nothing more is merged than before.
 pub(crate) fn merge_adapters<M: Injectable + ?Sized>(model: &mut M, options: &MergeOptions) -> Result<()> {
     let names = names_to_merge(model, options)?;
-    let merge =
-        |(path, layer): (ModulePath, &dyn Layer)| merge_layer(&path, layer, &names, options.check_finite);
+    let merge = |(path, layer): (ModulePath, &dyn Layer)| {
+        merge_layer(&path, layer, &names, options.check_finite, QuantizedWeights::Refused)
+    };
     let merged = leaves(model).into_iter().map(merge).collect::<Result<Vec<_>>>()?;
     for ((_, layer), merged) in leaves_mut(model).into_iter().zip(merged) {
         if let Some(merged) = merged {
@@ -64,7 +82,7 @@ pub(crate) fn merge_adapters<M: Injectable + ?Sized>(model: &mut M, options: &Me
     Ok(())
 }
 
-fn set_merged(layer: &mut dyn Layer, merged: MergedLayer) -> Result<()> {
+pub(super) fn set_merged(layer: &mut dyn Layer, merged: MergedLayer) -> Result<()> {
     let MergedLayer { names, parameters } = merged;
     let weight = layer.weight_name();
     layer.set_merged(Some(&mut |name, own| {
@@ -97,10 +115,10 @@ pub(crate) fn merge_and_unload<M: Injectable + ?Sized>(model: &mut M, options: &
     // One pass over all layers checks that merging is possible and keeps nothing, so that two copies of all weights
     // never exist.
     for (path, layer) in leaves(model) {
-        merge_layer(&path, layer, &names, options.check_finite)?;
+        merge_layer(&path, layer, &names, options.check_finite, QuantizedWeights::Refused)?;
     }
     for (path, layer) in leaves_mut(model) {
-        if let Some(merged) = merge_layer(&path, layer, &names, false)? {
+        if let Some(merged) = merge_layer(&path, layer, &names, false, QuantizedWeights::Refused)? {
             set_merged(layer, merged)?;
         }
         unload_layer(layer)?;
@@ -108,7 +126,10 @@ pub(crate) fn merge_and_unload<M: Injectable + ?Sized>(model: &mut M, options: &
     unload(model)
 }
 
-fn names_to_merge<M: Injectable + ?Sized>(model: &M, options: &MergeOptions) -> Result<Vec<String>> {
+pub(super) fn names_to_merge<M: Injectable + ?Sized>(
+    model: &M,
+    options: &MergeOptions,
+) -> Result<Vec<String>> {
     match &options.adapters {
         Some(names) => {
             check_known(&leaves(model), names)?;
@@ -120,11 +141,12 @@ fn names_to_merge<M: Injectable + ?Sized>(model: &M, options: &MergeOptions) -> 
 
 /// The layer's parameters with the adapters already merged and those of `names` that the layer has; `None` if none is
 /// new.
-fn merge_layer(
+pub(super) fn merge_layer(
     path: &ModulePath,
     layer: &dyn Layer,
     names: &[String],
     check_finite: bool,
+    quantized: QuantizedWeights,
 ) -> Result<Option<MergedLayer>> {
     let Some(stack) = layer.stack() else { return Ok(None) };
     let mut all = stack.merged().to_vec();
@@ -139,15 +161,12 @@ fn merge_layer(
     }
     let own = layer.parameters();
     let find = |wanted: &str| own.iter().find(|(name, _)| *name == wanted).map(|(_, tensor)| tensor.detach());
-    let Some(weight) = find(layer.weight_name()) else {
-        let adapter = all.last().cloned().unwrap_or_default();
-        let reason = match layer.quantized_weight() {
-            Some(weight) => {
-                format!("its weight is quantized ({:?}); make the layer dense first", weight.dtype())
-            }
-            None => format!("a {} has no dense weight to merge into", layer.kind()),
-        };
-        return Err(Error::CannotMerge { adapter, path: path.clone(), reason });
+    let weight = match (find(layer.weight_name()), layer.quantized_weight()) {
+        (Some(weight), _) => weight,
+        (None, Some(_)) if quantized == QuantizedWeights::Dense => {
+            layer.dense_weight().map_err(Error::on_layer(path))?
+        }
+        (None, weight) => return Err(no_dense_weight(path, layer, weight, &all)),
     };
     let (dtype, device) = layer.dtype_and_device();
     let dense = || -> CandleResult<Tensor> { layer.dense_weight() };
@@ -170,6 +189,24 @@ fn merge_layer(
         }
     }
     Ok(Some(MergedLayer { names: all, parameters }))
+}
+
+/// Why there is no weight to merge into.
+fn no_dense_weight(
+    path: &ModulePath,
+    layer: &dyn Layer,
+    quantized: Option<&Arc<QTensor>>,
+    adapters: &[String],
+) -> Error {
+    let adapter = adapters.last().cloned().unwrap_or_default();
+    let reason = match quantized {
+        Some(weight) => format!(
+            "its weight is quantized ({:?}); make the layer dense first, or `merge_and_requantize`",
+            weight.dtype()
+        ),
+        None => format!("a {} has no dense weight to merge into", layer.kind()),
+    };
+    Error::CannotMerge { adapter, path: path.clone(), reason }
 }
 
 /// Why the adapter cannot be merged into the layer at `path`.

@@ -4,6 +4,7 @@ mod activate;
 mod delete;
 mod merge;
 mod parameters;
+mod requantize;
 mod rows;
 mod weighted_sum;
 
@@ -12,6 +13,10 @@ pub(crate) use delete::{delete_adapter, unload};
 pub use merge::MergeOptions;
 pub(crate) use merge::{is_finite, merge_adapters, merge_and_unload, merge_error, unmerge_adapters};
 pub(crate) use parameters::{bias_variable, count_parameters, slot_variables, trainable_parameters};
+pub(crate) use requantize::merge_and_requantize;
+#[cfg(feature = "models")]
+pub(crate) use requantize::requantize;
+pub use requantize::{RequantizeReport, RequantizedLayer};
 pub(crate) use rows::with_adapter_rows;
 pub(crate) use weighted_sum::add_weighted_adapter;
 

@@ -91,9 +91,12 @@ impl<M: Method> AdapterMethod for AdapterConfig<M> {
         Some(Arc::new(config))
     }
 
-    fn for_tensors(&self, shapes: &BTreeMap<&str, &[usize]>) -> Result<Arc<dyn AdapterMethod>> {
-        let keyed = KeyedShapes::new(shapes, M::KEY_PREFIX)?;
-        let config = M::for_tensors(self, &keyed)?;
+    fn unmatched_patterns(&self, paths: &[&str]) -> Result<Vec<(&'static str, String)>, Fault> {
+        M::unmatched_patterns(self, paths)
+    }
+
+    fn for_tensors(&self, keyed: &KeyedShapes<'_>) -> Result<Arc<dyn AdapterMethod>> {
+        let config = M::for_tensors(self, keyed)?;
         Ok(Arc::new(config.for_modules(keyed.paths(), keyed.modules.clone())))
     }
 
@@ -131,6 +134,18 @@ impl<M: Method> AdapterMethod for AdapterConfig<M> {
 
     fn is_transposed(&self) -> bool {
         self.settings.is_transposed()
+    }
+
+    fn key_prefix(&self) -> &'static str {
+        M::KEY_PREFIX
+    }
+
+    fn key_ends(&self) -> &'static [&'static str] {
+        M::key_ends()
+    }
+
+    fn inert_key_ends(&self) -> &'static [&'static str] {
+        M::inert_key_ends()
     }
 
     fn split_key<'k>(&self, key: &'k str) -> Option<(&'k str, &'k str)> {

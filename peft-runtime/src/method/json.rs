@@ -5,8 +5,8 @@ use serde_json::{Map, Value, json};
 use super::adapter_config::AdapterConfig;
 use super::settings::Method;
 use crate::adapter::AdapterMethod;
-use crate::config::BlockFields;
-use crate::error::{Error, Result};
+use crate::config::{BlockFields, is_unset};
+use crate::error::{Error, Result, shortened};
 
 /// The fields of [`BlockFields`], which not every method has.
 const BLOCK_FIELDS: [&str; 2] = ["layers_to_transform", "layers_pattern"];
@@ -33,16 +33,19 @@ impl<M: Method> AdapterConfig<M> {
 fn from_json<M: Method>(text: &str) -> Result<AdapterConfig<M>> {
     // The config is read from the text, not from the value: the order of patterns matters, and a map of values may not
     // keep it.
-    let value: Value = serde_json::from_str(text)?;
-    let fields = value.as_object();
+    let fields: Map<String, Value> = serde_json::from_str(text)?;
     for (field, inert) in M::unimplemented_fields() {
-        if let Some(value) = fields.and_then(|fields| fields.get(field))
+        if let Some(value) = fields.get(field)
             && !is_inert(value, &inert)
+            && !M::is_idle(field, value, &fields)
         {
-            return Err(Error::UnsupportedSwitch { field: field.to_owned(), value: value.to_string() });
+            let value = shortened(&value.to_string()).into_owned();
+            return Err(Error::UnsupportedSwitch { field: field.to_owned(), value });
         }
     }
-    let mut config: AdapterConfig<M> = serde_json::from_str(text)?;
+    let config = serde_json::from_str(text);
+    let mut config: AdapterConfig<M> =
+        config.map_err(|error| wrong_value::<M>(&fields).unwrap_or_else(|| error.into()))?;
     // What is written anyway need not be remembered as unknown.
     let unknown = &mut config.common.unknown;
     unknown.remove("peft_type");
@@ -58,7 +61,7 @@ fn from_json<M: Method>(text: &str) -> Result<AdapterConfig<M>> {
     if !M::FILTERS_BLOCKS {
         config.blocks = BlockFields::default();
         let kept =
-            BLOCK_FIELDS.iter().filter_map(|field| Some(((*field).to_owned(), fields?.get(*field)?.clone())));
+            BLOCK_FIELDS.iter().filter_map(|field| Some(((*field).to_owned(), fields.get(*field)?.clone())));
         unknown.extend(kept);
     }
     match config.faults().into_iter().next() {
@@ -67,14 +70,26 @@ fn from_json<M: Method>(text: &str) -> Result<AdapterConfig<M>> {
     }
 }
 
-/// A switch does nothing if it is null, false, empty, or at the value it has when it is off.
+/// A switch does nothing if it is false in Python, or at the value it has when it is off. An empty group of settings is not
+/// false: it has the default settings.
 fn is_inert(value: &Value, inert: &Value) -> bool {
-    match value {
-        Value::Null | Value::Bool(false) => true,
-        Value::Array(items) => items.is_empty(),
-        Value::Object(fields) => fields.is_empty(),
-        other => other == inert,
-    }
+    value == inert || is_unset(value) && (inert.is_boolean() || !value.is_object())
+}
+
+/// The first field whose value is not what the method has there, whatever the others are.
+fn wrong_value<M: Method>(fields: &Map<String, Value>) -> Option<Error> {
+    let reason = |fields: Map<String, Value>| {
+        let read: Result<AdapterConfig<M>, _> = serde_json::from_value(Value::Object(fields));
+        read.err().map(|error| error.to_string())
+    };
+    // A method may need fields that a config of one field lacks.
+    let of_none = reason(Map::new());
+    fields.iter().find_map(|(field, value)| {
+        let of_one = reason([(field.clone(), value.clone())].into_iter().collect());
+        let reason = of_one.filter(|reason| Some(reason) != of_none.as_ref())?;
+        let value = shortened(&value.to_string()).into_owned();
+        Some(Error::ConfigValue { field: field.clone(), value, reason })
+    })
 }
 
 /// Writes a config as PEFT does: every field of the method, keys sorted, two spaces.

@@ -13,6 +13,7 @@ use super::lora::LoraSettings;
 use super::settings::Method;
 use super::tokens;
 use crate::adapter::AdapterMethod;
+use crate::config::is_unset;
 use crate::error::{Error, Result};
 
 /// A registered method.
@@ -68,13 +69,15 @@ pub fn registered() -> Vec<&'static str> {
 /// Reads the text of an `adapter_config.json` with the method that it names.
 pub(super) fn read_config(text: &str) -> Result<Arc<dyn AdapterMethod>> {
     let value: serde_json::Value = serde_json::from_str(text)?;
-    let peft_type = value.get("peft_type").and_then(serde_json::Value::as_str).unwrap_or_default();
+    let supported = || registered().into_iter().map(str::to_owned).collect();
+    let peft_type = value.get("peft_type").unwrap_or(&serde_json::Value::Null);
+    if value.is_object() && is_unset(peft_type) {
+        return Err(Error::NoMethod { supported: supported() });
+    }
+    let peft_type = peft_type.as_str().unwrap_or_default();
     let known = METHODS.read().unwrap_or_else(PoisonError::into_inner).get(peft_type).copied();
     match known {
         Some(method) => (method.read)(text),
-        None => Err(Error::UnsupportedMethod {
-            peft_type: peft_type.to_owned(),
-            supported: registered().into_iter().map(str::to_owned).collect(),
-        }),
+        None => Err(Error::UnsupportedMethod { peft_type: peft_type.to_owned(), supported: supported() }),
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::adapter_config::AdapterConfig;
 use crate::adapter::{
@@ -55,6 +55,13 @@ pub trait Method: Any + Clone + Debug + PartialEq + Send + Serialize + Deseriali
     /// is refused.
     fn unimplemented_fields() -> Vec<(&'static str, Value)> {
         Vec::new()
+    }
+
+    /// Whether a field of [`unimplemented_fields`](Self::unimplemented_fields) says nothing though it is set, because of what
+    /// the other fields of the file say.
+    fn is_idle(field: &str, value: &Value, fields: &Map<String, Value>) -> bool {
+        let _ = (field, value, fields);
+        false
     }
 
     /// Fields that PEFT's file has and the method does not read, each with PEFT's default.
@@ -183,6 +190,18 @@ pub trait Method: Any + Clone + Debug + PartialEq + Send + Serialize + Deseriali
         None
     }
 
+    /// The patterns of the config that match none of the adapted layers at `paths`, each with its field.
+    ///
+    /// # Errors
+    /// If a pattern cannot be matched.
+    fn unmatched_patterns(
+        config: &AdapterConfig<Self>,
+        paths: &[&str],
+    ) -> Result<Vec<(&'static str, String)>, Fault> {
+        let _ = (config, paths);
+        Ok(Vec::new())
+    }
+
     /// The config for tensors of these keys and shapes: their ranks, and what else they show. The modules are added.
     ///
     /// # Errors
@@ -211,9 +230,26 @@ pub trait Method: Any + Clone + Debug + PartialEq + Send + Serialize + Deseriali
         None
     }
 
+    /// The ends of all keys that the method has: `lora_A.weight` of `layers.0.q_proj.lora_A.weight`.
+    ///
+    /// With them, a module whose name begins with [`KEY_PREFIX`](Self::KEY_PREFIX) is not taken for a part of the method, and
+    /// the name that an adapter had where it was trained is found in a key and left out. Without them, an end begins at the
+    /// last segment that begins with the prefix.
+    fn key_ends() -> &'static [&'static str] {
+        &[]
+    }
+
+    /// Ends of keys of tensors that whole models have and that say nothing about the adapter: readers leave them out.
+    fn inert_key_ends() -> &'static [&'static str] {
+        &[]
+    }
+
     /// A key taken apart into the path of the layer and the end that names the tensor; `None` if it is not the method's.
     fn split_key(key: &str) -> Option<(&str, &str)> {
-        split_at_marker(key, Self::KEY_PREFIX)
+        match Self::key_ends() {
+            [] => split_at_marker(key, Self::KEY_PREFIX),
+            ends => split_at_end(key, ends),
+        }
     }
 
     /// The one name of a tensor that files have under several.
@@ -270,8 +306,17 @@ pub trait Method: Any + Clone + Debug + PartialEq + Send + Serialize + Deseriali
     }
 }
 
+/// A key taken apart before the end that it has.
+fn split_at_end<'k>(key: &'k str, ends: &[&str]) -> Option<(&'k str, &'k str)> {
+    let split = |end: &&str| {
+        let path = key.strip_suffix(end)?.strip_suffix('.')?;
+        Some((path, &key[path.len() + 1..]))
+    };
+    ends.iter().find_map(split)
+}
+
 /// A key taken apart at the last `.` before `marker`.
-pub(super) fn split_at_marker<'k>(key: &'k str, marker: &str) -> Option<(&'k str, &'k str)> {
+fn split_at_marker<'k>(key: &'k str, marker: &str) -> Option<(&'k str, &'k str)> {
     let at = key.rfind(&format!(".{marker}"))?;
     Some((&key[..at], &key[at + 1..]))
 }

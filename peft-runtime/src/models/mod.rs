@@ -4,7 +4,10 @@ mod activation;
 pub mod bert;
 mod cache;
 mod causal;
+mod compare;
 mod folder;
 pub mod generate;
 pub mod gpt2;
 pub mod llama;
+
+pub use compare::{Closeness, Comparison, compare_merged};

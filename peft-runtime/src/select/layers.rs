@@ -9,7 +9,7 @@ use crate::error::Fault;
 
 /// The block numbers in which layers are adapted: one number or several.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "it is neither the number of a block nor a list of them")]
 pub(crate) enum LayerIndices {
     /// One block.
     One(usize),

@@ -69,6 +69,38 @@ pub(crate) fn proper_suffixes(path: &str) -> impl Iterator<Item = &str> {
     path.match_indices('.').map(|(dot, _)| &path[dot + 1..])
 }
 
+/// The names or the pattern of `exclude_modules` that match none of the modules at `paths`.
+///
+/// # Errors
+/// If the pattern cannot be matched.
+pub(crate) fn unmatched_exclusions<'p>(
+    exclude: Option<&TargetModules>,
+    paths: impl Iterator<Item = &'p str>,
+) -> Result<Vec<String>, Fault> {
+    match exclude {
+        Some(TargetModules::Names(names)) => {
+            let mut unmatched = names.clone();
+            for path in paths {
+                unmatched.remove(path);
+                proper_suffixes(path).for_each(|suffix| {
+                    unmatched.remove(suffix);
+                });
+            }
+            Ok(unmatched.into_iter().collect())
+        }
+        Some(TargetModules::Regex(written)) if !written.is_empty() => {
+            let pattern = Pattern::whole("exclude_modules", written)?;
+            for path in paths {
+                if pattern.is_match(path)? {
+                    return Ok(Vec::new());
+                }
+            }
+            Ok(vec![written.clone()])
+        }
+        Some(TargetModules::Regex(_) | TargetModules::AllLinear) | None => Ok(Vec::new()),
+    }
+}
+
 impl Selector {
     pub(crate) fn new(
         targets: &TargetModules,

@@ -34,7 +34,7 @@ pub enum TargetModules {
 
 /// The JSON form: a list, or a string that is a regular expression unless it says `all-linear`.
 #[derive(Serialize, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "it is neither a list of names nor a string")]
 enum Written {
     Names(BTreeSet<String>),
     Text(String),

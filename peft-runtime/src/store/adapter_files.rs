@@ -139,6 +139,11 @@ pub(super) fn holds_adapter(folder: &Path) -> bool {
     places(folder, CONFIG_FILE).any(|path| path.is_file())
 }
 
+/// Whether there is a file of weights with PEFT's name in `folder` itself.
+pub(super) fn holds_weights(folder: &Path) -> bool {
+    places(folder, WEIGHTS_FILE).any(|path| path.is_file())
+}
+
 /// The files of one save.
 pub(super) struct AdapterFiles {
     pub(super) config: File,

@@ -12,7 +12,7 @@ use safetensors::SafeTensorError;
 use safetensors::tensor::{Metadata, TensorInfo, TensorView};
 use tempfile::NamedTempFile;
 
-use super::header;
+use super::{header, other_file};
 use crate::error::{Error, Result};
 
 /// The prefix and suffix in the names of files and folders that are not yet complete.
@@ -28,18 +28,20 @@ pub(crate) struct PendingFile {
 impl PendingFile {
     /// Writes a temporary file in the folder of `path` and flushes it to disk.
     pub(crate) fn write(path: PathBuf, bytes: &[u8]) -> Result<Self> {
-        let folder = path.parent().unwrap_or(Path::new("."));
-        let write = || {
-            let mut builder = tempfile::Builder::new();
-            #[cfg(unix)]
-            builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644));
-            let mut temporary =
-                builder.prefix(TEMPORARY_PREFIX).suffix(TEMPORARY_SUFFIX).tempfile_in(folder)?;
-            temporary.write_all(bytes)?;
-            temporary.as_file().sync_all()?;
-            Ok(temporary)
-        };
-        let temporary = write().map_err(Error::io("write", &path))?;
+        let place = path.clone();
+        Self::stream(path, &mut |file| file.write_all(bytes).map_err(Error::io("write", &place)))
+    }
+
+    /// The same with bytes that come piece by piece.
+    pub(crate) fn stream(path: PathBuf, write: &mut dyn FnMut(&mut File) -> Result<()>) -> Result<Self> {
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let mut builder = tempfile::Builder::new();
+        #[cfg(unix)]
+        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644));
+        builder.prefix(TEMPORARY_PREFIX).suffix(TEMPORARY_SUFFIX);
+        let mut temporary = builder.tempfile_in(folder).map_err(Error::io("write", &path))?;
+        write(temporary.as_file_mut())?;
+        temporary.as_file().sync_all().map_err(Error::io("write", &path))?;
         Ok(Self { temporary, path })
     }
 
@@ -97,10 +99,39 @@ pub(super) fn text_of(file: &File) -> std::io::Result<String> {
     Ok(text)
 }
 
-/// A memory-mapped safetensors file.
-pub(super) struct MappedFile {
+/// A file that is read where it lies.
+pub(super) struct MappedBytes {
     path: PathBuf,
     map: Mmap,
+}
+
+impl MappedBytes {
+    pub(super) fn open(path: &Path) -> Result<Self> {
+        Self::of(&open_file(path).map_err(Error::io("open", path))?, path)
+    }
+
+    /// The file that is open and was found at `path`.
+    pub(super) fn of(file: &File, path: &Path) -> Result<Self> {
+        // SAFETY: the map is read-only, and every access goes through bounds checks; a file that somebody else truncates
+        // meanwhile is the risk that every reader of memory-mapped weights takes.
+        #[expect(unsafe_code, reason = "mapping a file is the one way to read weights without a second copy")]
+        let map = unsafe { Mmap::map(file) }.map_err(Error::io("map", path))?;
+        Ok(Self { path: path.to_owned(), map })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// All that is in the file.
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.map
+    }
+}
+
+/// A safetensors file that is read where it lies.
+pub(super) struct MappedFile {
+    mapped: MappedBytes,
     /// Where the data begins.
     start: usize,
     header: Metadata,
@@ -113,21 +144,25 @@ impl MappedFile {
 
     /// Maps an open file that was found at `path`.
     pub(super) fn of(file: &File, path: &Path) -> Result<Self> {
-        // SAFETY: the map is read-only, and every access goes through bounds checks; that somebody else truncates the
-        // file meanwhile is a risk that every reader of memory-mapped weights takes.
-        #[expect(unsafe_code, reason = "only a memory map reads weights without a second copy")]
-        let map = unsafe { Mmap::map(file) }.map_err(Error::io("map", path))?;
-        let (start, header) = header::read(&map).map_err(|error| Error::from(error).in_file(path))?;
-        Ok(Self { path: path.to_owned(), map, start, header })
+        Self::of_bytes(MappedBytes::of(file, path)?)
+    }
+
+    /// The file that is mapped already.
+    pub(super) fn of_bytes(mapped: MappedBytes) -> Result<Self> {
+        let read = header::read(mapped.bytes());
+        let (start, header) = read.map_err(|error| {
+            other_file::recognised(mapped.bytes()).unwrap_or_else(|| error.into()).in_file(mapped.path())
+        })?;
+        Ok(Self { mapped, start, header })
     }
 
     pub(super) fn path(&self) -> &Path {
-        &self.path
+        self.mapped.path()
     }
 
     /// The contents of the file.
     pub(super) fn bytes(&self) -> &[u8] {
-        &self.map
+        self.mapped.bytes()
     }
 
     /// Where the data begins.
@@ -147,7 +182,7 @@ impl MappedFile {
 
     fn view(&self, info: &TensorInfo) -> Result<TensorView<'_>, SafeTensorError> {
         let (from, to) = info.data_offsets;
-        let bytes = self.map.get(self.start + from..self.start + to);
+        let bytes = self.mapped.bytes().get(self.start + from..self.start + to);
         let bytes = bytes.ok_or(SafeTensorError::MetadataIncompleteBuffer)?;
         TensorView::new(info.dtype, info.shape.clone(), bytes)
     }

@@ -52,6 +52,20 @@ fn check(bytes: &[u8]) -> Result<(), SafeTensorError> {
     if end > data { Err(SafeTensorError::MetadataIncompleteBuffer) } else { Ok(()) }
 }
 
+/// The number of bytes that a file with this beginning has at least; `None` if it does not begin like a safetensors file.
+pub(super) fn expected_length(bytes: &[u8]) -> Option<u64> {
+    let (length, rest) = bytes.split_first_chunk::<LENGTH>()?;
+    let length = u64::from_le_bytes(*length);
+    if length > LONGEST || rest.first().is_some_and(|first| *first != b'{') {
+        return None;
+    }
+    let end = LENGTH as u64 + length;
+    let header = usize::try_from(length).ok().and_then(|length| rest.get(..length));
+    let Some(header) = header else { return Some(end) };
+    let Checked { end: data } = serde_json::from_slice(header).ok()?;
+    end.checked_add(data)
+}
+
 /// A header without duplicates and without shapes that are too large.
 struct Checked {
     /// Where the data of the last tensor ends.

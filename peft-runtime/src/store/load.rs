@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 use super::adapter_files::holds_adapter;
 use super::base_model::{BaseParameters, base_parameters, replace_base};
+use super::folders::{check_here, is_checkpoint, named_adapters};
+use super::formats::{self, Base, PEFT, is_bare};
 use super::keys::{CONFIG_FILE, DEFAULT_ADAPTER};
 use super::save::adapter_folder;
 use super::stored_contents::StoredContents;
@@ -43,6 +45,10 @@ impl LoadOptions {
 pub struct LoadReport {
     /// Where the files were.
     pub folder: PathBuf,
+    /// Their format, as [`StoredAdapter::format`](crate::StoredAdapter::format) has it.
+    pub format: &'static str,
+    /// The keys of parts that are for other models and were left out.
+    pub left_out: Vec<String>,
     /// What was injected.
     pub injection: InjectionReport,
     /// Parameters of the base model that the file holds too (resized embeddings, for example); they are replaced.
@@ -52,7 +58,7 @@ pub struct LoadReport {
 /// The folder, what was injected, where that is attached and where it acts: a line each.
 impl fmt::Display for LoadReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { folder, injection, base_parameters } = self;
+        let Self { folder, injection, base_parameters, .. } = self;
         writeln!(f, "loaded from `{}`", folder.display())?;
         if !base_parameters.is_empty() {
             writeln!(f, "parameters of the base model that were replaced: {}", base_parameters.join(", "))?;
@@ -64,6 +70,8 @@ impl fmt::Display for LoadReport {
 /// An adapter from a folder as it will be on the model: every step that can fail is done.
 struct Loaded {
     folder: PathBuf,
+    format: &'static str,
+    left_out: Vec<String>,
     plan: Plan,
     changes: LayerChanges,
     base: BaseParameters,
@@ -71,8 +79,10 @@ struct Loaded {
 
 impl Loaded {
     fn read<M: Injectable + ?Sized>(model: &M, folder: &Path, name: &str, origin: Origin) -> Result<Self> {
-        let (config, contents) = StoredContents::open(&find_folder(folder, name)?)?;
-        Self::of_contents(model, config.method(), &contents, name, origin)
+        let place = find_adapter(folder, name)?;
+        let opened = formats::open(&place, Some(&Base::of_model(model)))?;
+        let loaded = Self::of_contents(model, opened.config.method(), &opened.contents, name, origin)?;
+        Ok(Self { format: opened.format, left_out: opened.left_out, ..loaded })
     }
 
     fn of_contents<M: Injectable + ?Sized>(
@@ -95,7 +105,8 @@ impl Loaded {
         }
         // A base weight in the file is already what an init left of it.
         keep_weights(model, &plan, &mut changes, |path, name| base.contains_key(&(path.clone(), name)));
-        Ok(Self { folder: adapter.folder(), plan, changes, base })
+        let (folder, format, left_out) = (adapter.folder(), PEFT, Vec::new());
+        Ok(Self { folder, format, left_out, plan, changes, base })
     }
 
     fn base_names(&self) -> Vec<String> {
@@ -132,8 +143,9 @@ fn inject_loaded<M: Injectable + ?Sized>(
 ) -> Result<LoadReport> {
     let base_parameters = loaded.base_names();
     replace_base(model, &loaded.base)?;
-    let injection = commit(model, &loaded.plan, loaded.changes, options.trainable)?;
-    Ok(LoadReport { folder: loaded.folder, injection, base_parameters })
+    let Loaded { folder, format, left_out, plan, changes, .. } = loaded;
+    let injection = commit(model, &plan, changes, options.trainable)?;
+    Ok(LoadReport { folder, format, left_out, injection, base_parameters })
 }
 
 /// Replaces the adapter `name` with the one in `folder`; whether `name` is active and trainable does not change.
@@ -155,8 +167,20 @@ pub(crate) fn hotswap_adapter<M: Injectable + ?Sized>(
     let loaded = Loaded::read(model, folder, name, Origin::Swap)?;
     let base_parameters = loaded.base_names();
     replace_base(model, &loaded.base)?;
-    let injection = swap(model, &loaded.plan, loaded.changes, trainable)?;
-    Ok(LoadReport { folder: loaded.folder, injection, base_parameters })
+    let Loaded { folder, format, left_out, plan, changes, .. } = loaded;
+    let injection = swap(model, &plan, changes, trainable)?;
+    Ok(LoadReport { folder, format, left_out, injection, base_parameters })
+}
+
+/// The adapter of a name: its folder, or a file that is one.
+fn find_adapter(folder: &Path, name: &str) -> Result<PathBuf> {
+    let has_config = || holds_adapter(&adapter_folder(folder, name)) || holds_adapter(folder);
+    // A file of another program has no config.
+    let is_foreign = folder.is_file() || folder.is_dir() && !has_config() && !is_bare(folder);
+    match name_fault(name) {
+        None if is_foreign => Ok(folder.to_owned()),
+        _ => find_folder(folder, name),
+    }
 }
 
 /// The folder that holds the config: the adapter's own subfolder of `folder`, or `folder` itself.
@@ -170,23 +194,16 @@ fn find_folder(folder: &Path, name: &str) -> Result<PathBuf> {
         return Ok(own);
     }
     let here = folder.join(CONFIG_FILE);
+    check_here(folder)?;
     if !holds_adapter(folder) {
         std::fs::metadata(&here).map_err(Error::io("open", &here))?;
     }
-    // The only adapter in a folder may be loaded under any name; if there are several, each has its own.
-    let others = named_adapters(folder);
+    // The only adapter in a folder may be loaded under any name; if there are several, each has its own. The checkpoints of a
+    // training run are steps of the adapter in the folder itself.
+    let others: Vec<String> =
+        named_adapters(folder).into_iter().filter(|other| !is_checkpoint(other)).collect();
     if name != DEFAULT_ADAPTER && !others.is_empty() {
         return Err(Error::UnknownAdapter { name: name.to_owned(), known: others }.in_file(folder));
     }
     Ok(folder.to_owned())
-}
-
-/// The subfolders that hold adapters, by name; hidden ones have names that no adapter can have.
-fn named_adapters(folder: &Path) -> Vec<String> {
-    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
-    let is_adapter = |name: &String| name_fault(name).is_none() && holds_adapter(&folder.join(name));
-    let mut names: Vec<String> = names.filter(is_adapter).collect();
-    names.sort();
-    names
 }

@@ -2,15 +2,15 @@
 
 use std::any::Any;
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Component, Path, PathBuf};
+use std::path::Path;
 
 use candle_core::{DType, Device, Shape, Tensor};
 use candle_nn::VarBuilder;
 use candle_nn::var_builder::SimpleBackend;
-use serde::Deserialize;
 
-use super::file::{MappedFile, read_text};
+use super::file::MappedFile;
 use super::layout::Layout;
+use super::model_files;
 use super::stored_contents::StoredShape;
 use crate::error::{Error, Result, ShardsError};
 
@@ -30,49 +30,19 @@ pub struct ModelWeights {
     index: BTreeMap<String, usize>,
 }
 
-/// `model.safetensors.index.json`.
-#[derive(Deserialize)]
-struct ShardIndex {
-    weight_map: BTreeMap<String, String>,
-}
-
-pub(super) const SINGLE: &str = "model.safetensors";
-pub(super) const SHARDED: &str = "model.safetensors.index.json";
-
-/// The files that an index names, each once, all of them in the folder of the index.
-pub(crate) fn shard_names(index: &Path) -> Result<BTreeSet<String>> {
-    let text = read_text(index)?;
-    let shards: ShardIndex =
-        serde_json::from_str(&text).map_err(|error| Error::from(ShardsError::Index(error)).in_file(index))?;
-    let names: BTreeSet<String> = shards.weight_map.into_values().collect();
-    if let Some(name) = names.iter().find(|name| !stays_inside(name)) {
-        return Err(Error::from(ShardsError::OutsideFolder { name: name.clone() }).in_file(index));
-    }
-    Ok(names)
-}
-
-/// Whether a name from a file stays below the folder that it is joined to, on any system.
-fn stays_inside(name: &str) -> bool {
-    let normal = |component: Component<'_>| matches!(component, Component::Normal(_));
-    !name.is_empty() && !name.contains(['\\', ':', '\0']) && Path::new(name).components().all(normal)
-}
-
 impl ModelWeights {
-    /// Opens a safetensors file, or the `model.safetensors` or its shards in a folder.
+    /// Opens a safetensors file, or the weights in a folder: `model.safetensors`, or diffusers'
+    /// `diffusion_pytorch_model.safetensors`, or the shards of either.
     ///
     /// # Errors
-    /// An error that names the file if one cannot be read or is not a safetensors file.
+    /// An error that names the file if one cannot be read or is not a safetensors file; and
+    /// [`ShardsError::Pipeline`] if it is the folder of a pipeline, which has several models.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         if !path.is_dir() {
             return Self::open_files(&[path]);
         }
-        let index = path.join(SHARDED);
-        if !index.is_file() {
-            return Self::open_files(&[path.join(SINGLE)]);
-        }
-        let shards: Vec<PathBuf> = shard_names(&index)?.into_iter().map(|name| path.join(name)).collect();
-        Self::open_files(&shards)
+        Self::open_files(&model_files::find(path)?)
     }
 
     /// Opens several safetensors files as one.
@@ -120,6 +90,13 @@ impl ModelWeights {
             .collect();
         shapes.sort_by(|a, b| a.key.cmp(&b.key));
         shapes
+    }
+
+    /// The dtypes of the tensors, under safetensors' names.
+    #[cfg(feature = "models")]
+    pub(crate) fn dtypes(&self) -> BTreeSet<String> {
+        let entries = self.files.iter().flat_map(|file| Layout::of(file).tensors);
+        entries.map(|entry| entry.dtype.to_string()).collect()
     }
 
     /// Reads one tensor as it is stored.

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use candle_core::{Tensor, Var};
 
 use super::base_model::{base_parameters, replace_base};
+use super::canonical::{KeyReader, layer_paths};
 use super::embeddings::{SaveEmbeddings, embedding_weights};
-use super::keys::{by_canonical_key, with_prefix};
-use crate::adapter::{Adapter, AdapterMethod, AdapterTensor, StoredTensor};
+use super::keys::with_prefix;
+use crate::adapter::{Adapter, AdapterMethod, AdapterTensor, KeyedShapes, StoredTensor};
 use crate::config::Bias;
 use crate::error::{Error, Result, ShapeMismatch, TensorReport};
 use crate::inject::{
@@ -156,14 +157,33 @@ pub(crate) fn inject_adapter_from_state_dict<M: Injectable + ?Sized>(
     method: &dyn AdapterMethod,
     name: &str,
 ) -> Result<InjectionReport> {
-    let tensors = by_canonical_key(method, state)?.into_iter();
-    let tensors: BTreeMap<String, Tensor> =
-        tensors.map(|(key, tensor)| (key.to_owned(), tensor.clone())).collect();
+    let tensors = canonical_state(model, method, state)?;
     let shapes = tensors.iter().map(|(key, tensor)| (key.as_str(), tensor.dims())).collect();
-    let method = exactly_targeted(model, method.for_tensors(&shapes)?);
+    let layers = layer_paths(model);
+    // A module that trains in full may be called like the end of a key.
+    let is_parameter = |key: &str| key.rsplit_once('.').is_some_and(|(module, _)| layers.contains(module));
+    let split = |key| {
+        let (path, end) = method.split_key(key)?;
+        (!end.contains('.') || !is_parameter(key)).then_some((path, end))
+    };
+    let keyed = KeyedShapes::new(&shapes, method.key_prefix(), split)?;
+    let method = exactly_targeted(model, method.for_tensors(&keyed)?);
     let plan = plan(model, method.as_ref(), name, Origin::File)?;
     let made = make_from_memory(model, &plan, &tensors)?;
     commit(model, &plan, made, true)
+}
+
+/// The tensors of a state dict under their one keys.
+fn canonical_state<M: Injectable + ?Sized>(
+    model: &M,
+    method: &dyn AdapterMethod,
+    state: &BTreeMap<String, Tensor>,
+) -> Result<BTreeMap<String, Tensor>> {
+    let layers = layer_paths(model);
+    let is_layer = |path: &str| layers.contains(path);
+    let keys = KeyReader { method, is_layer: Some(&is_layer) }.read_all(state.keys().map(String::as_str))?;
+    let tensor = |(key, found): (String, String)| Some((key, state.get(&found)?.clone()));
+    Ok(keys.found.into_iter().filter_map(tensor).collect())
 }
 
 /// Sets the adapter's tensors to the values in `state`, which must hold exactly its keys.
@@ -175,10 +195,11 @@ pub(crate) fn load_adapter_state_dict<M: Injectable + ?Sized>(
     let entries = entries(model, name)?;
     check_not_merged(model, name, "load weights into")?;
     let method = method_of(model, name)?;
-    let mut values = by_canonical_key(method.as_ref(), state)?;
+    let mut values = canonical_state(model, method.as_ref(), state)?;
     let mut report = TensorReport::default();
     let mut updates = Vec::new();
-    for entry in &entries {
+    // The bias of a copy is stored twice, and read once.
+    for entry in entries.iter().filter(|entry| !entry.key.contains(".modules_to_save.")) {
         let Some(tensor) = values.remove(entry.key.as_str()) else {
             report.missing.push(entry.key.clone());
             continue;
@@ -186,7 +207,7 @@ pub(crate) fn load_adapter_state_dict<M: Injectable + ?Sized>(
         if entry.repeats {
             continue;
         }
-        match entry.unstored(tensor)? {
+        match entry.unstored(&tensor)? {
             Some(tensor) => {
                 let value = tensor.detach().to_dtype(entry.var.dtype())?.to_device(entry.var.device())?;
                 // A value that shares memory with the variable would be overwritten while it is read.
@@ -199,8 +220,8 @@ pub(crate) fn load_adapter_state_dict<M: Injectable + ?Sized>(
             }),
         }
     }
-    report.unexpected.extend(values.keys().map(|key| (*key).to_owned()));
-    let left = values.iter().map(|(key, tensor)| ((*key).to_owned(), StoredTensor::in_memory(tensor)));
+    report.unexpected.extend(values.keys().cloned());
+    let left = values.iter().map(|(key, tensor)| (key.clone(), StoredTensor::in_memory(tensor)));
     let base = base_parameters(model, &mut report, &left.collect())?;
     if !report.is_empty() {
         return Err(Error::Tensors { adapter: name.to_owned(), report });

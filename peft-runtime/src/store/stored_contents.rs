@@ -7,9 +7,12 @@ use candle_core::{Device, Tensor};
 use safetensors::View;
 
 use super::adapter_files::{self, AdapterFiles};
+use super::canonical::{CanonicalKeys, IsLayer, KeyReader};
 use super::file::{MappedFile, text_of};
-use super::keys::{CONFIG_FILE, WEIGHTS_FILE, by_canonical_key, canonical, two_names, with_prefix};
+use super::folders::check_here;
+use super::keys::{CONFIG_FILE, WEIGHTS_FILE, two_names, with_prefix};
 use super::layout::{Layout, TensorEntry};
+use super::other_file;
 use crate::adapter::StoredTensor;
 use crate::error::{Error, Result};
 use crate::method::PeftConfig;
@@ -33,6 +36,7 @@ pub(super) struct StoredContents {
     /// The files that it is read from.
     files: Option<Files>,
     tensors: Tensors,
+    keys: CanonicalKeys,
 }
 
 struct Files {
@@ -40,7 +44,7 @@ struct Files {
     weights: PathBuf,
 }
 
-/// Tensors under their keys without PEFT's prefix.
+/// Tensors under the keys that they were found under.
 enum Tensors {
     Mapped { file: MappedFile, entries: BTreeMap<String, TensorEntry> },
     Memory(BTreeMap<String, Tensor>),
@@ -48,17 +52,24 @@ enum Tensors {
 
 impl StoredContents {
     /// Opens the adapter in a folder, or the one whose `adapter_config.json` is next to a safetensors file. Config and
-    /// weights are from the same save.
-    pub(super) fn open(path: &Path) -> Result<(PeftConfig, Self)> {
+    /// weights are from the same save. `is_layer` tells which layers the model has that the adapter is for, if there is one.
+    pub(super) fn open(path: &Path, is_layer: Option<IsLayer<'_>>) -> Result<(PeftConfig, Self)> {
         let file_name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         let is_own = [CONFIG_FILE, WEIGHTS_FILE].contains(&file_name);
         // One of the adapter's own files may not have been moved into place yet.
         let is_file = path.is_file() || is_own && !path.is_dir();
         let folder = if is_file { path.parent().unwrap_or(Path::new("")) } else { path };
         let config_path = folder.join(CONFIG_FILE);
+        if !is_file {
+            check_here(folder)?;
+        }
         let AdapterFiles { config, weights } = adapter_files::open(folder)?;
         let text = text_of(&config).map_err(Error::io("read", &config_path))?;
-        let config = PeftConfig::from_json(&text).map_err(|error| error.in_file(&config_path))?;
+        let config = PeftConfig::from_json(&text).map_err(|error| {
+            let is_object = text.trim_start().starts_with('{');
+            let other = if is_object { None } else { other_file::recognised(text.as_bytes()) };
+            other.unwrap_or(error).in_file(&config_path)
+        })?;
         let (weights_path, file) = if is_file && !is_own {
             (path.to_owned(), MappedFile::open(path)?)
         } else {
@@ -66,16 +77,13 @@ impl StoredContents {
             let file = MappedFile::of(&weights?, &weights_path)?;
             (weights_path, file)
         };
-        let mut entries: BTreeMap<String, TensorEntry> = BTreeMap::new();
-        for entry in Layout::of(&file).tensors {
-            let key = canonical(config.method(), &entry.name).to_owned();
-            if let Some(other) = entries.get(&key) {
-                return Err(two_names(&other.name, &entry.name).in_file(&weights_path));
-            }
-            entries.insert(key, entry);
-        }
+        let entries =
+            Layout::of(&file).tensors.into_iter().map(|entry| (entry.name.clone(), entry)).collect();
         let files = Some(Files { config: config_path, weights: weights_path });
-        Ok((config, Self { files, tensors: Tensors::Mapped { file, entries } }))
+        let tensors = Tensors::Mapped { file, entries };
+        let mut contents = Self { files, tensors, keys: CanonicalKeys::default() };
+        contents.read_keys(KeyReader { method: config.method(), is_layer })?;
+        Ok((config, contents))
     }
 
     /// Tensors under PEFT's keys, with or without the prefix.
@@ -83,56 +91,120 @@ impl StoredContents {
     /// # Errors
     /// If two keys mean the same tensor.
     pub(super) fn in_memory(config: &PeftConfig, tensors: &BTreeMap<String, Tensor>) -> Result<Self> {
-        let tensors = by_canonical_key(config.method(), tensors)?.into_iter();
-        let tensors = tensors.map(|(key, tensor)| (key.to_owned(), tensor.clone())).collect();
-        Ok(Self { files: None, tensors: Tensors::Memory(tensors) })
+        let tensors = Tensors::Memory(tensors.clone());
+        let mut contents = Self { files: None, tensors, keys: CanonicalKeys::default() };
+        contents.read_keys(KeyReader { method: config.method(), is_layer: None })?;
+        Ok(contents)
+    }
+
+    /// Works out anew what the keys mean.
+    ///
+    /// # Errors
+    /// If two keys mean the same tensor, or belong to adapters of different names.
+    pub(super) fn read_keys(&mut self, reader: KeyReader<'_>) -> Result<()> {
+        let keys = match &self.tensors {
+            Tensors::Mapped { entries, .. } => reader.read_all(entries.keys().map(String::as_str)),
+            Tensors::Memory(tensors) => reader.read_all(tensors.keys().map(String::as_str)),
+        };
+        self.keys = keys.map_err(|error| self.of_weights(error))?;
+        Ok(())
+    }
+
+    /// The keys, as they are in the file, of what says nothing more than other tensors do.
+    pub(super) fn superseded(&self) -> &[String] {
+        &self.keys.superseded
+    }
+
+    /// The tensors that were read from a file of another program, with the config that was read off it.
+    ///
+    /// # Errors
+    /// If two keys mean the same tensor.
+    pub(super) fn of_file(
+        path: &Path,
+        config_path: Option<&Path>,
+        config: &PeftConfig,
+        tensors: &BTreeMap<String, Tensor>,
+    ) -> Result<Self> {
+        let contents = Self::in_memory(config, tensors).map_err(|error| error.in_file(path))?;
+        let files = Files { config: config_path.unwrap_or(path).to_owned(), weights: path.to_owned() };
+        Ok(Self { files: Some(files), ..contents })
+    }
+
+    /// The tensors without those whose keys are `gone`, and with these others, all of them in memory.
+    ///
+    /// # Errors
+    /// If a dtype is not one of candle's.
+    pub(super) fn replaced(
+        self,
+        gone: &dyn Fn(&str) -> bool,
+        others: BTreeMap<String, Tensor>,
+    ) -> Result<Self> {
+        let kept = self.stored().into_iter().filter(|(key, _)| !gone(key));
+        let read = |(key, stored): (String, StoredTensor<'_>)| {
+            let tensor = (stored.read)(&Device::Cpu).map_err(|error| self.of_weights(error.into()))?;
+            Ok((key, tensor))
+        };
+        let mut tensors = kept.map(read).collect::<Result<BTreeMap<_, _>>>()?;
+        tensors.extend(others);
+        let found = tensors.keys().map(|key| (key.clone(), key.clone())).collect();
+        let keys = CanonicalKeys { found, superseded: self.keys.superseded };
+        Ok(Self { files: self.files, tensors: Tensors::Memory(tensors), keys })
+    }
+
+    /// The same tensors under other keys.
+    ///
+    /// # Errors
+    /// If two tensors get the same key.
+    pub(super) fn renamed(mut self, rename: &dyn Fn(&str) -> String) -> Result<Self> {
+        let mut other: BTreeMap<String, String> = BTreeMap::new();
+        for (key, found) in &self.keys.found {
+            if let Some(first) = other.insert(rename(key), found.clone()) {
+                return Err(self.of_weights(two_names(&first, found)));
+            }
+        }
+        self.keys.found = other;
+        Ok(self)
     }
 
     /// What is known about every tensor without reading it, in the order of the keys.
     pub(super) fn shapes(&self) -> Vec<StoredShape> {
-        match &self.tensors {
-            Tensors::Mapped { entries, .. } => entries
-                .iter()
-                .map(|(key, entry)| StoredShape {
-                    key: with_prefix(key),
-                    dtype: entry.dtype.to_string(),
-                    shape: entry.shape.clone(),
-                    bytes: entry.size(),
-                })
-                .collect(),
-            Tensors::Memory(tensors) => tensors
-                .iter()
-                .map(|(key, tensor)| StoredShape {
-                    key: with_prefix(key),
-                    dtype: View::dtype(tensor).to_string(),
-                    shape: tensor.dims().to_vec(),
-                    bytes: View::data_len(tensor),
-                })
-                .collect(),
-        }
+        let stored = |(key, found): (&String, &String)| match &self.tensors {
+            Tensors::Mapped { entries, .. } => entries.get(found).map(|entry| StoredShape {
+                key: with_prefix(key),
+                dtype: entry.dtype.to_string(),
+                shape: entry.shape.clone(),
+                bytes: entry.size(),
+            }),
+            Tensors::Memory(tensors) => tensors.get(found).map(|tensor| StoredShape {
+                key: with_prefix(key),
+                dtype: View::dtype(tensor).to_string(),
+                shape: tensor.dims().to_vec(),
+                bytes: View::data_len(tensor),
+            }),
+        };
+        self.keys.found.iter().filter_map(stored).collect()
     }
 
     /// The keys without the prefix.
     pub(super) fn keys(&self) -> Vec<&str> {
-        match &self.tensors {
-            Tensors::Mapped { entries, .. } => entries.keys().map(String::as_str).collect(),
-            Tensors::Memory(tensors) => tensors.keys().map(String::as_str).collect(),
-        }
+        self.keys.found.keys().map(String::as_str).collect()
     }
 
     /// The shape of the tensor at `key`, a key without the prefix.
     pub(super) fn shape(&self, key: &str) -> Option<&[usize]> {
+        let found = self.keys.found.get(key)?;
         match &self.tensors {
-            Tensors::Mapped { entries, .. } => entries.get(key).map(|entry| entry.shape.as_slice()),
-            Tensors::Memory(tensors) => tensors.get(key).map(Tensor::dims),
+            Tensors::Mapped { entries, .. } => entries.get(found).map(|entry| entry.shape.as_slice()),
+            Tensors::Memory(tensors) => tensors.get(found).map(Tensor::dims),
         }
     }
 
     /// The dtype of the tensor at `key`, a key without the prefix.
     pub(super) fn dtype(&self, key: &str) -> Option<safetensors::Dtype> {
+        let found = self.keys.found.get(key)?;
         match &self.tensors {
-            Tensors::Mapped { entries, .. } => entries.get(key).map(|entry| entry.dtype),
-            Tensors::Memory(tensors) => tensors.get(key).map(View::dtype),
+            Tensors::Mapped { entries, .. } => entries.get(found).map(|entry| entry.dtype),
+            Tensors::Memory(tensors) => tensors.get(found).map(View::dtype),
         }
     }
 
@@ -144,13 +216,14 @@ impl StoredContents {
 
     /// The tensor at `key`, a key without the prefix.
     pub(super) fn stored_at(&self, key: &str) -> Option<StoredTensor<'_>> {
+        let found = self.keys.found.get(key)?;
         match &self.tensors {
             Tensors::Mapped { file, entries } => {
-                let entry = entries.get(key)?;
+                let entry = entries.get(found)?;
                 let read = Box::new(move |device: &Device| entry.load(file, device));
                 Some(StoredTensor { shape: entry.shape.clone(), read })
             }
-            Tensors::Memory(tensors) => Some(StoredTensor::in_memory(tensors.get(key)?)),
+            Tensors::Memory(tensors) => Some(StoredTensor::in_memory(tensors.get(found)?)),
         }
     }
 

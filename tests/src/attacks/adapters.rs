@@ -71,19 +71,22 @@ fn frames() -> Vec<Attack> {
         refused("header-of-2-to-the-63", "a header longer than any file", "header too large", |_| {
             [(1u64 << 63).to_le_bytes().as_slice(), b"{}"].concat()
         }),
-        refused("header-of-100-mb", "a header longer than this file", "invalid header length", |_| {
-            [100_000_000u64.to_le_bytes().as_slice(), b"{}"].concat()
-        }),
+        refused(
+            "header-of-100-mb",
+            "a header longer than this file",
+            "of which only the first 10 are there",
+            |_| [100_000_000u64.to_le_bytes().as_slice(), b"{}"].concat(),
+        ),
         refused("header-of-nothing", "a header without text", "invalid JSON in header", |_| vec![0; 64]),
         refused("header-that-nests", "brackets that overflow the stack", "recursion limit", |_| {
             let nested = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
             let entry = r#""dtype": "U8", "shape": [0], "data_offsets": [0, 0]"#;
             safetensors_with(&format!(r#"{{"a": {{{entry}, "x": {nested}}}}}"#), b"")
         }),
-        refused("archive", "an archive as PyTorch writes it", "invalid header length", |_| {
+        refused("archive", "an archive as PyTorch writes it", "a ZIP archive", |_| {
             [b"PK\x03\x04\0\0\0\0".as_slice(), &[0; 120]].concat()
         }),
-        refused("empty-weights", "nothing at all", "header too small", |_| Vec::new()),
+        refused("empty-weights", "nothing at all", "it is empty", |_| Vec::new()),
         refused("one-byte-too-many", "data that belongs to no tensor", "incomplete metadata", |sound| {
             [sound, b"x"].concat()
         }),
@@ -114,9 +117,12 @@ fn offsets() -> Vec<Attack> {
         refused("offsets-backwards", "a tensor that ends before it begins", "invalid offset", |_| {
             safetensors_with(&json!({"a": entry("F32", &[1], 4, 0)}).to_string(), &[0; 4])
         }),
-        refused("offsets-past-the-end", "bytes after the end of the file", "incomplete metadata", |_| {
-            safetensors_with(&json!({"a": entry("F32", &[1000], 0, 4000)}).to_string(), &[0; 4])
-        }),
+        refused(
+            "offsets-past-the-end",
+            "bytes after the end of the file",
+            "of which only the first 72 are there",
+            |_| safetensors_with(&json!({"a": entry("F32", &[1000], 0, 4000)}).to_string(), &[0; 4]),
+        ),
         refused(
             "offsets-at-the-end-of-numbers",
             "an end whose sum with the header overflows",

@@ -61,7 +61,7 @@ pub(super) fn attacks() -> Vec<Attack> {
             "shard-that-is-the-index",
             "a file that names itself",
             INDEX,
-            "not a valid safetensors file",
+            "a text that begins with",
             || with_shard(INDEX),
         ),
         refused("model-without-heads", "a division by 0", CONFIG, "`num_attention_heads` 0", || {

@@ -184,7 +184,7 @@ fn shapes_of_json() -> Vec<Attack> {
             },
         ),
         refused("not-text", "bytes that are not UTF-8", "UTF-8", |_| vec![0xff; 64]),
-        refused("empty-config", "nothing at all", "EOF", |_| Vec::new()),
+        refused("empty-config", "nothing at all", "it is empty", |_| Vec::new()),
     ]
 }
 

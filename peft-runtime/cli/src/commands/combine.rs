@@ -1,11 +1,13 @@
 //! `peft combine`: several adapters as one, without a model.
 
-use peft_runtime::{BaseWeights, CombineOptions, StoredAdapter};
+use std::path::PathBuf;
+
+use peft_runtime::{CombineOptions, StoredAdapter};
 use serde_json::json;
 
 use crate::arguments::{CombineArguments, weights};
 use crate::failure::Failure;
-use crate::files::{check_free, open_base};
+use crate::files::{check_free, open_adapter, open_base_weights, warn_of_left_out};
 use crate::terminal::{print, print_json};
 
 /// Runs the command.
@@ -14,13 +16,12 @@ use crate::terminal::{print, print_json};
 /// If a file cannot be read or written, or the adapters cannot be combined.
 pub fn run(arguments: &CombineArguments) -> Result<(), Failure> {
     check_free(&arguments.output, StoredAdapter::is_in(&arguments.output), arguments.force)?;
-    let adapters = arguments.adapters.iter().map(StoredAdapter::open).collect::<Result<Vec<_>, _>>()?;
+    let base = open_base_weights(&arguments.base)?;
+    let open = |path: &PathBuf| open_adapter(path, base.as_ref());
+    let adapters = arguments.adapters.iter().map(open).collect::<Result<Vec<_>, _>>()?;
+    adapters.iter().for_each(warn_of_left_out);
     let parts: Vec<(&StoredAdapter, f64)> =
         adapters.iter().zip(weights(&arguments.weights, adapters.len())).collect();
-    let base = match arguments.base.as_slice() {
-        [] => None,
-        paths => Some(BaseWeights::new(open_base(paths)?)?),
-    };
     let combined = StoredAdapter::combine(&parts, &options(arguments), base.as_ref())?;
     combined.save(&arguments.output)?;
     let layers = combined.layers()?;

@@ -2,12 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use peft_runtime::{BaseWeights, StoredAdapter};
+use peft_runtime::{BaseWeights, ImageProgram, PipelineModel, StoredAdapter};
 use serde_json::json;
 
-use crate::arguments::{ConvertArguments, Format};
+use crate::arguments::{AUTO, Component, ConvertArguments, Format};
 use crate::failure::Failure;
-use crate::files::{check_free, open_base};
+use crate::files::{check_free, open_adapter, open_base, warn_of_left_out};
 use crate::gguf_adapter::{self, ModelConfig};
 use crate::terminal::{print, print_json};
 
@@ -17,26 +17,86 @@ use crate::terminal::{print, print_json};
 /// If a file cannot be read or written, or the adapter cannot be written in that format.
 pub fn run(arguments: &ConvertArguments) -> Result<(), Failure> {
     let exists = match arguments.to {
-        Format::PlainLora => StoredAdapter::is_in(&arguments.output),
-        Format::Gguf => arguments.output.exists(),
+        Format::Peft | Format::PlainLora => StoredAdapter::is_in(&arguments.output),
+        Format::Gguf | Format::Kohya | Format::Diffusers => arguments.output.exists(),
     };
     check_free(&arguments.output, exists, arguments.force)?;
-    let adapter = StoredAdapter::open(&arguments.adapter)?;
-    let plain = adapter.to_plain_lora(base_weights(arguments)?.as_ref())?;
+    let base = base_weights(arguments)?;
+    let adapter = open_adapter(&arguments.adapter, base.as_ref())?;
+    check_format(&arguments.from, &adapter)?;
+    warn_of_left_out(&adapter);
+    let plain = || adapter.to_plain_lora(base.as_ref());
     let tensors = match arguments.to {
-        Format::PlainLora => {
-            plain.save(&arguments.output)?;
-            plain.shapes().len()
-        }
+        Format::Peft => save(&adapter, &arguments.output)?,
+        Format::PlainLora => save(&plain()?, &arguments.output)?,
         Format::Gguf => {
             let config = model_config(arguments, &adapter)?;
-            gguf_adapter::write(&plain, &config, &arguments.output, arguments.f16)?
+            gguf_adapter::write(&plain()?, &config, base.as_ref(), &arguments.output, arguments.f16)?
         }
+        Format::Kohya => image_file(arguments, &adapter, ImageProgram::Kohya)?,
+        Format::Diffusers => image_file(arguments, &adapter, ImageProgram::Diffusers)?,
     };
     if arguments.json {
-        return print_json(&json!({ "output": arguments.output, "tensors": tensors }));
+        let (output, from) = (&arguments.output, adapter.format());
+        return print_json(&json!({ "output": output, "from": from, "tensors": tensors }));
     }
     print(&format!("{}: {tensors} tensors\n", arguments.output.display()))
+}
+
+/// Saves an adapter as PEFT does, and returns the number of its tensors.
+fn save(adapter: &StoredAdapter, folder: &Path) -> Result<usize, Failure> {
+    adapter.save(folder)?;
+    Ok(adapter.shapes().len())
+}
+
+/// Writes a file of a program for image models, and returns the number of its tensors.
+fn image_file(
+    arguments: &ConvertArguments,
+    adapter: &StoredAdapter,
+    program: ImageProgram,
+) -> Result<usize, Failure> {
+    let model = match arguments.component {
+        Some(Component::Unet) => PipelineModel::Unet,
+        Some(Component::Transformer) => PipelineModel::Transformer,
+        Some(Component::TextEncoder) => PipelineModel::TextEncoder,
+        Some(Component::TextEncoder2) => PipelineModel::TextEncoder2,
+        None => model_of(adapter)?,
+    };
+    Ok(adapter.save_for(&arguments.output, program, model)?)
+}
+
+/// The model of a pipeline that has modules with the adapter's names.
+fn model_of(adapter: &StoredAdapter) -> Result<PipelineModel, Failure> {
+    let known = [
+        ("down_blocks.", PipelineModel::Unet),
+        ("mid_block.", PipelineModel::Unet),
+        ("up_blocks.", PipelineModel::Unet),
+        ("transformer_blocks.", PipelineModel::Transformer),
+        ("single_transformer_blocks.", PipelineModel::Transformer),
+        ("double_blocks.", PipelineModel::Transformer),
+        ("single_blocks.", PipelineModel::Transformer),
+    ];
+    let layers = adapter.layers()?;
+    let found = layers.iter().find_map(|layer| {
+        let path = layer.path.as_str();
+        known.iter().find(|(start, _)| path.starts_with(start)).map(|(_, model)| *model)
+    });
+    found.ok_or_else(|| {
+        Failure::new(
+            "the names of the adapter's modules do not tell which model it is for",
+            "say it with `--component`: `unet`, `transformer`, `text-encoder` or `text-encoder-2`",
+        )
+    })
+}
+
+/// Refuses an adapter in another format than it was said to have.
+fn check_format(said: &str, adapter: &StoredAdapter) -> Result<(), Failure> {
+    let found = adapter.format();
+    if said == AUTO || said == found {
+        return Ok(());
+    }
+    let message = format!("the adapter is in the format `{found}`, not `{said}`");
+    Err(Failure::new(message, "leave out `--from`: the format is found by the content"))
 }
 
 /// The base model's weights, if they are given: for `gguf`, its folder may contain only the config.
@@ -51,7 +111,10 @@ fn base_weights(arguments: &ConvertArguments) -> Result<Option<BaseWeights>, Fai
 }
 
 fn has_weights(folder: &Path) -> bool {
-    ["model.safetensors", "model.safetensors.index.json"].iter().any(|name| folder.join(name).is_file())
+    ["model", "diffusion_pytorch_model"].iter().any(|stem| {
+        let name = |end: &str| folder.join(format!("{stem}.safetensors{end}"));
+        name("").is_file() || name(".index.json").is_file()
+    })
 }
 
 /// The base model's config: from `--model-config`, from `--base`, or from the folder that the adapter names as its base model.

@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use crate::arguments::DiffArguments;
 use crate::failure::Failure;
+use crate::files::{open_adapter, open_base_weights, warn_of_left_out};
 use crate::table::{Table, number};
 use crate::terminal::{print, print_json};
 
@@ -49,7 +50,10 @@ struct LayerReport {
 /// # Errors
 /// If an adapter cannot be read or its tensors do not fit its config.
 pub fn run(arguments: &DiffArguments) -> Result<(), Failure> {
-    let (a, b) = (StoredAdapter::open(&arguments.a)?, StoredAdapter::open(&arguments.b)?);
+    let base = open_base_weights(&arguments.base)?;
+    let a = open_adapter(&arguments.a, base.as_ref())?;
+    let b = open_adapter(&arguments.b, base.as_ref())?;
+    [&a, &b].into_iter().for_each(warn_of_left_out);
     let report = compare(&a, &b)?;
     if arguments.json {
         return print_json(&report);

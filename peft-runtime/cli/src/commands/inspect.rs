@@ -11,9 +11,13 @@ use serde_json::Value;
 
 use crate::arguments::InspectArguments;
 use crate::failure::Failure;
+use crate::files::{open_adapter, open_base_weights};
 use crate::heat_map;
 use crate::table::{Table, number};
 use crate::terminal::{print, print_json, warn};
+
+/// The format of which nothing is said.
+const PEFTS_OWN: &str = "peft";
 
 /// The end of the factor A's name, whatever the method.
 const A: &str = "_A";
@@ -25,6 +29,8 @@ const B: &str = "_B";
 #[derive(Serialize)]
 struct Report {
     name: String,
+    /// The format of its files.
+    format: &'static str,
     method: String,
     base_model: Value,
     task_type: Value,
@@ -40,6 +46,8 @@ struct Report {
     /// How many tensors have each dtype.
     dtypes: BTreeMap<String, usize>,
     layers: Vec<LayerReport>,
+    /// The keys of parts that are for other models.
+    left_out: Vec<String>,
     warnings: Vec<String>,
 }
 
@@ -66,7 +74,8 @@ struct LayerReport {
 /// # Errors
 /// If the adapter cannot be read or its tensors do not fit its config.
 pub fn run(arguments: &InspectArguments) -> Result<(), Failure> {
-    let report = inspect(&StoredAdapter::open(&arguments.adapter)?)?;
+    let base = open_base_weights(&arguments.base)?;
+    let report = inspect(&open_adapter(&arguments.adapter, base.as_ref())?)?;
     if let Some(path) = &arguments.plot {
         let cells = report.layers.iter().map(|layer| (layer.path.as_str(), layer.size()));
         heat_map::draw(path, &report.name, cells)?;
@@ -86,6 +95,7 @@ fn inspect(adapter: &StoredAdapter) -> Result<Report, Failure> {
     let shapes = adapter.shapes();
     let mut report = Report {
         name: adapter.name().to_owned(),
+        format: adapter.format(),
         method: field("peft_type").as_str().unwrap_or_default().to_owned(),
         base_model: field("base_model_name_or_path"),
         task_type: field("task_type"),
@@ -98,6 +108,7 @@ fn inspect(adapter: &StoredAdapter) -> Result<Report, Failure> {
         bytes: shapes.iter().map(|shape| shape.bytes).sum(),
         dtypes: BTreeMap::new(),
         layers: Vec::new(),
+        left_out: adapter.left_out().to_vec(),
         warnings: Vec::new(),
     };
     for shape in shapes {
@@ -114,7 +125,20 @@ fn inspect(adapter: &StoredAdapter) -> Result<Report, Failure> {
         let broken = warnings(&layer, &mut report.warnings)?;
         report.layers.push(layer_report(&layer, broken)?);
     }
+    let unmatched = adapter.unmatched_patterns()?;
+    report.warnings.extend(unmatched.iter().map(|unmatched| format!("{unmatched}, and has no effect")));
+    report.warnings.extend(of_superseded(adapter.superseded()));
     Ok(report)
+}
+
+/// A warning of tensors that are not read.
+fn of_superseded(keys: &[String]) -> Option<String> {
+    let first = keys.first()?;
+    let others = match keys.len() - 1 {
+        0 => String::new(),
+        others => format!(" and {others} more"),
+    };
+    Some(format!("not read, because other tensors of the file count in their place: `{first}`{others}"))
 }
 
 /// Adds a warning for each suspicious tensor of a layer; returns whether any of them has values that are not finite.
@@ -179,6 +203,13 @@ fn text(report: &Report) -> String {
         let _ = writeln!(text, "{name:<12}{value}");
     };
     line("adapter", &format!("{} ({})", report.name, report.method));
+    if report.format != PEFTS_OWN {
+        line("format", report.format);
+    }
+    if let Some(first) = report.left_out.first() {
+        let number = report.left_out.len();
+        line("left out", &format!("{number} tensors for other models, such as {first}"));
+    }
     let told = [
         ("base model", &report.base_model),
         ("task", &report.task_type),

@@ -6,6 +6,7 @@ mod convert;
 mod diff;
 mod inspect;
 mod merge;
+mod merge_gguf;
 
 use crate::arguments::Command;
 use crate::failure::Failure;

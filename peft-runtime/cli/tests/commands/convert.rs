@@ -194,3 +194,35 @@ fn what_the_format_of_llama_cpp_cannot_hold_is_refused() {
     assert!(error.contains("config.json") && error.contains("more than"), "{error}");
     assert!(!output.exists());
 }
+
+#[test]
+fn new_rows_and_adapters_of_tied_embeddings_are_not_dropped_by_the_format_of_llama_cpp() {
+    let mut model = Model::random(DType::F32);
+    let base = model.save();
+    let own = model.adapter(&lora(), "default");
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("adapter.gguf");
+    let convert = |adapter: &std::path::Path| {
+        error_of(
+            &["convert", text(adapter), "--to", "gguf", "-o", text(&output), "--base", text(base.path())],
+            1,
+        )
+    };
+    let stored = StoredAdapter::open(own.path()).unwrap();
+    let mut tensors = stored.tensors(&Device::Cpu).unwrap();
+    let rows = model.base_state_dict()["lm_head.weight"].dim(0).unwrap();
+    let head = crate::fixture::random(&[rows + 4, model.base_state_dict()["lm_head.weight"].dim(1).unwrap()]);
+    tensors.insert("base_model.model.lm_head.weight".to_owned(), head);
+    let resized = folder.path().join("resized");
+    StoredAdapter::new("resized", stored.config().clone(), tensors).unwrap().save(&resized).unwrap();
+    let error = convert(&resized);
+    assert!(error.contains(&format!("{} rows", rows + 4)) && error.contains("peft merge"), "{error}");
+    let config = base.path().join("config.json");
+    let text_of = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, text_of.replacen('{', "{\"tie_word_embeddings\": true, ", 1)).unwrap();
+    let mut model = Model::random(DType::F32);
+    let tied = model.adapter(&lora().with_targets(["lm_head"]), "default");
+    let error = convert(tied.path());
+    assert!(error.contains("lm_head") && error.contains("one tensor for both"), "{error}");
+    assert!(!output.exists());
+}

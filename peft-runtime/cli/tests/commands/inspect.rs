@@ -75,3 +75,28 @@ fn every_method_can_be_inspected_and_drawn() {
         assert!(bytes.starts_with(b"\x89PNG") && bytes.len() > 1000);
     }
 }
+
+#[test]
+fn patterns_without_effect_and_tensors_that_are_not_read_are_warnings() {
+    let mut model = Model::random(DType::F32);
+    let (base, adapter) = (model.save(), model.adapter(&lora().with_modules_to_save(["lm_head"]), "default"));
+    let config = adapter.path().join("adapter_config.json");
+    let text_of_config = std::fs::read_to_string(&config).unwrap();
+    let slip = text_of_config.replace(r#""alpha_pattern": {}"#, r#""alpha_pattern": {"q_prj": 4}"#);
+    std::fs::write(&config, slip).unwrap();
+    let weights = adapter.path().join("adapter_model.safetensors");
+    let mut tensors = StoredAdapter::open(adapter.path()).unwrap().tensors(&Device::Cpu).unwrap();
+    let copy = tensors["base_model.model.lm_head.weight"].clone();
+    tensors.insert("base_model.model.lm_head.original_module.weight".to_owned(), copy);
+    std::fs::write(&weights, safetensors::serialize(tensors.iter(), None).unwrap()).unwrap();
+
+    let inspected = String::from_utf8(run(&["inspect", text(adapter.path())]).stderr).unwrap();
+    let pattern = "`alpha_pattern` holds `q_prj`, which matches nothing, and has no effect";
+    assert!(inspected.contains(pattern), "{inspected}");
+    assert!(inspected.contains("`base_model.model.lm_head.original_module.weight`"), "{inspected}");
+    let output = adapter.path().join("merged");
+    let merged =
+        run(&["merge", "--base", text(base.path()), "--adapter", text(adapter.path()), "-o", text(&output)]);
+    let warnings = String::from_utf8(merged.stderr).unwrap();
+    assert!(merged.status.success() && warnings.contains(pattern), "{warnings}");
+}

@@ -5,6 +5,8 @@ mod combine;
 mod convert;
 mod diff;
 mod fixture;
+mod formats;
 mod inspect;
 mod merge;
+mod merge_gguf;
 mod usage;

@@ -5,8 +5,10 @@ mod declarations;
 mod layers;
 mod outcome;
 mod parameters;
+mod patterns;
 mod planner;
 mod replication;
+mod tie;
 mod tokens;
 mod tying;
 
@@ -24,7 +26,7 @@ use crate::path::ModulePath;
 use crate::select::{LayerFilter, Selector, TargetModules, proper_suffixes};
 use declarations::Declarations;
 use planner::Planner;
-use tying::Tie;
+use tie::Tie;
 
 pub(crate) use parameters::stored_paths;
 
@@ -99,6 +101,7 @@ fn plan_items(
     let mut unmatched_targets = planner.choose_parameters(selection.parameters);
     unmatched_targets.extend(planner.unmatched_targets());
     planner.check_outcome(&unmatched_targets);
+    let unmatched_patterns = planner.unmatched_patterns(selection.exclude);
     if !planner.faults.is_empty() {
         return refuse(planner.faults);
     }
@@ -108,6 +111,7 @@ fn plan_items(
         stored_paths: planner.stored_paths(),
         layers: planner.planned_layers(),
         unmatched_targets,
+        unmatched_patterns,
         replication: None,
     })
 }

@@ -47,7 +47,7 @@ impl Planner<'_> {
     }
 
     /// The ends of layer paths that have as many segments as `target`.
-    fn layer_names(&self, target: &str) -> BTreeSet<String> {
+    pub(super) fn layer_names(&self, target: &str) -> BTreeSet<String> {
         let segments = target.split('.').count();
         self.carriers()
             .map(|(path, _)| {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::tying::Tie;
+use super::tie::Tie;
 use crate::adapter::AdapterMethod;
 use crate::config::Bias;
 use crate::error::Fault;

@@ -49,7 +49,13 @@ impl Planner<'_> {
             });
             match owner {
                 // Both have the rows of the embedding.
-                Some(owner) if owner.tokens == rows.tokens => {}
+                Some(owner) if owner.tokens == rows.tokens => {
+                    let tied = PlannedContent::TiedTokens(owner.path.clone());
+                    if self.contents.insert(rows.path.clone(), tied).is_some() {
+                        let reason = "it is a target or one of `modules_to_save` as well".to_owned();
+                        self.faults.push(Fault::Tokens { path: rows.path.clone(), reason });
+                    }
+                }
                 Some(owner) if self.method.selection().ties => {
                     let reason = format!(
                         "it has other tokens than `{}`, whose weight it has; `ensure_weight_tying` wants the same",

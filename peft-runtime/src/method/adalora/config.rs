@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::config::{Bias, TokenIndices, as_number, truth, yes};
+use crate::config::{Bias, TokenIndices, as_number, switch, tokens_or_nothing, truth, unless_unset, yes};
 use crate::method::AdapterConfig;
 
 /// The config of an AdaLoRA adapter: `ΔW = α / rank · B·diag(E)·A`, with ranks that training takes away from layers
@@ -26,7 +26,7 @@ pub type AdaLoraConfig = AdapterConfig<AdaLoraSettings>;
 pub struct AdaLoraSettings {
     #[serde(default = "default_init_rank", rename = "init_r")]
     pub(super) init_rank: usize,
-    #[serde(default = "default_target_rank", rename = "target_r")]
+    #[serde(default = "default_target_rank", deserialize_with = "target_rank", rename = "target_r")]
     pub(super) target_rank: usize,
     #[serde(default, rename = "total_step")]
     pub(super) total_steps: Option<usize>,
@@ -34,11 +34,11 @@ pub struct AdaLoraSettings {
     pub(super) warm_up: usize,
     #[serde(default, rename = "tfinal")]
     pub(super) final_phase: usize,
-    #[serde(default = "one", rename = "deltaT")]
+    #[serde(default = "one", deserialize_with = "interval", rename = "deltaT")]
     pub(super) interval: usize,
-    #[serde(default = "default_beta")]
+    #[serde(default = "default_beta", deserialize_with = "beta")]
     pub(super) beta1: f64,
-    #[serde(default = "default_beta")]
+    #[serde(default = "default_beta", deserialize_with = "beta")]
     pub(super) beta2: f64,
     #[serde(default = "half", rename = "orth_reg_weight")]
     pub(super) orthogonality_weight: f64,
@@ -53,11 +53,11 @@ pub struct AdaLoraSettings {
     /// Which ranks of a layer are kept, by the name of its E.
     #[serde(default)]
     pub(super) rank_pattern: Option<BTreeMap<String, Vec<bool>>>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "tokens_or_nothing")]
     pub(super) trainable_token_indices: Option<TokenIndices>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "unless_unset")]
     pub(super) layer_replication: Option<Vec<(usize, usize)>>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "switch")]
     pub(super) fan_in_fan_out: bool,
 }
 
@@ -75,6 +75,20 @@ fn one() -> usize {
 
 fn default_beta() -> f64 {
     0.85
+}
+
+// Loading in PEFT looks at none of these three, and null is their default.
+
+fn target_rank<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or_else(default_target_rank))
+}
+
+fn interval<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or_else(one))
+}
+
+fn beta<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or_else(default_beta))
 }
 
 fn half() -> f64 {
@@ -259,6 +273,12 @@ impl AdaLoraConfig {
     /// Which ranks of the layer at `path` are kept, if any were cut.
     pub(super) fn kept_ranks(&self, path: &str) -> Option<&[bool]> {
         Some(self.settings.rank_pattern.as_ref()?.get(&format!("{path}{E_NAME}"))?.as_slice())
+    }
+
+    /// The layers of which ranks were cut.
+    pub(super) fn kept_paths(&self) -> impl Iterator<Item = &str> {
+        let names = self.settings.rank_pattern.iter().flat_map(BTreeMap::keys);
+        names.map(|name| name.strip_suffix(E_NAME).unwrap_or(name))
     }
 
     /// The config as it is saved when these ranks are kept.

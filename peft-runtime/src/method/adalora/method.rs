@@ -4,18 +4,18 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, RwLock};
 
 use candle_core::Var;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::config::{AdaLoraConfig, AdaLoraSettings};
 use super::default_targets::default_targets;
-use super::{A, AdaLora, B, E};
+use super::{A, AdaLora, B, E, RANK_NUMBER};
 use crate::adapter::{
     Adapter, Built, Geometry, Init, KeyedShapes, LayerSettings, LayerShapes, PlainLora, Selection, Site,
     TensorSource, convolution_of, linear_of,
 };
 use crate::config::{Bias, ConfigFault};
 use crate::error::{Fault, Result, StateDictError};
-use crate::method::lora::{LoraConfig, LoraSettings, unimplemented_lora_fields};
+use crate::method::lora::{LoraConfig, LoraSettings, is_idle_lora_field, unimplemented_lora_fields};
 use crate::method::{FiltersBlocks, Method, TrainableTokens};
 use crate::path::ModulePath;
 use crate::schema::LayerKind;
@@ -44,6 +44,14 @@ impl Method for AdaLoraSettings {
     const FILTERS_BLOCKS: bool = true;
     const HAS_SCALING: bool = true;
 
+    fn key_ends() -> &'static [&'static str] {
+        &[A, B, E, TrainableTokens::KEY]
+    }
+
+    fn inert_key_ends() -> &'static [&'static str] {
+        &[RANK_NUMBER, TrainableTokens::ORIGINAL_KEY]
+    }
+
     fn unimplemented_fields() -> Vec<(&'static str, Value)> {
         let mut fields = unimplemented_lora_fields();
         fields.extend([
@@ -52,6 +60,10 @@ impl Method for AdaLoraSettings {
             ("use_dora", json!(false)),
         ]);
         fields
+    }
+
+    fn is_idle(field: &str, value: &Value, fields: &Map<String, Value>) -> bool {
+        is_idle_lora_field(field, value, fields)
     }
 
     fn ignored_fields() -> Vec<(&'static str, Value)> {
@@ -72,10 +84,6 @@ impl Method for AdaLoraSettings {
     fn selection<'c>(config: &'c AdaLoraConfig, selection: Selection<'c>) -> Selection<'c> {
         let replication = config.settings.layer_replication.as_deref().unwrap_or_default();
         Selection { tokens: config.trainable_tokens(), replication, ..selection }
-    }
-
-    fn split_key(key: &str) -> Option<(&str, &str)> {
-        TrainableTokens::split_key(key, Self::KEY_PREFIX)
     }
 
     fn build_tokens(site: &Site<'_>, tokens: &[u32], source: &mut dyn TensorSource) -> Result<Built> {
@@ -172,6 +180,14 @@ impl Method for AdaLoraSettings {
             Some((path.as_str().to_owned(), adapter.downcast_ref::<AdaLora>()?.kept_ranks()?))
         };
         Some(config.with_kept_ranks(adapters.iter().filter_map(kept).collect()))
+    }
+
+    fn unmatched_patterns(
+        config: &AdaLoraConfig,
+        paths: &[&str],
+    ) -> Result<Vec<(&'static str, String)>, Fault> {
+        let unmatched = config.kept_paths().filter(|path| !paths.contains(path));
+        Ok(unmatched.map(|path| ("rank_pattern", path.to_owned())).collect())
     }
 
     fn for_tensors(config: &AdaLoraConfig, keyed: &KeyedShapes<'_>) -> Result<AdaLoraConfig> {

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{ConfigFault, yes};
+use crate::config::{ConfigFault, switch, truth, yes};
 use crate::error::{Fault, Result};
 use crate::method::AdapterConfig;
 use crate::path::ModulePath;
@@ -24,9 +24,9 @@ pub type Ia3Config = AdapterConfig<Ia3Settings>;
 pub struct Ia3Settings {
     #[serde(rename = "feedforward_modules", default)]
     pub(super) feedforward: Option<TargetModules>,
-    #[serde(rename = "init_ia3_weights", default = "yes")]
+    #[serde(rename = "init_ia3_weights", default = "yes", deserialize_with = "truth")]
     pub(super) init: bool,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "switch")]
     pub(super) fan_in_fan_out: bool,
 }
 

@@ -27,6 +27,10 @@ impl Method for Ia3Settings {
     const KEY_PREFIX: &'static str = KEY;
     const SHORTENS_TARGETS: bool = false;
 
+    fn key_ends() -> &'static [&'static str] {
+        &[KEY]
+    }
+
     fn faults(config: &Ia3Config) -> Vec<ConfigFault> {
         config.feedforward_faults()
     }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::config::{LohaConfig, LohaSettings};
-use super::{CORES, FACTORS, Loha};
+use super::{CORES, FACTORS, KEYS, Loha};
 use crate::adapter::{
     Built, Geometry, Init, LayerSettings, LayerShapes, Site, TensorSource, convolution_of, linear_of,
 };
@@ -25,8 +25,16 @@ impl Method for LohaSettings {
     const FILTERS_BLOCKS: bool = true;
     const HAS_SCALING: bool = true;
 
+    fn key_ends() -> &'static [&'static str] {
+        &KEYS
+    }
+
     fn faults(config: &LohaConfig) -> Vec<ConfigFault> {
         config.settings.faults()
+    }
+
+    fn unmatched_patterns(config: &LohaConfig, paths: &[&str]) -> Result<Vec<(&'static str, String)>, Fault> {
+        config.settings.unmatched_patterns(paths)
     }
 
     /// PEFT uses LoRA's.

@@ -18,6 +18,8 @@ pub use config::{LohaConfig, LohaSettings, LohaStart};
 const FACTORS: [&str; 4] = ["hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"];
 /// The keys of the cores.
 const CORES: [&str; 2] = ["hada_t1", "hada_t2"];
+/// All keys.
+const KEYS: [&str; 6] = [FACTORS[0], FACTORS[1], FACTORS[2], FACTORS[3], CORES[0], CORES[1]];
 
 /// The LoHa state of one layer: A₁, A₂ `[out, rank]` and B₁, B₂ `[rank, in · kernel]`; with cores `[rank, rank, …kernel]` on
 /// a convolution, the factors are `[rank, out]` and `[rank, in]`.

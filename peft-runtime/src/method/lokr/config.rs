@@ -3,7 +3,7 @@
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 
-use crate::config::ConfigFault;
+use crate::config::{ConfigFault, is_unset, switch};
 use crate::method::AdapterConfig;
 use crate::method::weight_delta::DeltaSettings;
 
@@ -25,9 +25,9 @@ pub type LokrSettings = DeltaSettings<LokrShape>;
 /// The settings that only LoKr's config has.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LokrShape {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "switch")]
     pub(super) rank_dropout_scale: bool,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "switch")]
     pub(super) decompose_both: bool,
     #[serde(default = "no_factor")]
     decompose_factor: i64,
@@ -62,10 +62,10 @@ impl<'de> Deserialize<'de> for LokrInit {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         match Value::deserialize(deserializer)? {
             Value::Bool(true) => Ok(Self::Default),
-            Value::Null | Value::Bool(false) => Ok(Self::Random),
+            value if is_unset(&value) => Ok(Self::Random),
             Value::String(name) if name == "lycoris" => Ok(Self::Lycoris),
             value => Err(serde::de::Error::custom(format!(
-                "`init_weights` = {value} is not supported; supported are true, false and \"lycoris\""
+                "{value} is not supported; supported are true, false and \"lycoris\""
             ))),
         }
     }

@@ -4,7 +4,7 @@
 /// whose smaller one is at most `factor`; without `factor`, the two closest.
 ///
 /// LyCORIS's search, which goes through the divisors in increasing order, has the same result.
-pub(super) fn factorization(size: usize, factor: Option<usize>) -> (usize, usize) {
+pub(crate) fn factorization(size: usize, factor: Option<usize>) -> (usize, usize) {
     if let Some(factor) = factor.filter(|factor| *factor > 0 && size.is_multiple_of(*factor)) {
         return (factor, size / factor);
     }

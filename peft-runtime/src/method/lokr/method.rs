@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::config::{LokrConfig, LokrInit, LokrSettings};
 use super::factorization::factorization;
-use super::{Lokr, Matrix, T2, W1, W1_A, W1_B, W2, W2_A, W2_B};
+use super::{KEYS, Lokr, Matrix, T2, W1, W1_A, W1_B, W2, W2_A, W2_B};
 use crate::adapter::{
     Built, Geometry, Init, LayerSettings, LayerShapes, Site, TensorSource, convolution_of, linear_of,
 };
@@ -26,9 +26,17 @@ impl Method for LokrSettings {
     const FILTERS_BLOCKS: bool = true;
     const HAS_SCALING: bool = true;
 
+    fn key_ends() -> &'static [&'static str] {
+        &KEYS
+    }
+
     fn faults(config: &LokrConfig) -> Vec<ConfigFault> {
         let settings = &config.settings;
         settings.faults().into_iter().chain(settings.own.fault()).collect()
+    }
+
+    fn unmatched_patterns(config: &LokrConfig, paths: &[&str]) -> Result<Vec<(&'static str, String)>, Fault> {
+        config.settings.unmatched_patterns(paths)
     }
 
     /// PEFT uses LoRA's.

@@ -12,6 +12,7 @@ use super::weight_delta::{DeltaDropout, add_to_weight, apply, core_product, time
 use crate::adapter::{Adapter, AdapterTensor, Call, Component, Geometry, LinearParameters, MergeError, Site};
 
 pub use config::{LokrConfig, LokrInit, LokrSettings, LokrShape};
+pub(crate) use factorization::factorization;
 
 const W1: &str = "lokr_w1";
 const W1_A: &str = "lokr_w1_a";

@@ -124,9 +124,22 @@ impl Adapter for Lora {
         {
             return Ok(None);
         }
+        if let Geometry::Experts { .. } = &self.geometry {
+            return Ok(None);
+        }
         let LowRank { a, b, scaling } = self.constant_terms();
         let (a, b) = (a.reshape((self.rank, ()))?, b.reshape((self.geometry.out_features(), self.rank))?);
         Ok(Some(LowRank { a, b, scaling }))
+    }
+
+    /// The matrices of experts one below the other.
+    fn dense_update(&self) -> candle_core::Result<Option<Tensor>> {
+        match &self.geometry {
+            Geometry::Experts { .. } => {
+                self.geometry.low_rank_delta(&self.constant_terms())?.flatten(0, 1).map(Some)
+            }
+            _ => Ok(None),
+        }
     }
 
     /// The factors for the base weight as it was before the adapter changed it, and whatever else the adapter adds.

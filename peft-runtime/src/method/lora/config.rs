@@ -6,7 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use super::eva_config::EvaConfig;
 use super::init::{LoftqConfig, LoraInit, as_loftq, loftq_or_nothing};
-use crate::config::{Bias, PatternMap, TokenIndices, as_number, as_numbers, truth};
+use crate::config::{
+    Bias, PatternMap, TokenIndices, as_number, as_numbers, switch, tokens_or_nothing, truth, unless_unset,
+};
 use crate::error::{Fault, Result};
 use crate::method::AdapterConfig;
 use crate::path::ModulePath;
@@ -38,11 +40,11 @@ pub struct LoraSettings {
     pub(super) alpha_pattern: PatternMap<f64>,
     #[serde(default)]
     pub(super) bias: Bias,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "switch")]
     pub(super) lora_bias: bool,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "switch")]
     pub(super) use_rslora: bool,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "switch")]
     pub(super) use_dora: bool,
     #[serde(default, deserialize_with = "loftq_or_nothing", serialize_with = "as_loftq")]
     pub(super) loftq_config: Option<LoftqConfig>,
@@ -50,13 +52,13 @@ pub struct LoraSettings {
     pub(super) eva_config: Option<EvaConfig>,
     #[serde(rename = "init_lora_weights", default)]
     pub(super) init: LoraInit,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "switch")]
     pub(super) fan_in_fan_out: bool,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "tokens_or_nothing")]
     pub(super) trainable_token_indices: Option<TokenIndices>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "unless_unset")]
     pub(super) target_parameters: Option<Vec<String>>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "unless_unset")]
     pub(super) layer_replication: Option<Vec<(usize, usize)>>,
     #[serde(default, deserialize_with = "truth")]
     pub(super) ensure_weight_tying: bool,

@@ -12,6 +12,8 @@ use crate::ops::{add_promoted, promoted};
 use crate::schema::Family;
 
 pub(super) const KEY: &str = "lora_magnitude_vector";
+/// The other end that PEFT has written for the same tensor.
+pub(super) const LAYER_KEY: &str = "lora_magnitude_vector.weight";
 
 /// The magnitudes m, one for each output: `[out]`, or `[1, out, 1, …]` for a convolution.
 #[derive(Clone, Debug)]

@@ -3,6 +3,8 @@
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 
+use crate::config::is_unset;
+
 /// How the factors of a fresh LoRA adapter are drawn.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -109,26 +111,25 @@ impl<'de> Deserialize<'de> for LoraInit {
         let value = Value::deserialize(deserializer)?;
         let init = match &value {
             Value::Bool(true) => Some(Self::Default),
-            Value::Null | Value::Bool(false) => Some(Self::Random),
+            value if is_unset(value) => Some(Self::Random),
             Value::String(name) => Self::parse(name),
             _ => None,
         };
         init.ok_or_else(|| {
             serde::de::Error::custom(format!(
-                "`init_lora_weights` = {value} is not supported; supported are true, false, \"gaussian\", \"pissa\", \
+                "{value} is not supported; supported are true, false, \"gaussian\", \"pissa\", \
                  \"pissa_niter_N\", \"olora\", \"orthogonal\", \"loftq\" and \"eva\""
             ))
         })
     }
 }
 
-/// `{}` and null mean that nothing is set.
+/// `{}`, null and what else is false in Python mean that nothing is set.
 pub(super) fn loftq_or_nothing<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Option<LoftqConfig>, D::Error> {
     match Value::deserialize(deserializer)? {
-        Value::Null => Ok(None),
-        Value::Object(fields) if fields.is_empty() => Ok(None),
+        value if is_unset(&value) => Ok(None),
         value => serde_json::from_value(value).map(Some).map_err(serde::de::Error::custom),
     }
 }

@@ -136,14 +136,6 @@ impl LoraConfig {
             Geometry::Embedding { .. } if self.init() == LoraInit::Loftq => {
                 Some("LoftQ quantises only linear layers".to_owned())
             }
-            Geometry::Conv { kernel, settings, .. }
-                if settings.dilation != 1 && kernel.iter().any(|size| *size > 1) =>
-            {
-                Some(format!(
-                    "PEFT's LoRA convolution ignores the layer's dilation of {}, so its output has a different size",
-                    settings.dilation
-                ))
-            }
             Geometry::Conv { settings, .. } if !rank.is_multiple_of(settings.groups.max(1)) => {
                 Some(format!("rank {rank} is not a multiple of the layer's {} groups", settings.groups))
             }

@@ -3,42 +3,24 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value};
 
 use super::config::{LoraConfig, LoraSettings};
 use super::default_targets::default_targets;
 use super::init::LoraInit;
+use super::unimplemented::{is_idle_lora_field, unimplemented_lora_fields};
 use super::{BIAS_KEY, EMBEDDING_KEYS, LAYER_KEYS, combination, dora, tying};
 use crate::adapter::{
     AdapterMethod, Built, Combination, Combined, Geometry, KeyedShapes, LayerSettings, LayerShapes,
     PlainLora, Selection, Shared, Site, TensorSource, convolution_of, linear_of,
 };
-use crate::config::{Bias, CombineOptions, ConfigFault, ModuleFields};
+use crate::config::{Bias, CombineOptions, ConfigFault, ModuleFields, unmatched_sizes};
 use crate::declared::Declared;
 use crate::error::{Fault, Result};
 use crate::method::{AdapterConfig, FiltersBlocks, Method, TrainableTokens};
 use crate::path::ModulePath;
 use crate::schema::LayerKind;
 use crate::select::TargetModules;
-
-/// Fields that every method based on LoRA's config has and that are not implemented here, each with the value it has
-/// when it is off.
-pub(crate) fn unimplemented_lora_fields() -> Vec<(&'static str, Value)> {
-    vec![
-        ("alora_invocation_tokens", Value::Null),
-        ("arrow_config", Value::Null),
-        ("corda_config", Value::Null),
-        ("kasa_config", Value::Null),
-        ("lora_ga_config", Value::Null),
-        ("megatron_config", Value::Null),
-        ("megatron_core", json!("megatron.core")),
-        ("monteclora_config", Value::Null),
-        ("qalora_group_size", json!(16)),
-        ("use_bdlora", Value::Null),
-        ("use_qalora", json!(false)),
-        ("velora_config", Value::Null),
-    ]
-}
 
 impl FiltersBlocks for LoraSettings {}
 
@@ -51,6 +33,10 @@ impl Method for LoraSettings {
 
     fn unimplemented_fields() -> Vec<(&'static str, Value)> {
         unimplemented_lora_fields()
+    }
+
+    fn is_idle(field: &str, value: &Value, fields: &Map<String, Value>) -> bool {
+        is_idle_lora_field(field, value, fields)
     }
 
     fn faults(config: &LoraConfig) -> Vec<ConfigFault> {
@@ -144,6 +130,10 @@ impl Method for LoraSettings {
         })
     }
 
+    fn unmatched_patterns(config: &LoraConfig, paths: &[&str]) -> Result<Vec<(&'static str, String)>, Fault> {
+        unmatched_sizes(&config.settings.rank_pattern, &config.settings.alpha_pattern, paths)
+    }
+
     fn for_tensors(config: &LoraConfig, keyed: &KeyedShapes<'_>) -> Result<LoraConfig> {
         let ranks = keyed.sizes(&[LAYER_KEYS.a, EMBEDDING_KEYS.a], 0);
         let (has_lengths, has_bias) = (keyed.any(dora::KEY), keyed.any(BIAS_KEY));
@@ -162,14 +152,27 @@ impl Method for LoraSettings {
         }
     }
 
-    fn split_key(key: &str) -> Option<(&str, &str)> {
-        TrainableTokens::split_key(key, Self::KEY_PREFIX)
+    fn key_ends() -> &'static [&'static str] {
+        &[
+            LAYER_KEYS.a,
+            LAYER_KEYS.b,
+            BIAS_KEY,
+            EMBEDDING_KEYS.a,
+            EMBEDDING_KEYS.b,
+            dora::KEY,
+            dora::LAYER_KEY,
+            TrainableTokens::KEY,
+        ]
+    }
+
+    fn inert_key_ends() -> &'static [&'static str] {
+        &[TrainableTokens::ORIGINAL_KEY]
     }
 
     fn canonical_key(key: &str) -> &str {
         // PEFT has written DoRA's magnitudes under two names.
-        match key.strip_suffix(".weight") {
-            Some(stem) if stem.ends_with(&format!(".{}", dora::KEY)) => stem,
+        match key.strip_suffix(dora::LAYER_KEY) {
+            Some(path) if path.ends_with('.') => &key[..path.len() + dora::KEY.len()],
             _ => key,
         }
     }
@@ -248,6 +251,11 @@ mod tests {
         let tokens = "e.token_adapter.trainable_tokens_delta";
         assert_eq!(LoraSettings::split_key(tokens), Some(("e", "token_adapter.trainable_tokens_delta")));
         assert_eq!(LoraSettings::split_key("classifier.weight"), None);
+        assert_eq!(LoraSettings::split_key("net.lora_head.weight"), None);
+        assert_eq!(
+            LoraSettings::split_key("net.lora_A.lora_A.weight"),
+            Some(("net.lora_A", "lora_A.weight"))
+        );
         assert_eq!(LoraSettings::split_key("e.token_adapter.base_layer.weight"), None);
     }
 

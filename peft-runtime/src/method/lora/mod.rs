@@ -19,6 +19,7 @@ mod tied;
 pub(crate) mod training;
 mod tree;
 mod tying;
+mod unimplemented;
 
 use candle_core::{Tensor, Var};
 
@@ -30,7 +31,7 @@ pub use config::{LoraConfig, LoraSettings};
 use dora::Magnitude;
 pub use eva_config::EvaConfig;
 pub use init::{LoftqConfig, LoraInit};
-pub(crate) use method::unimplemented_lora_fields;
+pub(crate) use unimplemented::{is_idle_lora_field, unimplemented_lora_fields};
 
 /// The LoRA state of one layer: A `[rank, in]` and B `[out, rank]`, for a convolution with the kernel's dimensions.
 #[derive(Clone, Debug)]

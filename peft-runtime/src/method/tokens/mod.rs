@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use candle_core::{D, DType, Device, Result as CandleResult, Tensor, Var};
 
-use super::settings::split_at_marker;
 use crate::adapter::{
     Adapter, AdapterTensor, Built, Call, Component, Geometry, Init, LayerShapes, LinearParameters,
     MergeError, Site, TensorSource, without_padding_gradient,
@@ -35,6 +34,8 @@ const MANY_ROWS: usize = 0xffff_ffff;
 impl TrainableTokens {
     /// The end of the rows' key in files.
     pub(crate) const KEY: &'static str = "token_adapter.trainable_tokens_delta";
+    /// The end of the key of the base model's own rows, which PEFT keeps next to them.
+    pub(crate) const ORIGINAL_KEY: &'static str = "token_adapter.trainable_tokens_original";
 
     /// The rows of `tokens`, which start as the layer's own.
     pub(crate) fn build(site: &Site<'_>, tokens: &[u32], source: &mut dyn TensorSource) -> Result<Built> {
@@ -58,13 +59,6 @@ impl TrainableTokens {
         let &[_, features] = shapes.get(Self::KEY)?.as_slice() else { return None };
         let vocabulary = weight.and_then(|weight| weight.first().copied()).unwrap_or(MANY_ROWS);
         Some(Geometry::Embedding { vocabulary, features, padding: None })
-    }
-
-    /// A key taken apart into the path of the layer and the end that names the tensor, where it is the rows' or begins with
-    /// the method's `prefix`.
-    pub(super) fn split_key<'k>(key: &'k str, prefix: &str) -> Option<(&'k str, &'k str)> {
-        let found = [prefix, Self::KEY].map(|marker| split_at_marker(key, marker));
-        found.into_iter().flatten().max_by_key(|(path, _)| path.len())
     }
 
     /// Which rows train in the embeddings of a file, by name: rows of the model's input embedding are those of the only

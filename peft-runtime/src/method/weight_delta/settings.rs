@@ -4,7 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::adapter::{Geometry, LayerSettings};
 use crate::config::{
-    ConfigFault, PatternMap, as_number, as_numbers, finite_fault, probability_fault, rank_fault,
+    ConfigFault, PatternMap, as_number, as_numbers, finite_fault, number_or_zero, probability_fault,
+    rank_fault, switch, unmatched_sizes,
 };
 use crate::error::{Fault, Result};
 use crate::method::adapter_config::AdapterConfig;
@@ -18,11 +19,11 @@ pub struct DeltaSettings<M> {
     rank: usize,
     #[serde(default = "default_alpha", serialize_with = "as_number")]
     alpha: f64,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "number_or_zero")]
     pub(in crate::method) rank_dropout: f64,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "number_or_zero")]
     pub(in crate::method) module_dropout: f64,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "switch")]
     pub(in crate::method) use_effective_conv2d: bool,
     #[serde(default)]
     rank_pattern: PatternMap<usize>,
@@ -129,6 +130,14 @@ impl<M> DeltaSettings<M> {
         let alpha = self.alpha_pattern.value("alpha_pattern", path.as_str(), self.alpha)?;
         #[expect(clippy::cast_precision_loss, reason = "a rank is far below 2^53")]
         Ok(LayerSettings::new().with_size(rank, alpha / rank as f64))
+    }
+
+    /// The patterns that match none of the adapted layers at `paths`, each with its field.
+    pub(in crate::method) fn unmatched_patterns(
+        &self,
+        paths: &[&str],
+    ) -> Result<Vec<(&'static str, String)>, Fault> {
+        unmatched_sizes(&self.rank_pattern, &self.alpha_pattern, paths)
     }
 
     /// Everything that is wrong with the values that such methods share.

@@ -11,11 +11,11 @@ use candle_core::{DType, Device, Error as CandleError, Result as CandleResult, S
 use candle_nn::Linear;
 
 use super::config::{Architecture, LlamaConfig};
-use super::gguf_check::{check_alignment, check_tensors};
 use super::gguf_metadata::config_of;
 use super::weights::Weights;
 use crate::error::{Error, Result};
 use crate::layer::{Adapted, AnyLinear, QuantizedLinear};
+use crate::store::{check_gguf_alignment, check_gguf_tensors};
 
 /// A file that a model is read from.
 pub(super) struct GgufFile {
@@ -37,9 +37,9 @@ impl GgufFile {
         let size = file.metadata().map_err(Error::io("read", path))?.len();
         let mut reader = BufReader::new(file);
         let read = || -> CandleResult<Self> {
-            check_alignment(&mut reader)?;
+            check_gguf_alignment(&mut reader)?;
             let content = Content::read(&mut reader)?;
-            check_tensors(&content, size)?;
+            check_gguf_tensors(&content, size)?;
             let factors = rope_factors(&content, &mut reader)?;
             let config = config_of(&content, factors)?;
             Ok(Self { content, reader, device: device.clone(), keep_quantized, config })
@@ -126,42 +126,55 @@ fn halves_apart(tensor: &QTensor, heads: usize, device: &Device) -> CandleResult
     qtensor_from_ggml(tensor.dtype(), &reordered, dims.to_vec(), device)
 }
 
+/// The modules outside of blocks: transformers' names and llama.cpp's.
+const OUTER: [(&str, &str); 3] =
+    [("lm_head", "output"), ("model.embed_tokens", "token_embd"), ("model.norm", "output_norm")];
+
+/// The modules of a block.
+const BLOCK: [(&str, &str); 11] = [
+    ("input_layernorm", "attn_norm"),
+    ("mlp.down_proj", "ffn_down"),
+    ("mlp.gate_proj", "ffn_gate"),
+    ("mlp.up_proj", "ffn_up"),
+    ("post_attention_layernorm", "ffn_norm"),
+    ("self_attn.k_norm", "attn_k_norm"),
+    ("self_attn.k_proj", "attn_k"),
+    ("self_attn.o_proj", "attn_output"),
+    ("self_attn.q_norm", "attn_q_norm"),
+    ("self_attn.q_proj", "attn_q"),
+    ("self_attn.v_proj", "attn_v"),
+];
+
 /// llama.cpp's name for a tensor.
-fn name_in_file(name: &str) -> CandleResult<String> {
+pub(super) fn name_in_file(name: &str) -> CandleResult<String> {
     let unknown = || CandleError::CannotFindTensor { path: name.to_owned() }.bt();
     let (module, parameter) = name.rsplit_once('.').ok_or_else(unknown)?;
+    let theirs = |names: &[(&str, &'static str)], own: &str| {
+        names.iter().find(|(known, _)| *known == own).map(|(_, theirs)| *theirs)
+    };
     let known = match module.strip_prefix("model.layers.").and_then(|rest| rest.split_once('.')) {
-        Some((block, module)) => block_module(module).map(|module| format!("blk.{block}.{module}")),
-        None => match module {
-            "model.embed_tokens" => Some("token_embd".to_owned()),
-            "model.norm" => Some("output_norm".to_owned()),
-            "lm_head" => Some("output".to_owned()),
-            _ => None,
-        },
+        Some((block, module)) => theirs(&BLOCK, module).map(|module| format!("blk.{block}.{module}")),
+        None => theirs(&OUTER, module).map(str::to_owned),
     };
     known.map(|module| format!("{module}.{parameter}")).ok_or_else(unknown)
 }
 
-fn block_module(module: &str) -> Option<&'static str> {
-    Some(match module {
-        "input_layernorm" => "attn_norm",
-        "self_attn.q_proj" => "attn_q",
-        "self_attn.k_proj" => "attn_k",
-        "self_attn.v_proj" => "attn_v",
-        "self_attn.o_proj" => "attn_output",
-        "self_attn.q_norm" => "attn_q_norm",
-        "self_attn.k_norm" => "attn_k_norm",
-        "post_attention_layernorm" => "ffn_norm",
-        "mlp.gate_proj" => "ffn_gate",
-        "mlp.up_proj" => "ffn_up",
-        "mlp.down_proj" => "ffn_down",
-        _ => return None,
-    })
+/// Transformers' name for a tensor; `None` for one that transformers does not have.
+pub(super) fn name_in_transformers(name: &str) -> Option<String> {
+    let (module, parameter) = name.rsplit_once('.')?;
+    let own = |names: &[(&'static str, &str)], theirs: &str| {
+        names.iter().find(|(_, known)| *known == theirs).map(|(own, _)| *own)
+    };
+    let known = match module.strip_prefix("blk.").and_then(|rest| rest.split_once('.')) {
+        Some((block, module)) => own(&BLOCK, module).map(|module| format!("model.layers.{block}.{module}")),
+        None => own(&OUTER, module).map(str::to_owned),
+    }?;
+    Some(format!("{known}.{parameter}"))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{halves_apart, name_in_file};
+    use super::{halves_apart, name_in_file, name_in_transformers};
     use candle_core::quantized::{GgmlDType, QTensor};
     use candle_core::{Device, Tensor};
 
@@ -172,6 +185,10 @@ mod tests {
         assert_eq!(name("model.layers.0.self_attn.q_proj.bias"), "blk.0.attn_q.bias");
         assert_eq!(name("lm_head.weight"), "output.weight");
         assert!(name_in_file("model.layers.0.self_attn.rotary_emb.inv_freq").is_err());
+        for own in ["model.layers.11.mlp.up_proj.weight", "model.embed_tokens.weight", "lm_head.weight"] {
+            assert_eq!(name_in_transformers(&name(own)).as_deref(), Some(own));
+        }
+        assert_eq!(name_in_transformers("rope_freqs.weight"), None);
     }
 
     #[test]

@@ -76,18 +76,8 @@ fn number(value: &Value) -> Option<f64> {
 /// # Errors
 /// If the file holds another kind of model, or a setting is missing.
 pub(super) fn config_of(content: &Content, factors: Option<Vec<f32>>) -> Result<LlamaConfig> {
-    let Some(Value::String(name)) = content.metadata.get("general.architecture") else {
-        bail!("the file has no `general.architecture`")
-    };
-    let architecture = match name.as_str() {
-        "llama" => Architecture::Llama,
-        "qwen2" => Architecture::Qwen2,
-        "qwen3" => Architecture::Qwen3,
-        other => {
-            bail!("the architecture `{other}` is not supported; supported are `llama`, `qwen2` and `qwen3`")
-        }
-    };
-    let metadata = Metadata { content, architecture: name };
+    let (architecture, metadata) = architecture_of(content)?;
+    let name = metadata.architecture;
     if let Some(experts) = metadata.count("expert_count")?.filter(|experts| *experts > 0) {
         bail!("`{name}.expert_count` is {experts}; mixtures of experts are not supported")
     }
@@ -122,6 +112,42 @@ pub(super) fn config_of(content: &Content, factors: Option<Vec<f32>>) -> Result<
         sliding_window: metadata.count("attention.sliding_window")?.filter(|window| *window > 0),
     };
     config.checked().map_err(candle_core::Error::msg)
+}
+
+/// The member of the family that is in a file, and its keys.
+fn architecture_of(content: &Content) -> Result<(Architecture, Metadata<'_>)> {
+    let Some(Value::String(name)) = content.metadata.get("general.architecture") else {
+        bail!("the file has no `general.architecture`")
+    };
+    let architecture = match name.as_str() {
+        "llama" => Architecture::Llama,
+        "qwen2" => Architecture::Qwen2,
+        "qwen3" => Architecture::Qwen3,
+        other => {
+            bail!("the architecture `{other}` is not supported; supported are `llama`, `qwen2` and `qwen3`")
+        }
+    };
+    Ok((architecture, Metadata { content, architecture: name }))
+}
+
+/// How many heads a file's model has.
+pub(super) struct Heads {
+    pub(super) architecture: Architecture,
+    /// Of queries.
+    pub(super) queries: usize,
+    /// Of keys and values.
+    pub(super) keys: usize,
+}
+
+/// The heads of the model in a file.
+///
+/// # Errors
+/// If the file holds another kind of model, or a setting is missing.
+pub(super) fn heads_of(content: &Content) -> Result<Heads> {
+    let (architecture, metadata) = architecture_of(content)?;
+    let queries = metadata.needed("attention.head_count")?;
+    let keys = metadata.count("attention.head_count_kv")?.unwrap_or(queries);
+    Ok(Heads { architecture, queries, keys })
 }
 
 fn vocabulary(content: &Content) -> Result<usize> {

@@ -4,7 +4,8 @@ mod block;
 mod config;
 mod config_file;
 mod gguf;
-mod gguf_check;
+mod gguf_base;
+mod gguf_merge;
 mod gguf_metadata;
 mod rope;
 mod weights;
@@ -28,6 +29,7 @@ use crate::nn;
 use crate::store::ModelWeights;
 
 pub use config::{Architecture, LlamaConfig};
+pub use gguf_merge::MergedGguf;
 pub use rope::RopeScaling;
 
 /// A language model of the Llama family: token ids in, the logits of each next token out.

@@ -1,10 +1,14 @@
 //! What formats need to know of the model that an adapter is for.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use candle_core::Tensor;
 use serde_json::Value;
 
-use crate::store::standalone::BaseWeights;
+use crate::error::{AdapterFileError, Result};
+use crate::module::{Injectable, leaves};
+use crate::store::base_weights::BaseWeights;
+use crate::store::name_map::NameMap;
 
 /// The parameters of a base model by name, and its config.
 #[derive(Debug)]
@@ -13,10 +17,90 @@ pub(in crate::store) struct Base {
     pub(in crate::store) shapes: BTreeMap<String, Vec<usize>>,
     /// Its `config.json`, where there is one.
     pub(in crate::store) config: Option<Value>,
+    /// How the adapter's names differ from its own, where the caller has said so.
+    pub(in crate::store) names: NameMap,
+    /// The name of its folder, which in a pipeline says which of the models it is.
+    pub(super) folder: Option<String>,
+    values: Values,
+}
+
+/// Where the parameters are.
+#[derive(Debug)]
+enum Values {
+    Files(BaseWeights),
+    Memory(BTreeMap<String, Tensor>),
 }
 
 impl From<&BaseWeights> for Base {
     fn from(weights: &BaseWeights) -> Self {
-        Self { shapes: weights.shapes().clone(), config: weights.config().cloned() }
+        Self {
+            shapes: weights.shapes().clone(),
+            config: weights.config().cloned(),
+            names: weights.names().clone(),
+            folder: weights.folder(),
+            values: Values::Files(weights.clone()),
+        }
+    }
+}
+
+impl Base {
+    /// The parameters of a model in memory, the weights of quantized layers included. It has no config.
+    pub(in crate::store) fn of_model<M: Injectable + ?Sized>(model: &M) -> Self {
+        let (mut shapes, mut values) = (BTreeMap::new(), BTreeMap::new());
+        for (path, leaf) in leaves(model) {
+            if leaf.quantized_weight().is_some() {
+                shapes.insert(path.parameter(leaf.weight_name()), leaf.geometry().weight_shape());
+            }
+            for (name, tensor) in leaf.parameters() {
+                shapes.insert(path.parameter(name), tensor.dims().to_vec());
+                values.insert(path.parameter(name), tensor.detach());
+            }
+        }
+        let values = Values::Memory(values);
+        Self { shapes, config: None, names: NameMap::default(), folder: None, values }
+    }
+
+    /// A model of which only the shapes are known.
+    #[cfg(test)]
+    pub(super) fn of_shapes(shapes: BTreeMap<String, Vec<usize>>) -> Self {
+        let values = Values::Memory(BTreeMap::new());
+        Self { shapes, config: None, names: NameMap::default(), folder: None, values }
+    }
+
+    /// Reads the parameter called `name`.
+    ///
+    /// # Errors
+    /// If there is none, or only its shape is known.
+    pub(super) fn tensor(&self, name: &str) -> Result<Tensor> {
+        let own = match &self.values {
+            Values::Files(weights) => return weights.tensor(name),
+            Values::Memory(values) => values.get(name).cloned(),
+        };
+        let unknown = || {
+            let reason =
+                format!("the values of `{name}` are needed, and the model in memory has it quantized");
+            AdapterFileError::NeedsBase { reason }.into()
+        };
+        own.ok_or_else(unknown)
+    }
+
+    /// Whether a module at `path` has parameters.
+    pub(super) fn has_module(&self, path: &str) -> bool {
+        let start = format!("{path}.");
+        let mut below = self.shapes.range(start.clone()..);
+        below.next().is_some_and(|(name, _)| name.starts_with(&start))
+    }
+
+    /// Whether the module that adapters call `path` has parameters of its own.
+    pub(super) fn is_layer(&self, path: &str) -> bool {
+        let start = format!("{}.", self.names.place(path).module);
+        let below = self.shapes.range(start.clone()..).map_while(|(name, _)| name.strip_prefix(&start));
+        below.into_iter().any(|parameter| !parameter.contains('.'))
+    }
+
+    /// The paths of all modules.
+    pub(super) fn module_paths(&self) -> BTreeSet<&str> {
+        let ends = |name: &str| name.match_indices('.').map(|(dot, _)| dot).collect::<Vec<_>>();
+        self.shapes.keys().flat_map(|name| ends(name).into_iter().map(move |end| &name[..end])).collect()
     }
 }

@@ -11,11 +11,13 @@ use crate::adapter::{Adapter, Built, Geometry, LinearParameters, Site};
 use crate::error::{Error, Result};
 use crate::manage::merge_error;
 use crate::schema::LayerKind;
+use crate::store::model_facts::ModelFacts;
 
 /// The parameters of a module with all of `layers` merged in order.
 pub(super) fn merge(
     layers: &[(&WeightedAdapter, &PlacedLayer)],
     mut parameters: LinearParameters,
+    facts: ModelFacts<'_>,
 ) -> Result<LinearParameters> {
     let mut rest = layers.to_vec();
     while let Some((part, first)) = rest.first().copied() {
@@ -23,14 +25,13 @@ pub(super) fn merge(
             rest.into_iter().partition(|(_, layer)| layer.rows == first.rows);
         rest = others;
         parameters = match &first.rows {
-            None => merge_whole(&group, parameters, None)?,
+            None => merge_whole(&group, parameters, Lies::AsTheModelSays(facts))?,
             Some(rows) => {
-                let geometry = part.geometry(first, parameters.weight.dims(), None)?;
-                let transposed = matches!(geometry, Geometry::Linear { transposed: true, .. });
+                let transposed = part.is_fused_transposed(first, (parameters.weight.dims(), rows), facts)?;
                 let axis = usize::from(transposed);
                 let (weight, bias) = (&parameters.weight, &parameters.bias);
                 let own = cut(weight, bias.as_ref(), axis, rows).map_err(Error::on_layer(&first.path))?;
-                let merged = merge_whole(&group, own, Some(transposed))?;
+                let merged = merge_whole(&group, own, Lies::Transposed(transposed))?;
                 replace_rows(weight, bias.as_ref(), axis, rows, &merged)
                     .map_err(Error::on_layer(&first.path))?
             }
@@ -90,17 +91,29 @@ pub(super) fn with_rows(
     Tensor::cat(&pieces, axis)
 }
 
+/// How a weight lies.
+#[derive(Clone, Copy)]
+enum Lies<'m> {
+    /// As its shape and the base model say.
+    AsTheModelSays(ModelFacts<'m>),
+    /// As the fused weight does that it is a part of.
+    Transposed(bool),
+}
+
 /// Merges layers that all adapt the same whole weight. First every adapter takes its part out of the weight, as when
 /// it is loaded; then each is merged.
 fn merge_whole(
     layers: &[(&WeightedAdapter, &PlacedLayer)],
     parameters: LinearParameters,
-    transposed: Option<bool>,
+    lies: Lies<'_>,
 ) -> Result<LinearParameters> {
     let LinearParameters { weight: mut own, bias } = parameters;
     let mut made: Vec<(&WeightedAdapter, &PlacedLayer, Geometry, Arc<dyn Adapter>)> = Vec::new();
     for &(part, layer) in layers {
-        let geometry = part.geometry(layer, own.dims(), transposed)?;
+        let geometry = match lies {
+            Lies::AsTheModelSays(facts) => part.geometry(layer, own.dims(), facts)?,
+            Lies::Transposed(transposed) => part.geometry_of_part(layer, own.dims(), transposed)?,
+        };
         if geometry.weight_shape() != own.dims() {
             let reason = format!(
                 "its tensors are for a weight of shape {:?}, and the base model's is {:?}",

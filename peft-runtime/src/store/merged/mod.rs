@@ -1,28 +1,37 @@
 //! Base weights with adapters merged in: a way to use adapters with models whose source is somebody else's.
 
+mod asked;
+mod changes;
 mod layer;
+mod model_config;
 mod other_half;
 mod placed_tensors;
 mod shard;
+mod tied_head;
 mod verify;
 mod weighted_adapter;
 mod write;
 
-use std::collections::BTreeSet;
+use std::any::Any;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use candle_core::{DType, Device, Result as CandleResult, Shape, Tensor};
 use candle_nn::VarBuilder;
 use candle_nn::var_builder::SimpleBackend;
+use serde_json::Value;
 
+use super::base_weights::{config_next_to, shapes_of};
+use super::model_facts::ModelFacts;
 use super::model_weights::{ModelWeights, module_names};
 use super::name_map::NameMap;
 use super::standalone::StoredAdapter;
+use super::tied::{Tie, Tying};
 use crate::adapter::LinearParameters;
-use crate::error::{Result, TensorReport};
+use crate::error::Result;
+use crate::inject::UnmatchedPattern;
 use other_half::OtherHalf;
-use placed_tensors::PlacedLayer;
 use weighted_adapter::WeightedAdapter;
 
 pub use write::{WriteProgress, WriteReport};
@@ -49,6 +58,12 @@ pub use write::{WriteProgress, WriteReport};
 /// ```
 pub struct MergedWeights<B = ModelWeights> {
     base: Arc<B>,
+    /// `config.json` of the base model, if it is known.
+    config: Option<Arc<Value>>,
+    /// The shapes of all tensors of the base model, if they can be listed.
+    shapes: Option<Arc<BTreeMap<String, Vec<usize>>>>,
+    /// Whether the base model's head has the weight of its embeddings.
+    tying: Arc<Tying>,
     adapters: Vec<Arc<WeightedAdapter>>,
     /// The modules whose weights were asked for and have two dimensions or more.
     asked: Arc<Mutex<BTreeSet<String>>>,
@@ -70,6 +85,9 @@ impl<B> Clone for MergedWeights<B> {
     fn clone(&self) -> Self {
         Self {
             base: Arc::clone(&self.base),
+            config: self.config.clone(),
+            shapes: self.shapes.clone(),
+            tying: Arc::clone(&self.tying),
             adapters: self.adapters.clone(),
             asked: Arc::clone(&self.asked),
             other_half: OtherHalf::default(),
@@ -85,65 +103,57 @@ impl<B> fmt::Debug for MergedWeights<B> {
 }
 
 impl<B> MergedWeights<B> {
-    /// The modules that were asked for and that an adapter's config targets, but its file has no tensors for.
-    ///
-    /// # Errors
-    /// If a pattern in a config takes too long to match.
-    pub fn unadapted(&self) -> Result<Vec<Unadapted>> {
-        let asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut unadapted = Vec::new();
-        for adapter in &self.adapters {
-            for module in asked.iter() {
-                if adapter.left_out(module)? {
-                    let (adapter, module) = (adapter.name().to_owned(), module.clone());
-                    unadapted.push(Unadapted { adapter, module });
-                }
-            }
-        }
-        Ok(unadapted)
+    /// The base model.
+    #[cfg(feature = "models")]
+    pub(crate) fn base(&self) -> &B {
+        &self.base
     }
 
-    /// Checks that the loaded model took everything that the adapters have.
-    ///
-    /// # Errors
-    /// [`Error::Tensors`](crate::Error::Tensors) with the tensors that belong to no layer of the model, and with the
-    /// layers that the config names but the file has no tensors for.
-    pub fn finish(&self) -> Result<()> {
-        self.other_half.clear();
-        let unadapted = self.unadapted()?;
-        for adapter in &self.adapters {
-            let missing = unadapted.iter().filter(|missing| missing.adapter == adapter.name());
-            let missing = missing.map(|missing| missing.module.clone()).collect();
-            adapter.check(TensorReport {
-                missing,
-                unexpected: adapter.unused(),
-                ..TensorReport::default()
-            })?;
-        }
-        Ok(())
+    /// The patterns for single layers in the adapters' configs that match none of their layers, each with its adapter's name.
+    /// They have no effect.
+    pub fn unmatched_patterns(&self) -> Vec<(String, UnmatchedPattern)> {
+        let of = |adapter: &Arc<WeightedAdapter>| {
+            let name = adapter.name().to_owned();
+            adapter.unmatched_patterns().into_iter().map(move |unmatched| (name.clone(), unmatched))
+        };
+        self.adapters.iter().flat_map(of).collect()
     }
 
-    /// Notes that the tensor `name`, which has so many dimensions, was asked for.
-    fn note_asked(&self, name: &str, dimensions: usize) {
-        if let Some((module, "weight")) = name.rsplit_once('.').filter(|_| dimensions > 1) {
-            self.asked.lock().unwrap_or_else(PoisonError::into_inner).insert(module.to_owned());
-        }
-    }
-
-    /// Returns an error if an adapter has tensors that were not asked for.
-    fn check_used(&self) -> Result<()> {
-        for adapter in &self.adapters {
-            adapter.check(TensorReport { unexpected: adapter.unused(), ..TensorReport::default() })?;
-        }
-        Ok(())
+    /// What is known of the base model besides the values of its tensors.
+    fn facts(&self) -> ModelFacts<'_> {
+        ModelFacts { config: self.config.as_deref(), shapes: self.shapes.as_deref() }
     }
 }
 
 impl<B: SimpleBackend + 'static> MergedWeights<B> {
     /// The weights of a base model, with no adapters yet.
+    ///
+    /// `config.json` next to [`ModelWeights`] says what the tensors do not: how square weights lie, and whether the head has
+    /// the weight of the embeddings.
     pub fn new(base: B) -> Self {
+        let any: &dyn Any = &base;
+        // A file that is not JSON says nothing; what needs it is then refused.
+        let config =
+            any.downcast_ref::<ModelWeights>().and_then(|weights| config_next_to(weights).ok().flatten());
+        Self::of(base, config)
+    }
+
+    /// The same with what the model's `config.json` says, for a config that does not lie next to the weights.
+    pub fn with_model_config(base: B, config: Value) -> Self {
+        Self::of(base, Some(config))
+    }
+
+    fn of(base: B, config: Option<Value>) -> Self {
+        let any: &dyn Any = &base;
+        let shapes = any.downcast_ref::<ModelWeights>().map(|weights| Arc::new(shapes_of(weights)));
+        let config = config.map(Arc::new);
+        let facts = ModelFacts { config: config.as_deref(), shapes: shapes.as_deref() };
+        let tying = Arc::new(Tying::of(facts, &|name| base.contains_tensor(name)));
         Self {
             base: Arc::new(base),
+            config,
+            shapes,
+            tying,
             adapters: Vec::new(),
             asked: Arc::default(),
             other_half: OtherHalf::default(),
@@ -169,11 +179,17 @@ impl<B: SimpleBackend + 'static> MergedWeights<B> {
     /// # Errors
     /// As [`add`](Self::add).
     pub fn add_renamed(mut self, adapter: StoredAdapter, weight: f64, names: &NameMap) -> Result<Self> {
-        let has = |name: &str| self.base.contains_tensor(name);
+        self.check_head_is_there(&adapter, names)?;
+        // Of an adapter that keeps the two tied, what it has for the head is what it has for the embeddings.
+        let head = self.tie().filter(|_| !adapter.method().selection().ties).map(Tie::head_weight);
+        let has = |name: &str| self.base.contains_tensor(name) || head.as_deref() == Some(name);
         let adapter =
             WeightedAdapter::new(adapter, weight, names, &has, &|| module_names(self.base.as_ref()))?;
+        self.check_head(&adapter)?;
         adapter.check_beside(&self.adapters)?;
         self.adapters.push(Arc::new(adapter));
+        self.check_tying_is_known()?;
+        self.check_tied_values()?;
         // What was merged without this adapter is out of date.
         self.other_half = OtherHalf::default();
         Ok(self)
@@ -198,14 +214,20 @@ impl<B: SimpleBackend + 'static> MergedWeights<B> {
             self.note_asked(name, merged.rank());
             return Ok(merged);
         }
+        if let Some(tie) = self.tie().filter(|tie| self.parted().is_none() && name == tie.head_weight()) {
+            let table = tie.table_weight();
+            return self.tensor(&table, dtype, device, &|| self.base.get_unchecked(&table, dtype, device));
+        }
         let own = self.replaced(name, dtype, device, read)?;
         self.note_asked(name, own.rank());
         let Some((module, parameter)) = name.rsplit_once('.') else { return Ok(own) };
-        let layers: Vec<(&WeightedAdapter, &PlacedLayer)> = self
-            .adapters
-            .iter()
-            .flat_map(|adapter| adapter.layers_of(module).iter().map(move |layer| (adapter.as_ref(), layer)))
-            .collect();
+        let bare = self.layers_of(name);
+        if !bare.is_empty() {
+            return Ok(
+                layer::merge(&bare, LinearParameters { weight: own, bias: None }, self.facts())?.weight
+            );
+        }
+        let layers = self.layers_of(module);
         let changes_bias = layers.iter().any(|(adapter, layer)| adapter.changes_bias(layer));
         let other = |name: &str| {
             let read = || self.base.get_unchecked(name, dtype, device);
@@ -216,7 +238,8 @@ impl<B: SimpleBackend + 'static> MergedWeights<B> {
                 let bias_name = format!("{module}.bias");
                 let has_bias = changes_bias && self.has(&bias_name);
                 let bias = if has_bias { Some(other(&bias_name)?) } else { None };
-                let merged = layer::merge(&layers, LinearParameters { weight: own, bias })?;
+                let parameters = LinearParameters { weight: own, bias };
+                let merged = layer::merge(&layers, parameters, self.facts())?;
                 if let Some(bias) = merged.bias {
                     self.other_half.keep(bias_name, dtype, bias);
                 }
@@ -225,7 +248,7 @@ impl<B: SimpleBackend + 'static> MergedWeights<B> {
             "bias" if changes_bias => {
                 let weight_name = format!("{module}.weight");
                 let (weight, bias) = (other(&weight_name)?, Some(own.clone()));
-                let merged = layer::merge(&layers, LinearParameters { weight, bias })?;
+                let merged = layer::merge(&layers, LinearParameters { weight, bias }, self.facts())?;
                 self.other_half.keep(weight_name, dtype, merged.weight);
                 Ok(merged.bias.unwrap_or(own))
             }
@@ -241,6 +264,7 @@ impl<B: SimpleBackend + 'static> MergedWeights<B> {
         device: &Device,
         read: &dyn Fn() -> CandleResult<Tensor>,
     ) -> Result<Tensor> {
+        self.note_shared_values(name);
         let mut whole = None;
         let mut rows = Vec::new();
         for adapter in &self.adapters {
@@ -252,9 +276,10 @@ impl<B: SimpleBackend + 'static> MergedWeights<B> {
                 }
             }
         }
-        let mut tensor = match whole {
-            Some(value) => value,
-            None => read()?,
+        let mut tensor = match (whole, self.tie()) {
+            (Some(value), _) => value,
+            (None, Some(tie)) if self.shares(tie, name) => self.shared_table(tie, dtype, device)?,
+            (None, _) => read()?,
         };
         for (range, value) in rows {
             tensor = layer::with_rows(&tensor, 0, &range, &value)?;
@@ -262,8 +287,18 @@ impl<B: SimpleBackend + 'static> MergedWeights<B> {
         Ok(tensor)
     }
 
+    /// Whether the tensor called `name` begins as the one that head and embeddings share.
+    fn shares(&self, tie: &Tie, name: &str) -> bool {
+        match self.parted() {
+            Some(_) => name == tie.head_weight(),
+            None => name == tie.table_weight(),
+        }
+    }
+
     fn has(&self, name: &str) -> bool {
-        self.base.contains_tensor(name) || self.adapters.iter().any(|adapter| adapter.brings(name))
+        self.base.contains_tensor(name)
+            || self.adapters.iter().any(|adapter| adapter.brings(name))
+            || self.parted().is_some_and(|tie| name == tie.head_weight())
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-use crate::adapter::LayerShapes;
+use crate::adapter::{Geometry, LayerShapes};
 use crate::inject::{Plan, base_key};
 use crate::path::ModulePath;
 use crate::store::name_map::{NameMap, Placement};
@@ -13,12 +13,16 @@ use crate::store::standalone::{StoredAdapter, layer_shapes, split_parameter};
 pub(super) struct PlacedLayer {
     /// The layer's path in the adapter.
     pub(super) path: ModulePath,
+    /// The base model's path of it.
+    pub(super) module: String,
     /// The outputs that belong to the layer, if it is part of a fused one.
     pub(super) rows: Option<Range<usize>>,
     /// Whether the file also has the base weight that the adapter adds to.
     pub(super) has_weight: bool,
     pub(super) keys: Vec<String>,
     pub(super) shapes: LayerShapes,
+    /// The shape of the bare parameter, if it is one.
+    pub(super) parameter: Option<Geometry>,
 }
 
 /// A value of an adapter that replaces the base model's.
@@ -26,6 +30,8 @@ pub(super) struct PlacedLayer {
 pub(super) struct Replacement {
     pub(super) key: String,
     pub(super) rows: Option<Range<usize>>,
+    /// Whether it is a copy that the adapter trained, and not the base model's value as the adapter knew it.
+    pub(super) is_copy: bool,
 }
 
 /// All tensors of an adapter, by where they belong.
@@ -61,10 +67,14 @@ impl PlacedTensors {
     fn add_layers(&mut self, search: &Search<'_>) {
         let adapter = search.adapter;
         for (own, ends) in adapter.layer_keys() {
-            let path = ModulePath::from(own);
-            let keys: Vec<String> = ends.iter().map(|end| path.parameter(end)).collect();
-            let Placement { module, rows } = search.names.place(own);
-            let has_weight = (search.base_has)(&format!("{module}.weight"));
+            let stem = ModulePath::from(own);
+            let keys: Vec<String> = ends.iter().map(|end| stem.parameter(end)).collect();
+            let parameter = adapter.parameter(own);
+            let path = parameter.map_or_else(|| stem.clone(), |parameter| parameter.path.clone());
+            let Placement { module, rows } = search.names.place(path.as_str());
+            // A bare parameter is itself what the base model has.
+            let name = if parameter.is_some() { module.clone() } else { format!("{module}.weight") };
+            let has_weight = (search.base_has)(&name);
             if search.plan.adapts(&path) && !has_weight && adapter.method().selection().ties {
                 // A tied output layer that the base model stores as the embedding.
                 self.ignored.extend(keys);
@@ -74,10 +84,13 @@ impl PlacedTensors {
                 self.unexpected.extend(keys);
                 continue;
             }
-            let has = |end: &str| adapter.shape(&path.parameter(end)).is_some();
+            let has = |end: &str| adapter.shape(&stem.parameter(end)).is_some();
             let has_weight = has("base_layer.weight") || has("weight");
             let shapes = layer_shapes(adapter, own, &ends);
-            self.layers.entry(module).or_default().push(PlacedLayer { path, rows, has_weight, keys, shapes });
+            let parameter = parameter.map(|parameter| parameter.geometry.clone());
+            let layer =
+                PlacedLayer { path, module: module.clone(), rows, has_weight, keys, shapes, parameter };
+            self.layers.entry(module).or_default().push(layer);
         }
     }
 
@@ -99,7 +112,9 @@ impl PlacedTensors {
             let Placement { module, rows } = search.names.place(own.as_str());
             let name = ModulePath::from(module).parameter(parameter);
             if (search.base_has)(&name) || (search.plan.copies(&own) && rows.is_none()) {
-                self.replaced.entry(name).or_default().push(Replacement { key: key.to_owned(), rows });
+                let is_copy = search.plan.copies(&own);
+                let replacement = Replacement { key: key.to_owned(), rows, is_copy };
+                self.replaced.entry(name).or_default().push(replacement);
             } else if adapter.method().selection().ties && parameter == "weight" {
                 // The copy of a tied output layer, which is that of the embedding.
                 self.ignored.insert(key.to_owned());

@@ -8,7 +8,8 @@ use super::write::WriteProgress;
 use crate::error::{Error, Result};
 use crate::store::file::MappedFile;
 use crate::store::layout::Layout;
-use crate::store::model_weights::{ModelWeights, SHARDED, SINGLE};
+use crate::store::model_files::holds_weights;
+use crate::store::model_weights::ModelWeights;
 
 impl MergedWeights<ModelWeights> {
     /// Reads what [`write`](Self::write) wrote, merges once more, and compares every byte.
@@ -52,7 +53,7 @@ impl MergedWeights<ModelWeights> {
 
 /// Checks that the folder opens as a model with every tensor.
 fn check_index(shards: &[Shard<'_>], folder: &Path) -> Result<()> {
-    if !folder.join(SHARDED).is_file() && !folder.join(SINGLE).is_file() {
+    if !holds_weights(folder) {
         // A single file of another name is not found when the folder is opened as a model.
         return Ok(());
     }

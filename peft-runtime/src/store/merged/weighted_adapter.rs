@@ -9,11 +9,14 @@ use candle_core::{Device, Tensor};
 use super::placed_tensors::{PlacedLayer, PlacedTensors, Replacement, Search};
 use crate::adapter::{Adapter, Built, Geometry, Site, StoredTensor, StoredTensors};
 use crate::error::{Error, Result, TensorReport};
-use crate::inject::{Origin, Plan, plan, selector};
+use crate::inject::{Origin, Plan, UnmatchedPattern, plan, selector};
 use crate::path::ModulePath;
+use crate::schema::Family;
 use crate::select::{Decision, Selector, TargetModules};
+use crate::store::model_facts::ModelFacts;
 use crate::store::name_map::NameMap;
-use crate::store::standalone::{Skeleton, StoredAdapter, split_parameter};
+use crate::store::orientation;
+use crate::store::standalone::{Skeleton, StoredAdapter, of_adapted_layers, split_parameter};
 
 /// An adapter with its weight and its places in a base model.
 pub(super) struct WeightedAdapter {
@@ -34,12 +37,13 @@ impl WeightedAdapter {
     /// Finds where the adapter's tensors belong in a base model; `base_has` says which tensor names that model has, and `modules` lists
     /// those of its modules if it can.
     pub(super) fn new(
-        adapter: StoredAdapter,
+        mut adapter: StoredAdapter,
         weight: f64,
         names: &NameMap,
         base_has: &dyn Fn(&str) -> bool,
         modules: &dyn Fn() -> BTreeSet<String>,
     ) -> Result<Self> {
+        adapter.read_keys_for(&|path| base_has(&format!("{}.weight", names.place(path).module)))?;
         let skeleton = Skeleton::of(&[&adapter], None)?;
         let method = adapter.explicit_method();
         let plan = plan(&skeleton, method.as_ref(), adapter.name(), Origin::File)
@@ -65,6 +69,11 @@ impl WeightedAdapter {
 
     pub(super) fn name(&self) -> &str {
         self.adapter.name()
+    }
+
+    /// The patterns of its config that match none of its layers.
+    pub(super) fn unmatched_patterns(&self) -> Vec<UnmatchedPattern> {
+        of_adapted_layers(&self.plan)
     }
 
     /// Returns an error if `report` says that anything does not fit.
@@ -117,8 +126,7 @@ impl WeightedAdapter {
                 );
                 return Err(unsupported(self.name(), reason));
             }
-            let has_rows = |part: &Self, layer: &PlacedLayer| part.plan.has_tokens(&layer.path);
-            if has_rows(self, layer) && has_rows(other, their) {
+            if self.has_tokens(layer) && other.has_tokens(their) {
                 return Err(self.collision(module, other));
             }
         }
@@ -145,9 +153,20 @@ impl WeightedAdapter {
         self.replaced.get(name).map(Vec::as_slice).unwrap_or_default()
     }
 
+    /// All layers that the adapter changes.
+    pub(super) fn all_layers(&self) -> impl Iterator<Item = &PlacedLayer> {
+        self.layers.values().flatten()
+    }
+
     /// The names of the base model's tensors that the adapter replaces.
     pub(super) fn replaced_names(&self) -> impl Iterator<Item = &str> {
         self.replaced.keys().map(String::as_str)
+    }
+
+    /// The names of those that it has copies of.
+    pub(super) fn copied_names(&self) -> impl Iterator<Item = &str> {
+        let is_copied = |(_, values): &(&String, &Vec<Replacement>)| values.iter().any(|value| value.is_copy);
+        self.replaced.iter().filter(is_copied).map(|(name, _)| name.as_str())
     }
 
     /// Whether the adapter has the whole tensor `name`.
@@ -178,14 +197,23 @@ impl WeightedAdapter {
 
     /// The tensor at one of the adapter's own keys.
     pub(super) fn read(&self, key: &str, device: &Device) -> Result<Tensor> {
+        let tensor = self.at(key, device)?;
+        self.note([key]);
+        Ok(tensor)
+    }
+
+    /// The same without counting it as used.
+    pub(super) fn peek(&self, key: &str) -> Result<Tensor> {
+        self.at(key, &Device::Cpu)
+    }
+
+    fn at(&self, key: &str, device: &Device) -> Result<Tensor> {
         let stored = self.adapter.stored_at(key);
         let read =
             stored.map(|stored| (stored.read)(device).map_err(|error| self.adapter.of_weights(error.into())));
         let missing =
             || self.adapter.of_weights(candle_core::Error::CannotFindTensor { path: key.to_owned() }.into());
-        let tensor = read.ok_or_else(missing)??;
-        self.note([key]);
-        Ok(tensor)
+        read.ok_or_else(missing)?
     }
 
     /// The shape and dtype of the tensor at one of the adapter's own keys.
@@ -198,11 +226,57 @@ impl WeightedAdapter {
         &self,
         layer: &PlacedLayer,
         weight: &[usize],
-        transposed: Option<bool>,
+        facts: ModelFacts<'_>,
     ) -> Result<Geometry> {
-        let transposed = transposed.unwrap_or_else(|| self.adapter.method().is_transposed());
+        if let Some(geometry) = &layer.parameter {
+            return Ok(geometry.clone());
+        }
+        let method = self.adapter.method();
+        let found = orientation::geometry(method, &layer.shapes, weight, facts, &layer.module);
+        let found = found.map_err(|reason| self.cannot_merge(layer, reason))?;
+        found.ok_or_else(|| self.cannot_merge(layer, "its tensors make no adapter".to_owned()))
+    }
+
+    /// Whether a fused weight of this shape, of which the layer has some outputs, lies as `[in, out]`.
+    pub(super) fn is_fused_transposed(
+        &self,
+        layer: &PlacedLayer,
+        (weight, rows): (&[usize], &Range<usize>),
+        facts: ModelFacts<'_>,
+    ) -> Result<bool> {
+        let method = self.adapter.method();
+        orientation::is_fused_transposed(method, &layer.shapes, (weight, rows), facts, &layer.module)
+            .map_err(|reason| self.cannot_merge(layer, reason))
+    }
+
+    /// The geometry of a layer whose weight is a part of a fused one that lies so.
+    pub(super) fn geometry_of_part(
+        &self,
+        layer: &PlacedLayer,
+        weight: &[usize],
+        transposed: bool,
+    ) -> Result<Geometry> {
+        if let Some(geometry) = &layer.parameter {
+            return Ok(geometry.clone());
+        }
         let geometry = self.adapter.method().geometry(&layer.shapes, Some(weight), transposed);
         geometry.ok_or_else(|| self.cannot_merge(layer, "its tensors do not make an adapter".to_owned()))
+    }
+
+    /// Whether the layer is the rows of tokens in an embedding.
+    pub(super) fn has_tokens(&self, layer: &PlacedLayer) -> bool {
+        self.plan.has_tokens(&layer.path)
+    }
+
+    /// Whether the adapter of a tied head is that of the embeddings.
+    pub(super) fn keeps_ties(&self) -> bool {
+        self.plan.method.selection().ties
+    }
+
+    /// Whether the layer's tensors are those of an embedding.
+    pub(super) fn is_on_embedding(&self, layer: &PlacedLayer) -> bool {
+        let geometry = self.adapter.method().geometry(&layer.shapes, None, false);
+        geometry.is_some_and(|geometry| geometry.family() == Family::Embedding)
     }
 
     /// The adapter of a layer, with its scaling multiplied by `self.weight`, and the base weight that it is for.
@@ -211,7 +285,8 @@ impl WeightedAdapter {
         let tensors: BTreeMap<String, StoredTensor<'_>> = layer.keys.iter().filter_map(stored).collect();
         let mut source = StoredTensors::new(&tensors);
         let built = {
-            let mut of_layer = source.of_layer(site.path, site.adapter_dtype(), site.device);
+            let mut of_layer =
+                source.of_layer(self.plan.stored_path(site.path), site.adapter_dtype(), site.device);
             self.plan.build(site, &mut of_layer).map_err(|error| self.adapter.of_weights(error))?
         };
         self.check(source.report())?;
@@ -238,7 +313,7 @@ impl WeightedAdapter {
         Error::CannotMerge { adapter: self.name().to_owned(), path: layer.path.clone(), reason }
     }
 
-    fn note<'k>(&self, keys: impl IntoIterator<Item = &'k str>) {
+    pub(super) fn note<'k>(&self, keys: impl IntoIterator<Item = &'k str>) {
         let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
         used.extend(keys.into_iter().map(str::to_owned));
     }

@@ -12,12 +12,13 @@ use serde_json::{Value, json};
 use super::shard::{Planned, Shard};
 use super::{MergedWeights, Unadapted};
 use crate::error::{Error, Result, ShardsError};
-use crate::manage::is_finite;
 use crate::path::ModulePath;
 use crate::store::file::{PendingFile, read_text};
 use crate::store::layout::{Layout, TensorEntry};
-use crate::store::model_weights::{ModelWeights, SHARDED, SINGLE};
+use crate::store::model_files::{index_in, index_name, is_single};
+use crate::store::model_weights::ModelWeights;
 use crate::store::new_folder::NewFolder;
+use crate::store::tied::Tie;
 
 /// The progress of [`MergedWeights::write`] or [`MergedWeights::verify`], which they pass to the caller's function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,11 +50,10 @@ pub struct WriteReport {
 }
 
 /// Files that belong to a model in addition to its weights, and fit the merged weights as well.
-const COMPANIONS: [&str; 14] = [
+const COMPANIONS: [&str; 13] = [
     "added_tokens.json",
     "chat_template.jinja",
     "chat_template.json",
-    "config.json",
     "generation_config.json",
     "merges.txt",
     "preprocessor_config.json",
@@ -71,7 +71,9 @@ impl MergedWeights<ModelWeights> {
     /// dtypes, the model's config and tokenizer, and the shard index. No more than one layer is in memory at a time.
     ///
     /// The folder appears when all of it is on disk; if anything fails, it does not appear. Modules that only an
-    /// adapter has go to the end of the last file.
+    /// adapter has go to the end of the last file. So does a head that the base model ties to its embeddings if an adapter
+    /// changes only one of the two; `config.json` then says that they are not tied. It also has the new size of a
+    /// vocabulary.
     ///
     /// # Errors
     /// [`Error::Io`], also if the folder exists and is not empty; [`Error::NotFinite`]; [`Error::Tensors`] if an
@@ -82,6 +84,7 @@ impl MergedWeights<ModelWeights> {
         progress: &mut dyn FnMut(&WriteProgress<'_>),
     ) -> Result<WriteReport> {
         let shards = self.shards()?;
+        let config = self.merged_config(&shards)?;
         let target = NewFolder::next_to(folder.as_ref())?;
         let mut report = WriteReport {
             files: shards.iter().map(|shard| folder.as_ref().join(&shard.name)).collect(),
@@ -108,6 +111,10 @@ impl MergedWeights<ModelWeights> {
         report.unadapted = self.unadapted()?;
         write_index(&shards, target.path())?;
         copy_companions(&shards, target.path())?;
+        match config {
+            Some(config) => write_config(&config, target.path())?,
+            None => copy_files(&["config.json"], &shards, target.path())?,
+        }
         target.appear()?;
         Ok(report)
     }
@@ -137,20 +144,34 @@ impl MergedWeights<ModelWeights> {
         if !self.changes(&name) {
             return Planned { name, dtype, shape: entry.shape.clone(), kept: Some(entry) };
         }
-        let whole = self.adapters.iter().find_map(|adapter| {
-            let whole =
-                adapter.replacements_of(&name).iter().find(|replacement| replacement.rows.is_none())?;
-            Some(adapter.stored_as(&whole.key)?.0.to_vec())
-        });
-        Planned { name, dtype, shape: whole.unwrap_or(entry.shape), kept: None }
+        let shape = self.new_shape(&name).unwrap_or(entry.shape);
+        Planned { name, dtype, shape, kept: None }
+    }
+
+    /// The shape of the tensor that adapters have in the place of the base model's.
+    fn new_shape(&self, name: &str) -> Option<Vec<usize>> {
+        let of = |name: &str| {
+            self.adapters.iter().find_map(|adapter| {
+                let mut replacements = adapter.replacements_of(name).iter();
+                let whole = replacements.find(|replacement| replacement.rows.is_none())?;
+                Some(adapter.stored_as(&whole.key)?.0.to_vec())
+            })
+        };
+        // A tensor that head and embeddings share may come under either name.
+        of(name).or_else(|| self.other_names(name).iter().find_map(|other| of(other)))
     }
 
     /// The tensors that only adapters have.
     fn added(&self) -> Vec<Planned> {
         let known: BTreeSet<&str> = self.base.names().collect();
         let mut added = Vec::new();
+        let head = self.tie().map(Tie::head_weight);
+        if let Some(head) = head.as_deref().filter(|head| self.parted().is_some() && !known.contains(head)) {
+            added.extend(self.own_head(head));
+        }
+        let is_new = |name: &&str| !known.contains(name) && head.as_deref() != Some(name);
         for adapter in &self.adapters {
-            for name in adapter.replaced_names().filter(|name| !known.contains(name)) {
+            for name in adapter.replaced_names().filter(is_new) {
                 let whole =
                     adapter.replacements_of(name).iter().find(|replacement| replacement.rows.is_none());
                 let stored = whole.and_then(|replacement| adapter.stored_as(&replacement.key));
@@ -165,18 +186,13 @@ impl MergedWeights<ModelWeights> {
         added
     }
 
-    /// Whether any adapter changes the tensor called `name`.
-    fn changes(&self, name: &str) -> bool {
-        let (module, parameter) = name.rsplit_once('.').unwrap_or_default();
-        self.adapters.iter().any(|adapter| {
-            let mut layers = adapter.layers_of(module).iter();
-            !adapter.replacements_of(name).is_empty()
-                || match parameter {
-                    "weight" => layers.next().is_some(),
-                    "bias" => layers.any(|layer| adapter.changes_bias(layer)),
-                    _ => false,
-                }
-        })
+    /// The head that the base model's files do not have, because it has the weight of the embeddings there.
+    fn own_head(&self, name: &str) -> Option<Planned> {
+        let table = self.tie()?.table_weight();
+        let mut entries = self.base.files().iter().flat_map(|file| Layout::of(file).tensors);
+        let TensorEntry { dtype, shape, .. } = entries.find(|entry| entry.name == table)?;
+        let shape = self.new_shape(name).unwrap_or(shape);
+        Some(Planned { name: name.to_owned(), dtype, shape, kept: None })
     }
 
     /// The bytes of a tensor: the base model's, or the merged ones.
@@ -192,24 +208,20 @@ impl MergedWeights<ModelWeights> {
         let read = || self.base.tensor(&planned.name, &Device::Cpu);
         let tensor = self.tensor(&planned.name, dtype, &Device::Cpu, &read)?.contiguous()?;
         let (module, parameter) = planned.name.rsplit_once('.').unwrap_or_default();
-        let adapters = || self.adapters.iter().map(|adapter| adapter.name()).collect::<Vec<_>>().join(", ");
         let path = ModulePath::from(module);
         if tensor.dims() != planned.shape {
             let reason = format!("`{parameter}` would be {:?}, not {:?}", tensor.dims(), planned.shape);
-            return Err(Error::CannotMerge { adapter: adapters(), path, reason });
+            return Err(self.cannot_merge(&path, reason));
         }
-        if dtype.is_float() && !is_finite(&tensor).map_err(Error::on_layer(&path))? {
-            return Err(Error::NotFinite { adapter: adapters(), path, parameter: parameter.to_owned() });
-        }
+        self.check_finite(&path, parameter, &tensor)?;
         Ok(tensor)
     }
 }
 
 /// Writes the shard index, for weights in several files or in one file of another name.
 fn write_index(shards: &[Shard<'_>], folder: &Path) -> Result<()> {
-    let index = shards.first().and_then(|shard| shard.source.path().parent()).map(|base| base.join(SHARDED));
-    let old = index.filter(|index| index.is_file());
-    if shards.len() < 2 && (old.is_none() || shards.iter().all(|shard| shard.name == SINGLE)) {
+    let old = shards.first().and_then(|shard| index_in(shard.source.path().parent()?));
+    if shards.len() < 2 && (old.is_none() || shards.iter().all(|shard| is_single(&shard.name))) {
         return Ok(());
     }
     let mut index = json!({});
@@ -230,12 +242,22 @@ fn write_index(shards: &[Shard<'_>], folder: &Path) -> Result<()> {
         }
     }
     let text = serde_json::to_string_pretty(&index)?;
-    PendingFile::write(folder.join(SHARDED), text.as_bytes())?.persist()
+    let name = index_name(shards.iter().map(|shard| shard.name.as_str()));
+    PendingFile::write(folder.join(name), text.as_bytes())?.persist()
 }
 
 fn copy_companions(shards: &[Shard<'_>], folder: &Path) -> Result<()> {
+    copy_files(&COMPANIONS, shards, folder)
+}
+
+fn write_config(config: &Value, folder: &Path) -> Result<()> {
+    let text = format!("{}\n", serde_json::to_string_pretty(config)?);
+    PendingFile::write(folder.join("config.json"), text.as_bytes())?.persist()
+}
+
+fn copy_files(names: &[&str], shards: &[Shard<'_>], folder: &Path) -> Result<()> {
     let Some(base) = shards.first().and_then(|shard| shard.source.path().parent()) else { return Ok(()) };
-    for name in COMPANIONS {
+    for name in names {
         let file = base.join(name);
         if file.is_file() {
             std::fs::copy(&file, folder.join(name)).map_err(Error::io("copy", &file))?;

@@ -1,10 +1,12 @@
 //! Adapters without a model: read, compared, combined and converted by their keys only.
 
-mod base;
+mod empty_parameter;
+mod image_files;
 mod layers;
 mod plain;
 mod skeleton;
 mod stored_sum;
+mod unmatched;
 mod update;
 
 use std::collections::BTreeMap;
@@ -15,6 +17,10 @@ use std::sync::Arc;
 use candle_core::{Device, Tensor};
 
 use super::adapter_files::holds_adapter;
+use super::bare_parameters::{BareParameter, BareParameters, bare_parameters};
+use super::base_weights::BaseWeights;
+use super::canonical::{IsLayer, KeyReader};
+use super::formats::{self, Base, Opened, PEFT};
 use super::keys::with_prefix;
 use super::save::write_folder;
 use super::stored_contents::{StoredContents, StoredShape};
@@ -22,10 +28,16 @@ use crate::adapter::{AdapterMethod, StoredTensor};
 use crate::error::{Error, Result};
 use crate::inject::name_fault;
 use crate::method::PeftConfig;
+#[cfg(feature = "models")]
+use crate::module::Injectable;
+use crate::path::ModulePath;
+#[cfg(feature = "models")]
+use crate::store::load::{LoadReport, load_stored};
 
-pub use base::BaseWeights;
+pub use image_files::{ImageProgram, PipelineModel};
 pub use layers::{StoredKind, StoredLayer};
 pub(super) use skeleton::{Skeleton, layer_shapes, split_parameter};
+pub(super) use unmatched::of_adapted_layers;
 
 /// An adapter without a model: its config, and its tensors in a file or in memory.
 ///
@@ -42,6 +54,10 @@ pub struct StoredAdapter {
     name: String,
     config: PeftConfig,
     contents: StoredContents,
+    format: &'static str,
+    left_out: Vec<String>,
+    /// The bare parameters of the base model that it is on, where that is known.
+    parameters: BareParameters,
 }
 
 impl fmt::Debug for StoredAdapter {
@@ -55,18 +71,53 @@ impl fmt::Debug for StoredAdapter {
 }
 
 impl StoredAdapter {
-    /// Opens the adapter in a folder, or the one whose `adapter_config.json` is next to a safetensors file.
+    /// Opens the adapter at `path`: a folder, or a file of tensors, whose config may lie next to it.
     ///
-    /// Tensors are read when they are asked for.
+    /// The format is found by the content: PEFT's own, as safetensors or as `adapter_model.bin`, and those of other programs
+    /// that say enough without their base model. Tensors of PEFT's safetensors files are read when they are asked for.
     ///
     /// # Errors
-    /// An error that names the file if one cannot be read or is not what it should be.
+    /// An error that names the file if one cannot be read or is not what it should be; and
+    /// [`AdapterFileError::NeedsBase`](crate::error::AdapterFileError::NeedsBase) if the format has to be read together with
+    /// the base model, as [`open_for`](Self::open_for) does.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
-        let (config, contents) = StoredContents::open(path.as_ref())?;
+        Self::of_files(path.as_ref(), None)
+    }
+
+    /// Opens the adapter at `path` in any format, for this base model: its modules get the names that they have there.
+    ///
+    /// A name that the base model has stays as it is. Another one is looked for without the modules that models are wrapped in
+    /// (`model`, `language_model`, `transformer`, a second `base_model.model`), and must then mean exactly one.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open); and
+    /// [`AdapterFileError::Ambiguous`](crate::error::AdapterFileError::Ambiguous) or
+    /// [`AdapterFileError::OtherNames`](crate::error::AdapterFileError::OtherNames), with the names that fit, if modules are
+    /// called otherwise in the base model.
+    pub fn open_for(path: impl AsRef<Path>, base: &BaseWeights) -> Result<Self> {
+        Self::of_files(path.as_ref(), Some(&Base::from(base)))
+    }
+
+    fn of_files(path: &Path, base: Option<&Base>) -> Result<Self> {
+        let Opened { format, config, contents, left_out } = formats::open(path, base)?;
         let folder = contents.folder();
-        let name = std::path::absolute(&folder).unwrap_or(folder);
+        let place = if format != PEFT && path.is_file() { path.with_extension("") } else { folder };
+        let name = std::path::absolute(&place).unwrap_or(place);
         let name = name.file_name().map(|name| name.to_string_lossy().into_owned());
-        Ok(Self { name: adapter_name(&name.unwrap_or_default()), config, contents })
+        let found = base.map(|base| {
+            let known = (&base.names, base.config.as_ref());
+            bare_parameters(config.method(), &contents, &base.shapes, known)
+        });
+        let parameters =
+            found.transpose().map_err(|error| contents.of_weights(error.into()))?.unwrap_or_default();
+        Ok(Self {
+            name: adapter_name(&name.unwrap_or_default()),
+            config,
+            contents,
+            format,
+            left_out,
+            parameters,
+        })
     }
 
     /// An adapter in memory, with tensors under PEFT's keys, with or without the prefix.
@@ -76,7 +127,8 @@ impl StoredAdapter {
     pub fn new(name: &str, config: impl Into<PeftConfig>, tensors: BTreeMap<String, Tensor>) -> Result<Self> {
         let config = config.into();
         let contents = StoredContents::in_memory(&config, &tensors)?;
-        Ok(Self { name: adapter_name(name), config, contents })
+        let (name, left_out) = (adapter_name(name), Vec::new());
+        Ok(Self { name, config, contents, format: PEFT, left_out, parameters: BareParameters::new() })
     }
 
     /// Whether there is an adapter in `folder` itself, even one that a killed process had saved but not yet moved into
@@ -88,6 +140,17 @@ impl StoredAdapter {
     /// The name of its folder, changed where it is not a valid adapter name.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// The format of the files that it was read from: `peft`, `mlx`, `gguf`, `kohya` and others.
+    pub fn format(&self) -> &'static str {
+        self.format
+    }
+
+    /// The keys of parts that are for other models than the one it was opened for, a text encoder next to a UNet for example.
+    /// They were left out.
+    pub fn left_out(&self) -> &[String] {
+        &self.left_out
     }
 
     /// Its config.
@@ -128,9 +191,36 @@ impl StoredAdapter {
         self.config.method()
     }
 
+    /// The keys, as they are in the file, of what says nothing more than other tensors do, and is not read: a full copy under
+    /// a second name, the base model's own weight next to it.
+    pub fn superseded(&self) -> &[String] {
+        self.contents.superseded()
+    }
+
+    /// Works out what the keys mean for a base model, of which `is_layer` knows the layers.
+    pub(super) fn read_keys_for(&mut self, is_layer: IsLayer<'_>) -> Result<()> {
+        let method = self.config.method();
+        self.contents.read_keys(KeyReader { method, is_layer: Some(is_layer) })
+    }
+
     /// The keys of parameters of the base model, and of layers that train in full.
     pub(super) fn parameter_keys(&self) -> impl Iterator<Item = &str> {
-        self.keys().into_iter().filter(|key| self.method().split_key(key).is_none())
+        self.keys().into_iter().filter(|key| self.split_key(key).is_none())
+    }
+
+    /// A key taken apart into the path of the layer and the end that names the tensor; `None` for a parameter of a module.
+    fn split_key<'k>(&self, key: &'k str) -> Option<(&'k str, &'k str)> {
+        let (path, end) = self.method().split_key(key)?;
+        let (module, _) = key.rsplit_once('.')?;
+        // A module that trains in full may be called like the end of a key.
+        let module = ModulePath::from(module);
+        let copied = self.method().selection().modules_to_save;
+        let may_be_copy = module.as_str() != path && copied.iter().any(|name| module.ends_with(name));
+        // An adapter has other tensors on the layer.
+        let is_other = |other: &&str| {
+            *other != key && self.method().split_key(other).is_some_and(|(layer, _)| layer == path)
+        };
+        (!may_be_copy || self.keys().iter().any(is_other)).then_some((path, end))
     }
 
     /// Its tensors, and the files that they are read from.
@@ -161,10 +251,20 @@ impl StoredAdapter {
     /// The layers that the adapter is on, each with the ends of its keys.
     pub(super) fn layer_keys(&self) -> BTreeMap<&str, Vec<&str>> {
         let mut layers: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-        for (path, end) in self.keys().into_iter().filter_map(|key| self.method().split_key(key)) {
+        for (path, end) in self.keys().into_iter().filter_map(|key| self.split_key(key)) {
             layers.entry(path).or_default().push(end);
         }
         layers
+    }
+
+    /// The bare parameter whose adapter has keys that begin with `stem`, if it is one of one.
+    pub(super) fn parameter(&self, stem: &str) -> Option<&BareParameter> {
+        self.parameters.get(stem)
+    }
+
+    /// The bare parameters that it is on, by the stems of their keys, where the base model is known.
+    pub(super) fn parameters(&self) -> &BareParameters {
+        &self.parameters
     }
 
     /// The settings, with what a model would have supplied filled in.
@@ -194,4 +294,14 @@ fn adapter_name(name: &str) -> String {
         allowed.push(c);
     }
     if name_fault(&allowed).is_none() { allowed } else { "adapter".to_owned() }
+}
+
+/// Injects an adapter that is apart from any model, as `name`, as `load_adapter` does with one in a folder.
+#[cfg(feature = "models")]
+pub(crate) fn load_stored_adapter<M: Injectable + ?Sized>(
+    model: &mut M,
+    adapter: &StoredAdapter,
+    name: &str,
+) -> Result<LoadReport> {
+    load_stored(model, adapter.contents(), adapter.method(), name)
 }

@@ -51,6 +51,11 @@ impl StoredAdapter {
             Error::Unsupported { operation: "make plain LoRA of", adapter, reason }
         };
         self.method().check_plain_lora(base.is_some()).map_err(refused)?;
+        if let Some((_, parameter)) = self.parameters().first_key_value() {
+            let reason =
+                format!("`{}` is a bare parameter, which only PEFT's own form can hold", parameter.path);
+            return Err(refused(reason));
+        }
         let mut layers = self.plain_layers(base)?;
         if uniform {
             let rank = layers.iter().filter_map(PlainLayer::rank).max().unwrap_or_default();

@@ -7,9 +7,10 @@ use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Result as CandleResult, Tensor, bail};
 
+use super::empty_parameter::EmptyParameter;
 use super::{BaseWeights, StoredAdapter};
 use crate::adapter::{AdapterMethod, Geometry, LayerShapes};
-use crate::error::{Error, Result, StateDictError};
+use crate::error::{Error, Result, StateDictError, TensorReport};
 use crate::inject::base_key;
 use crate::layer::{Adapted, BaseLayer, ParameterMap};
 use crate::method::BASE_LAYER_PATHS;
@@ -17,11 +18,15 @@ use crate::module::{Cursor, CursorMut, Injectable};
 use crate::path::ModulePath;
 use crate::schema::{Family, LayerKind, Schema};
 use crate::store::load::{LoadReport, load_stored};
+use crate::store::orientation;
 
 /// The model.
 #[derive(Default)]
 pub(crate) struct Skeleton {
     layer: Option<Adapted<EmptyLayer>>,
+    parameter: Option<Adapted<EmptyParameter>>,
+    /// How often PEFT wraps the module of the parameter after this one.
+    depth: usize,
     children: Vec<(String, Skeleton)>,
 }
 
@@ -42,6 +47,7 @@ impl Skeleton {
         let mut layers: BTreeMap<ModulePath, EmptyLayer> = BTreeMap::new();
         for adapter in adapters {
             check_reach(adapter)?;
+            check_insides(adapter)?;
             add_layers(&mut layers, adapter, base)?;
         }
         for adapter in adapters {
@@ -50,7 +56,13 @@ impl Skeleton {
         let mut skeleton = Self::default();
         for (path, layer) in layers {
             let segments: Vec<&str> = path.segments().collect();
-            skeleton.insert(&segments, layer);
+            skeleton.at(&segments).layer = Some(Adapted::new(layer));
+        }
+        for (path, parameter, depth) in parameters(adapters) {
+            let segments: Vec<&str> = path.segments().collect();
+            let place = skeleton.at(&segments);
+            place.parameter = Some(Adapted::new(parameter));
+            place.depth = depth;
         }
         skeleton.sort();
         Ok(skeleton)
@@ -66,23 +78,23 @@ impl Skeleton {
         load_stored(self, adapter.contents(), method, name)
     }
 
-    fn insert(&mut self, path: &[&str], layer: EmptyLayer) {
-        let [name, rest @ ..] = path else {
-            self.layer = Some(Adapted::new(layer));
-            return;
-        };
-        match self.children.iter_mut().find(|(known, _)| known == name) {
-            Some((_, child)) => child.insert(rest, layer),
-            None => {
-                let mut child = Self::default();
-                child.insert(rest, layer);
-                self.children.push(((*name).to_owned(), child));
-            }
-        }
+    /// The place of a path.
+    fn at(&mut self, path: &[&str]) -> &mut Self {
+        let [name, rest @ ..] = path else { return self };
+        let at = self.children.iter().position(|(known, _)| known == name);
+        let at = at.unwrap_or_else(|| {
+            self.children.push(((*name).to_owned(), Self::default()));
+            self.children.len() - 1
+        });
+        self.children[at].1.at(rest)
     }
 
     fn sort(&mut self) {
-        self.children.sort_by(|(a, _), (b, _)| by_number(a, b));
+        // Of the parameters of a module PEFT wraps the first one innermost.
+        let order = |(a, first): &(String, Self), (b, second): &(String, Self)| {
+            second.depth.cmp(&first.depth).then_with(|| by_number(a, b))
+        };
+        self.children.sort_by(order);
         self.children.iter_mut().for_each(|(_, child)| child.sort());
     }
 }
@@ -100,8 +112,10 @@ fn by_number(a: &str, b: &str) -> Ordering {
 /// Refuses adapters whose keys do not tell where their tensors belong.
 pub(crate) fn check_reach(adapter: &StoredAdapter) -> Result<()> {
     let selection = adapter.method().selection();
-    let reason = if !selection.parameters.is_empty() {
-        "it adapts bare parameters, and without a model its keys do not say which"
+    let is_known = adapter.layer_keys().keys().any(|stem| adapter.parameter(stem).is_some());
+    let reason = if !selection.parameters.is_empty() && !is_known {
+        "it adapts bare parameters, and without a model its keys do not say which: read it together with the base model \
+         (`StoredAdapter::open_for`, or `--base` on the command line)"
     } else if !selection.replication.is_empty() {
         "it repeats blocks of the base model, which needs a model"
     } else {
@@ -122,11 +136,12 @@ fn add_layers(
     adapter: &StoredAdapter,
     base: Option<&BaseWeights>,
 ) -> Result<()> {
-    let transposed = adapter.method().is_transposed();
     for (path, ends) in adapter.layer_keys() {
-        let weight = base.and_then(|base| base.shape(path, "weight"));
+        if adapter.parameter(path).is_some() {
+            continue;
+        }
         let shapes = layer_shapes(adapter, path, &ends);
-        let Some(geometry) = adapter.method().geometry(&shapes, weight, transposed) else {
+        let Some(geometry) = geometry(adapter, path, &shapes, base)? else {
             let tensors = shapes.into_iter().collect();
             let (path, method) = (path.to_owned(), adapter.method().name());
             return Err(adapter.of_weights(StateDictError::NoAdapter { path, method, tensors }.into()));
@@ -135,7 +150,7 @@ fn add_layers(
         let dtype = if ends.iter().any(wide) { DType::F64 } else { DType::F32 };
         let path = ModulePath::from(path);
         match layers.get(&path) {
-            Some(known) if known.geometry != geometry => {
+            Some(known) if !is_like(&known.geometry, &geometry) => {
                 let reason = format!(
                     "its tensors make `{path}` {geometry:?}, and those of another adapter make it {:?}",
                     known.geometry
@@ -152,6 +167,50 @@ fn add_layers(
         }
     }
     Ok(())
+}
+
+/// The geometry of the layer at `path`. How a linear layer's weight lies is found out only where there is a weight.
+fn geometry(
+    adapter: &StoredAdapter,
+    path: &str,
+    shapes: &LayerShapes,
+    base: Option<&BaseWeights>,
+) -> Result<Option<Geometry>> {
+    let method = adapter.method();
+    let Some((base, weight)) = base.and_then(|base| Some((base, base.shape(path, "weight")?))) else {
+        return Ok(method.geometry(shapes, None, method.is_transposed()));
+    };
+    let found = orientation::geometry(method, shapes, weight, base.facts(), &base.module(path));
+    found.map_err(|reason| {
+        let adapter = adapter.name().to_owned();
+        Error::Unsupported { operation: "read", adapter, reason }
+    })
+}
+
+/// Whether two layers have one geometry, however their weights lie.
+fn is_like(a: &Geometry, b: &Geometry) -> bool {
+    let straight = |geometry: &Geometry| match *geometry {
+        Geometry::Linear { in_features, out_features, .. } => {
+            Geometry::Linear { in_features, out_features, transposed: false }
+        }
+        ref other => other.clone(),
+    };
+    straight(a) == straight(b)
+}
+
+/// The bare parameters that any of `adapters` is on, with how often PEFT wraps their modules after them.
+fn parameters(adapters: &[&StoredAdapter]) -> Vec<(ModulePath, EmptyParameter, usize)> {
+    let mut found: Vec<(ModulePath, EmptyParameter, usize)> = Vec::new();
+    for adapter in adapters {
+        let stems = adapter.layer_keys();
+        for known in stems.keys().filter_map(|stem| adapter.parameter(stem)) {
+            if !found.iter().any(|(path, ..)| *path == known.path) {
+                let parameter = EmptyParameter { geometry: known.geometry.clone() };
+                found.push((known.path.clone(), parameter, known.depth));
+            }
+        }
+    }
+    found
 }
 
 /// Gives layers the parameters that the adapter has values for.
@@ -184,6 +243,21 @@ fn add_parameters(
     Ok(())
 }
 
+/// Refuses parameters of modules inside of layers that have an adapter: such layers have no modules inside of them.
+fn check_insides(adapter: &StoredAdapter) -> Result<()> {
+    let adapted = adapter.layer_keys();
+    let is_inside = |path: &str| path.match_indices('.').any(|(dot, _)| adapted.contains_key(&path[..dot]));
+    let inside = adapter
+        .parameter_keys()
+        .filter(|key| split_parameter(key).is_some_and(|(path, _)| is_inside(path.as_str())));
+    let unexpected: Vec<String> = inside.map(str::to_owned).collect();
+    if unexpected.is_empty() {
+        return Ok(());
+    }
+    let report = TensorReport { unexpected, ..TensorReport::default() };
+    Err(adapter.of_weights(Error::Tensors { adapter: adapter.name().to_owned(), report }))
+}
+
 /// The module and name of the base model parameter that a key in an adapter's file has a value for.
 pub(crate) fn split_parameter(key: &str) -> Option<(ModulePath, &'static str)> {
     let key = base_key(key).unwrap_or_else(|| key.to_owned());
@@ -200,6 +274,9 @@ impl Injectable for Skeleton {
         if let Some(layer) = &self.layer {
             cursor.flatten(layer);
         }
+        if let Some(parameter) = &self.parameter {
+            cursor.flatten(parameter);
+        }
         for (name, child) in &self.children {
             cursor.child(name, child);
         }
@@ -208,6 +285,9 @@ impl Injectable for Skeleton {
     fn visit_mut<'a>(&'a mut self, cursor: &mut CursorMut<'a>) {
         if let Some(layer) = &mut self.layer {
             cursor.flatten(layer);
+        }
+        if let Some(parameter) = &mut self.parameter {
+            cursor.flatten(parameter);
         }
         for (name, child) in &mut self.children {
             cursor.child(name, child);

@@ -48,7 +48,11 @@ impl StoredAdapter {
         add_weighted_adapter(&mut skeleton, &weighted, sum, options)?;
         let mut tensors = adapter_state_dict(&skeleton, sum)?;
         tensors.extend(kept.into_iter().map(|(key, tensor)| (with_prefix(&key), tensor)));
-        Self::new(SUM, method_of(&skeleton, sum)?, tensors)
+        let mut combined = Self::new(SUM, method_of(&skeleton, sum)?, tensors)?;
+        for adapter in adapters {
+            combined.parameters.extend(adapter.parameters.clone());
+        }
+        Ok(combined)
     }
 
     /// Adds this adapter's values of the base model's `parameters` to `kept`, or fails if those of other parts differ.

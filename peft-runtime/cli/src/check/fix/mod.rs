@@ -68,7 +68,7 @@ fn save(adapter: &StoredAdapter, request: &Request<'_>) -> Result<(), Failure> {
                     "pass the base model's folder with `--base`, or let `--fix` write a folder, which llama.cpp's converter reads",
                 )
             })?;
-            gguf_adapter::write(adapter, &ModelConfig::read(&config)?, output, false)?;
+            gguf_adapter::write(adapter, &ModelConfig::read(&config)?, None, output, false)?;
             Ok(())
         }
         _ => Ok(adapter.save(output)?),

@@ -18,7 +18,7 @@ const DEEPEST: usize = 64;
 const MOST_ELEMENTS: u64 = 1 << 48;
 
 /// Refuses an alignment of 0. A file that cannot be read at all is left for candle to refuse.
-pub(super) fn check_alignment<R: Read + Seek>(reader: &mut R) -> Result<()> {
+pub(crate) fn check_alignment<R: Read + Seek>(reader: &mut R) -> Result<()> {
     let mut walk = Walk { reader: &mut *reader, wide: true };
     let is_zero = walk.finds_zero_alignment().unwrap_or_default();
     reader.rewind()?;
@@ -28,8 +28,52 @@ pub(super) fn check_alignment<R: Read + Seek>(reader: &mut R) -> Result<()> {
     Ok(())
 }
 
+/// Refuses tensors of types that candle does not read, by name. A file that cannot be read at all is candle's to refuse.
+pub(crate) fn check_types<R: Read + Seek>(reader: &mut R) -> Result<()> {
+    let mut walk = Walk { reader: &mut *reader, wide: true };
+    let unknown = walk.find_unknown_type().unwrap_or_default();
+    reader.rewind()?;
+    match unknown {
+        Some((name, kind)) => {
+            let kind = UNREAD.iter().find(|(number, _)| *number == kind).map_or("unknown", |(_, name)| name);
+            bail!(
+                "the tensor `{name}` has the type {kind}; types that can be read and written are F32, F16, BF16, Q4_0, Q4_1, Q5_0, \
+                 Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K and Q6_K"
+            )
+        }
+        None => Ok(()),
+    }
+}
+
+/// The types of ggml that candle reads from files.
+const READ: [u32; 13] = [0, 1, 2, 3, 6, 7, 8, 10, 11, 12, 13, 14, 30];
+
+/// Others, by ggml's names.
+const UNREAD: [(u32, &str); 20] = [
+    (9, "Q8_1"),
+    (15, "Q8_K"),
+    (16, "IQ2_XXS"),
+    (17, "IQ2_XS"),
+    (18, "IQ3_XXS"),
+    (19, "IQ1_S"),
+    (20, "IQ4_NL"),
+    (21, "IQ3_S"),
+    (22, "IQ2_S"),
+    (23, "IQ4_XS"),
+    (24, "I8"),
+    (25, "I16"),
+    (26, "I32"),
+    (27, "I64"),
+    (28, "F64"),
+    (29, "IQ1_M"),
+    (34, "TQ1_0"),
+    (35, "TQ2_0"),
+    (39, "MXFP4"),
+    (40, "NVFP4"),
+];
+
 /// Refuses tensors that do not lie in the file, which has `size` bytes.
-pub(super) fn check_tensors(content: &Content, size: u64) -> Result<()> {
+pub(crate) fn check_tensors(content: &Content, size: u64) -> Result<()> {
     let tensors: BTreeMap<&String, &TensorInfo> = content.tensor_infos.iter().collect();
     for (name, info) in tensors {
         // Candle reads the data of an empty tensor through a dangling pointer.
@@ -81,6 +125,32 @@ impl<R: Read + Seek> Walk<'_, R> {
             }
         }
         Ok(false)
+    }
+
+    /// The first tensor of a type that is not read, and the type.
+    fn find_unknown_type(&mut self) -> IoResult<Option<(String, u32)>> {
+        let _magic = self.u32()?;
+        self.wide = self.u32()? != 1;
+        let tensors = self.length()?;
+        for _ in 0..self.length()? {
+            self.key_is(ALIGNMENT)?;
+            let kind = self.u32()?;
+            self.skip_value(kind, 0)?;
+        }
+        for _ in 0..tensors {
+            let length = self.length()?;
+            let mut name = Vec::new();
+            self.reader.by_ref().take(length).read_to_end(&mut name)?;
+            for _ in 0..self.u32()? {
+                self.length()?;
+            }
+            let kind = self.u32()?;
+            if !READ.contains(&kind) {
+                return Ok(Some((String::from_utf8_lossy(&name).into_owned(), kind)));
+            }
+            self.skip(size_of::<u64>() as u64)?;
+        }
+        Ok(None)
     }
 
     fn bytes<const N: usize>(&mut self) -> IoResult<[u8; N]> {

@@ -1,0 +1,79 @@
+"""Writes `tests/fixtures/experts`: an adapter on the single experts of a mixture, what PEFT makes of it, and the merged weights.
+
+    python tests/python/expert_adapters.py
+
+`base` is a tiny Mixtral as transformers 5 has it in memory, with fused experts. `single` is an adapter of the time when each expert
+had layers of its own, `converted` the same as PEFT saves it after it has converted it, and `merged.safetensors` has the weights that
+PEFT's `merge_and_unload` changes.
+"""
+
+import json
+import pathlib
+
+import peft
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+FOLDER = pathlib.Path(__file__).parents[1] / "fixtures" / "experts"
+EXPERTS, SIZE, INNER, RANK = 4, 8, 6, 2
+
+
+def model():
+    torch.manual_seed(0)
+    config = transformers.MixtralConfig(
+        vocab_size=10, hidden_size=SIZE, intermediate_size=INNER, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, num_local_experts=EXPERTS, num_experts_per_tok=2, max_position_embeddings=16,
+        tie_word_embeddings=False,
+    )
+    made = transformers.MixtralForCausalLM(config).eval()
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.normal_(std=0.3)
+    return made
+
+
+def single():
+    generator = torch.Generator().manual_seed(3)
+
+    def random(*shape):
+        return torch.randn(*shape, generator=generator) * 0.3
+
+    tensors = {}
+
+    def add(path, inputs, outputs):
+        tensors[f"base_model.model.model.layers.0.{path}.lora_A.weight"] = random(RANK, inputs)
+        tensors[f"base_model.model.model.layers.0.{path}.lora_B.weight"] = random(outputs, RANK)
+
+    add("self_attn.q_proj", SIZE, SIZE)
+    for expert in range(EXPERTS):
+        add(f"block_sparse_moe.experts.{expert}.w1", SIZE, INNER)
+        add(f"block_sparse_moe.experts.{expert}.w3", SIZE, INNER)
+        add(f"block_sparse_moe.experts.{expert}.w2", INNER, SIZE)
+    return tensors
+
+
+if __name__ == "__main__":
+    base = model()
+    (FOLDER / "base").mkdir(parents=True, exist_ok=True)
+    (FOLDER / "single").mkdir(parents=True, exist_ok=True)
+    own = {name: value.detach().clone() for name, value in base.state_dict().items()}
+    save_file(own, FOLDER / "base" / "model.safetensors")
+    config = {"model_type": "mixtral", "num_local_experts": EXPERTS, "hidden_size": SIZE, "tie_word_embeddings": False}
+    (FOLDER / "base" / "config.json").write_text(json.dumps(config) + "\n")
+    save_file(single(), FOLDER / "single" / "adapter_model.safetensors")
+    settings = {
+        "peft_type": "LORA", "r": RANK, "lora_alpha": 6, "target_modules": ["q_proj", "w1", "w2", "w3"],
+        "lora_dropout": 0.0, "task_type": "CAUSAL_LM", "bias": "none",
+    }
+    (FOLDER / "single" / "adapter_config.json").write_text(json.dumps(settings, indent=1) + "\n")
+    adapted = peft.PeftModel.from_pretrained(base, FOLDER / "single")
+    adapted.save_pretrained(FOLDER / "converted")
+    for extra in (FOLDER / "converted").glob("README.md"):
+        extra.unlink()
+    merged = adapted.merge_and_unload().state_dict()
+    changed = {name: value.detach().clone() for name, value in merged.items() if not torch.equal(value, own[name])}
+    assert len(changed) == 3, changed.keys()
+    save_file(changed, FOLDER / "merged.safetensors")
+    print("peft", peft.__version__, "transformers", transformers.__version__, sorted(changed))
+    print(sorted(load_file(FOLDER / "converted" / "adapter_model.safetensors")))
