@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::path::ModulePath;
 use crate::store::model_facts::for_each_part;
 use crate::store::model_weights::ModelWeights;
-use crate::store::tied::{KEY, is_head, is_table};
+use crate::store::tied::{KEY, Tie, is_head, is_table};
 
 /// The key of the number of tokens.
 const VOCABULARY: &str = "vocab_size";
@@ -57,7 +57,7 @@ impl MergedWeights<ModelWeights> {
 
     /// The new number of tokens, if adapters bring embeddings or a head of another size.
     fn new_vocabulary(&self, shards: &[Shard<'_>]) -> Result<Option<Resized>> {
-        let table = self.tie().map(|tie| tie.table_weight());
+        let table = self.tie().map(Tie::table_weight);
         let mut all: Vec<Resized> = Vec::new();
         for tensor in shards.iter().flat_map(|shard| &shard.tensors) {
             let Some(module) =

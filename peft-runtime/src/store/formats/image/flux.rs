@@ -151,7 +151,7 @@ impl Modules<'_> {
             for part in parts {
                 let module = format!("{outer}.{part}");
                 let outputs = self.outputs(&module)?;
-                pieces.push(Piece::taking(&module, vec![start..start + outputs]));
+                pieces.push(Piece::taking(&module, [start..start + outputs]));
                 start += outputs;
             }
             Some(Place::of(pieces))
@@ -183,7 +183,7 @@ impl Modules<'_> {
     /// A module with the halves of its outputs in the other order.
     fn swapped(&self, path: &str) -> Option<Place> {
         let half = self.outputs(path).filter(|outputs| outputs.is_multiple_of(2))? / 2;
-        Some(Place::of(vec![Piece::taking(path, vec![half..2 * half, 0..half])]))
+        Some(Place::of(vec![Piece::taking(path, [half..2 * half, 0..half])]))
     }
 }
 

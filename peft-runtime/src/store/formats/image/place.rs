@@ -38,8 +38,8 @@ impl Place {
 }
 
 impl Piece {
-    pub(super) fn taking(module: &str, taken: Vec<Range<usize>>) -> Self {
-        Self { module: module.to_owned(), taken, rows: None }
+    pub(super) fn taking<const N: usize>(module: &str, taken: [Range<usize>; N]) -> Self {
+        Self { module: module.to_owned(), taken: taken.into(), rows: None }
     }
 
     pub(super) fn rows_of(module: &str, rows: Range<usize>) -> Self {

@@ -4,6 +4,9 @@ use std::collections::BTreeMap;
 
 use super::fault::Fault;
 
+/// The bytes of storages by their keys.
+type Storages<'n, 'f> = BTreeMap<&'n str, &'f [u8]>;
+
 /// The beginnings of the parts of an archive.
 const END: &[u8] = b"PK\x05\x06";
 const END_64: &[u8] = b"PK\x06\x06";
@@ -63,7 +66,7 @@ impl<'f> Archive<'f> {
     }
 
     /// The pickle of the tensors, and the storages by their keys.
-    pub(super) fn tensors(&self) -> Result<(&'f [u8], BTreeMap<&str, &'f [u8]>), Fault> {
+    pub(super) fn tensors(&self) -> Result<(&'f [u8], Storages<'_, 'f>), Fault> {
         let Some((name, pickle)) = self.0.iter().find(|(name, _)| name.ends_with("/data.pkl")) else {
             let is_numpy = self.0.keys().any(|name| name.ends_with(".npy"));
             return Fault::new(match is_numpy {
