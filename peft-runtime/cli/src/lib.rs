@@ -27,6 +27,7 @@ mod failure;
 mod files;
 mod gguf_adapter;
 mod heat_map;
+mod mlx_adapter;
 mod table;
 mod terminal;
 mod written_format;

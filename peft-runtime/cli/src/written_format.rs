@@ -15,6 +15,8 @@ pub enum Format {
     Kohya,
     /// A file of diffusers.
     Diffusers,
+    /// A folder of mlx-lm: one rank and one scale for all modules.
+    Mlx,
 }
 
 /// The models of a pipeline that an adapter of an image model can be for.

@@ -126,6 +126,7 @@ mod adapter_config;
 mod adapter_method;
 mod filters_blocks;
 mod json;
+mod key_ends;
 mod peft_config;
 mod registry;
 mod settings;

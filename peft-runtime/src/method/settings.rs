@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::adapter_config::AdapterConfig;
+use super::key_ends::{split_at_end, split_at_marker};
 use crate::adapter::{
     Adapter, AdapterMethod, Built, Combination, Combined, Geometry, KeyedShapes, LayerSettings, LayerShapes,
     PlainLora, Selection, Shared, Site, TensorSource,
@@ -304,19 +305,4 @@ pub trait Method: Any + Clone + Debug + PartialEq + Send + Serialize + Deseriali
         let _ = (config, ranks);
         Ok(None)
     }
-}
-
-/// A key taken apart before the end that it has.
-fn split_at_end<'k>(key: &'k str, ends: &[&str]) -> Option<(&'k str, &'k str)> {
-    let split = |end: &&str| {
-        let path = key.strip_suffix(end)?.strip_suffix('.')?;
-        Some((path, &key[path.len() + 1..]))
-    };
-    ends.iter().find_map(split)
-}
-
-/// A key taken apart at the last `.` before `marker`.
-fn split_at_marker<'k>(key: &'k str, marker: &str) -> Option<(&'k str, &'k str)> {
-    let at = key.rfind(&format!(".{marker}"))?;
-    Some((&key[..at], &key[at + 1..]))
 }

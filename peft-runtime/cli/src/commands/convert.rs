@@ -9,6 +9,7 @@ use crate::arguments::{AUTO, Component, ConvertArguments, Format};
 use crate::failure::Failure;
 use crate::files::{check_free, open_adapter, open_base, warn_of_left_out};
 use crate::gguf_adapter::{self, ModelConfig};
+use crate::mlx_adapter;
 use crate::terminal::{print, print_json};
 
 /// Runs the command.
@@ -17,7 +18,7 @@ use crate::terminal::{print, print_json};
 /// If a file cannot be read or written, or the adapter cannot be written in that format.
 pub fn run(arguments: &ConvertArguments) -> Result<(), Failure> {
     let exists = match arguments.to {
-        Format::Peft | Format::PlainLora => StoredAdapter::is_in(&arguments.output),
+        Format::Peft | Format::PlainLora | Format::Mlx => StoredAdapter::is_in(&arguments.output),
         Format::Gguf | Format::Kohya | Format::Diffusers => arguments.output.exists(),
     };
     check_free(&arguments.output, exists, arguments.force)?;
@@ -35,6 +36,11 @@ pub fn run(arguments: &ConvertArguments) -> Result<(), Failure> {
         }
         Format::Kohya => image_file(arguments, &adapter, ImageProgram::Kohya)?,
         Format::Diffusers => image_file(arguments, &adapter, ImageProgram::Diffusers)?,
+        Format::Mlx => {
+            let uniform = adapter.to_uniform_lora(base.as_ref())?;
+            mlx_adapter::write(&uniform, &arguments.output)?;
+            uniform.shapes().len()
+        }
     };
     if arguments.json {
         let (output, from) = (&arguments.output, adapter.format());

@@ -54,6 +54,25 @@ fn plain_lora_computes_the_same_on_the_unchanged_base_model() {
 }
 
 #[test]
+fn a_folder_of_mlx_lm_holds_the_adapter_and_comes_back() {
+    let ranks = [("layers.1.self_attn.q_proj", 5)];
+    let patterns = lora().with_rslora(true).with_rank_pattern(ranks).with_alpha_pattern([("o_proj", 1.0)]);
+    for config in [lora().with_targets(["embed_tokens", "q_proj"]), patterns] {
+        let mut model = Model::random(DType::F32);
+        let mut fresh = model.clone();
+        let adapter = model.adapter(&config, "default");
+        let (mlx, back) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        output_of(&["convert", text(adapter.path()), "--to", "mlx", "-o", text(mlx.path())]);
+        assert_eq!(StoredAdapter::open(mlx.path()).unwrap().format(), "mlx");
+        output_of(&["convert", text(mlx.path()), "--to", "peft", "-o", text(back.path())]);
+        fresh.load_adapter(back.path(), "default").unwrap();
+        model.merge_and_unload(&MergeOptions::active()).unwrap();
+        fresh.merge_and_unload(&MergeOptions::active()).unwrap();
+        assert_same(&fresh.base_state_dict(), &model.base_state_dict(), 1e-5);
+    }
+}
+
+#[test]
 fn adapters_without_a_low_rank_update_are_refused() {
     let dora = Model::random(DType::F32).adapter(&lora().with_dora(true), "default");
     let ia3 = Ia3Config::new().with_targets(["q_proj"]).with_feedforward(Vec::<String>::new());

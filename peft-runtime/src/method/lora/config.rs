@@ -9,9 +9,7 @@ use super::init::{LoftqConfig, LoraInit, as_loftq, loftq_or_nothing};
 use crate::config::{
     Bias, PatternMap, TokenIndices, as_number, as_numbers, switch, tokens_or_nothing, truth, unless_unset,
 };
-use crate::error::{Fault, Result};
 use crate::method::AdapterConfig;
-use crate::path::ModulePath;
 
 /// The config of a LoRA adapter: `ΔW = s·B·A` with `s = alpha / rank`, or `alpha / √rank` with rank stabilisation.
 ///
@@ -100,7 +98,7 @@ impl Default for LoraSettings {
 impl LoraConfig {
     /// A config with the given rank and alpha and PEFT's defaults for the rest.
     ///
-    /// Values are checked when the config is used: see [`Fault::Config`].
+    /// Values are checked when the config is used: see [`Fault::Config`](crate::error::Fault::Config).
     pub fn new(rank: usize, alpha: f64) -> Self {
         Self::of(LoraSettings { rank, alpha, ..LoraSettings::default() })
     }
@@ -288,14 +286,5 @@ impl LoraConfig {
         #[expect(clippy::cast_precision_loss, reason = "a rank is far below 2^53")]
         let rank = rank as f64;
         if self.settings.use_rslora { alpha / rank.sqrt() } else { alpha / rank }
-    }
-}
-
-impl LoraSettings {
-    /// The rank and alpha of the layer at `path`.
-    pub(super) fn size_at(&self, path: &ModulePath) -> Result<(usize, f64), Fault> {
-        let rank = self.rank_pattern.value("rank_pattern", path.as_str(), self.rank)?;
-        let alpha = self.alpha_pattern.value("alpha_pattern", path.as_str(), self.alpha)?;
-        Ok((rank, alpha))
     }
 }

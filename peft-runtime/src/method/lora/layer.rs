@@ -15,6 +15,15 @@ use crate::method::Method;
 use crate::path::ModulePath;
 use crate::schema::{Family, LayerKind};
 
+impl LoraSettings {
+    /// The rank and alpha of the layer at `path`.
+    pub(super) fn size_at(&self, path: &ModulePath) -> Result<(usize, f64), Fault> {
+        let rank = self.rank_pattern.value("rank_pattern", path.as_str(), self.rank)?;
+        let alpha = self.alpha_pattern.value("alpha_pattern", path.as_str(), self.alpha)?;
+        Ok((rank, alpha))
+    }
+}
+
 impl LoraConfig {
     /// The rank and scaling of the layer at `path`, if LoRA can adapt it.
     pub(super) fn plan(

@@ -1,10 +1,12 @@
 //! Base weights with adapters merged in: a way to use adapters with models whose source is somebody else's.
 
 mod asked;
+mod backend;
 mod changes;
 mod layer;
 mod model_config;
 mod other_half;
+mod overlap;
 mod placed_tensors;
 mod shard;
 mod tied_head;
@@ -17,7 +19,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::{Arc, Mutex};
 
-use candle_core::{DType, Device, Result as CandleResult, Shape, Tensor};
+use candle_core::{DType, Device, Result as CandleResult, Tensor};
 use candle_nn::VarBuilder;
 use candle_nn::var_builder::SimpleBackend;
 use serde_json::Value;
@@ -299,33 +301,5 @@ impl<B: SimpleBackend + 'static> MergedWeights<B> {
         self.base.contains_tensor(name)
             || self.adapters.iter().any(|adapter| adapter.brings(name))
             || self.parted().is_some_and(|tie| name == tie.head_weight())
-    }
-}
-
-impl<B: SimpleBackend + 'static> SimpleBackend for MergedWeights<B> {
-    fn get(
-        &self,
-        shape: Shape,
-        name: &str,
-        hints: candle_nn::Init,
-        dtype: DType,
-        device: &Device,
-    ) -> CandleResult<Tensor> {
-        let read = || self.base.get(shape.clone(), name, hints, dtype, device);
-        let tensor = self.tensor(name, dtype, device, &read)?;
-        if *tensor.shape() == shape {
-            return Ok(tensor);
-        }
-        let msg = format!("the shape of `{name}` does not fit the model");
-        Err(candle_core::Error::UnexpectedShape { msg, expected: shape, got: tensor.shape().clone() }.bt())
-    }
-
-    fn get_unchecked(&self, name: &str, dtype: DType, device: &Device) -> CandleResult<Tensor> {
-        let read = || self.base.get_unchecked(name, dtype, device);
-        Ok(self.tensor(name, dtype, device, &read)?)
-    }
-
-    fn contains_tensor(&self, name: &str) -> bool {
-        self.has(name)
     }
 }

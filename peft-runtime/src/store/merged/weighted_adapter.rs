@@ -22,13 +22,13 @@ use crate::store::standalone::{Skeleton, StoredAdapter, of_adapted_layers, split
 pub(super) struct WeightedAdapter {
     adapter: StoredAdapter,
     weight: f64,
-    plan: Plan,
+    pub(super) plan: Plan,
     /// Decides which modules the config targets, unless it targets all linear ones.
     selector: Option<Selector>,
     /// The layers that it changes, by the module's path in the base model.
-    layers: BTreeMap<String, Vec<PlacedLayer>>,
+    pub(super) layers: BTreeMap<String, Vec<PlacedLayer>>,
     /// The values that replace the base model's, by the tensor's name in the base model.
-    replaced: BTreeMap<String, Vec<Replacement>>,
+    pub(super) replaced: BTreeMap<String, Vec<Replacement>>,
     /// The keys that were asked for.
     used: Mutex<BTreeSet<String>>,
 }
@@ -82,65 +82,6 @@ impl WeightedAdapter {
             return Ok(());
         }
         Err(self.adapter.of_weights(Error::Tensors { adapter: self.name().to_owned(), report }))
-    }
-
-    /// Refuses an adapter that cannot be merged together with `others`.
-    pub(super) fn check_beside(&self, others: &[Arc<Self>]) -> Result<()> {
-        for (module, layers) in &self.layers {
-            for (number, layer) in layers.iter().enumerate() {
-                if layers[..number].iter().any(|other| !are_apart(&layer.rows, &other.rows)) {
-                    let reason = format!("several of its layers are `{module}` in the base model");
-                    return Err(unsupported(self.name(), reason));
-                }
-                for other in others {
-                    self.check_layer(module, layer, other)?;
-                }
-            }
-        }
-        for (name, replacements) in &self.replaced {
-            let module = name.rsplit_once('.').map_or(name.as_str(), |(module, _)| module);
-            let clash = |other: &&Arc<Self>| {
-                let theirs = || other.replacements_of(name).iter();
-                replacements.iter().any(|own| theirs().any(|their| !are_apart(&own.rows, &their.rows)))
-            };
-            if let Some(other) = others.iter().find(clash) {
-                return Err(self.collision(module, other));
-            }
-        }
-        Ok(())
-    }
-
-    fn check_layer(&self, module: &str, layer: &PlacedLayer, other: &Self) -> Result<()> {
-        for their in other.layers_of(module) {
-            if their.rows != layer.rows && !are_apart(&their.rows, &layer.rows) {
-                let reason = format!(
-                    "the outputs of `{module}` that it changes overlap those of `{}`, and are not the same",
-                    other.name()
-                );
-                return Err(unsupported(self.name(), reason));
-            }
-            if layer.has_weight && self.changes_base() && other.changes_base() {
-                let reason = format!(
-                    "its file has what its init left of `{module}`, and `{}` would take another part out",
-                    other.name()
-                );
-                return Err(unsupported(self.name(), reason));
-            }
-            if self.has_tokens(layer) && other.has_tokens(their) {
-                return Err(self.collision(module, other));
-            }
-        }
-        Ok(())
-    }
-
-    /// Whether creating the adapter changes the weights that it is on.
-    fn changes_base(&self) -> bool {
-        self.plan.method.changes_base()
-    }
-
-    fn collision(&self, module: &str, other: &Self) -> Error {
-        let adapters = vec![other.name().to_owned(), self.name().to_owned()];
-        Error::CopiesCollide { path: ModulePath::from(module), adapters }
     }
 
     /// The layers of the adapter in the base model's `module`.
@@ -339,14 +280,6 @@ fn renames(
     fitting.prefixes().map(|(from, to)| (from.to_owned(), to.to_owned())).collect()
 }
 
-/// Whether two parts of a module's outputs do not overlap.
-fn are_apart(a: &Option<Range<usize>>, b: &Option<Range<usize>>) -> bool {
-    match (a, b) {
-        (Some(a), Some(b)) => a.end <= b.start || b.end <= a.start,
-        _ => false,
-    }
-}
-
 fn check_weight(adapter: &StoredAdapter, plan: &Plan, weight: f64) -> Result<()> {
     if !weight.is_finite() {
         return Err(unsupported(adapter.name(), format!("its weight {weight} is not a finite number")));
@@ -359,6 +292,6 @@ fn check_weight(adapter: &StoredAdapter, plan: &Plan, weight: f64) -> Result<()>
 }
 
 /// Why an adapter cannot be merged without a model.
-fn unsupported(adapter: &str, reason: String) -> Error {
+pub(super) fn unsupported(adapter: &str, reason: String) -> Error {
     Error::Unsupported { operation: "merge", adapter: adapter.to_owned(), reason }
 }

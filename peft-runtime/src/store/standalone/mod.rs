@@ -1,8 +1,11 @@
 //! Adapters without a model: read, compared, combined and converted by their keys only.
 
+mod empty_layer;
 mod empty_parameter;
 mod image_files;
 mod layers;
+#[cfg(feature = "models")]
+mod on_model;
 mod plain;
 mod skeleton;
 mod stored_sum;
@@ -28,14 +31,12 @@ use crate::adapter::{AdapterMethod, StoredTensor};
 use crate::error::{Error, Result};
 use crate::inject::name_fault;
 use crate::method::PeftConfig;
-#[cfg(feature = "models")]
-use crate::module::Injectable;
 use crate::path::ModulePath;
-#[cfg(feature = "models")]
-use crate::store::load::{LoadReport, load_stored};
 
 pub use image_files::{ImageProgram, PipelineModel};
 pub use layers::{StoredKind, StoredLayer};
+#[cfg(feature = "models")]
+pub(crate) use on_model::load_stored_adapter;
 pub(super) use skeleton::{Skeleton, layer_shapes, split_parameter};
 pub(super) use unmatched::of_adapted_layers;
 
@@ -294,14 +295,4 @@ fn adapter_name(name: &str) -> String {
         allowed.push(c);
     }
     if name_fault(&allowed).is_none() { allowed } else { "adapter".to_owned() }
-}
-
-/// Injects an adapter that is apart from any model, as `name`, as `load_adapter` does with one in a folder.
-#[cfg(feature = "models")]
-pub(crate) fn load_stored_adapter<M: Injectable + ?Sized>(
-    model: &mut M,
-    adapter: &StoredAdapter,
-    name: &str,
-) -> Result<LoadReport> {
-    load_stored(model, adapter.contents(), adapter.method(), name)
 }

@@ -5,18 +5,19 @@
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
-use candle_core::{DType, Device, Result as CandleResult, Tensor, bail};
+use candle_core::{DType, Device, Tensor};
 
+use super::empty_layer::EmptyLayer;
 use super::empty_parameter::EmptyParameter;
 use super::{BaseWeights, StoredAdapter};
 use crate::adapter::{AdapterMethod, Geometry, LayerShapes};
 use crate::error::{Error, Result, StateDictError, TensorReport};
 use crate::inject::base_key;
-use crate::layer::{Adapted, BaseLayer, ParameterMap};
+use crate::layer::Adapted;
 use crate::method::BASE_LAYER_PATHS;
 use crate::module::{Cursor, CursorMut, Injectable};
 use crate::path::ModulePath;
-use crate::schema::{Family, LayerKind, Schema};
+use crate::schema::Schema;
 use crate::store::load::{LoadReport, load_stored};
 use crate::store::orientation;
 
@@ -28,17 +29,6 @@ pub(crate) struct Skeleton {
     /// How often PEFT wraps the module of the parameter after this one.
     depth: usize,
     children: Vec<(String, Skeleton)>,
-}
-
-/// A layer of a skeleton: its shape, and its weight only where a base model has it.
-#[derive(Clone, Debug)]
-pub(crate) struct EmptyLayer {
-    path: ModulePath,
-    geometry: Geometry,
-    dtype: DType,
-    /// The parameters that adapters bring values for.
-    parameters: Vec<(&'static str, Tensor)>,
-    base: Option<BaseWeights>,
 }
 
 impl Skeleton {
@@ -292,41 +282,5 @@ impl Injectable for Skeleton {
         for (name, child) in &mut self.children {
             cursor.child(name, child);
         }
-    }
-}
-
-impl BaseLayer for EmptyLayer {
-    const KIND: LayerKind = LayerKind::new("Linear", Family::Linear);
-
-    fn geometry(&self) -> Geometry {
-        self.geometry.clone()
-    }
-
-    fn parameters(&self) -> Vec<(&'static str, &Tensor)> {
-        self.parameters.iter().map(|(name, tensor)| (*name, tensor)).collect()
-    }
-
-    fn map_parameters(&self, map: &mut ParameterMap<'_>) -> Result<Self> {
-        let parameters = self.parameters.iter().map(|(name, own)| Ok((*name, map(name, own)?)));
-        Ok(Self { parameters: parameters.collect::<Result<_>>()?, ..self.clone() })
-    }
-
-    fn forward_base(&self, _: &Tensor) -> CandleResult<Tensor> {
-        bail!("`{}` has no weight: it stands for a layer of a model", self.path)
-    }
-
-    fn dtype_and_device(&self) -> (DType, Device) {
-        (self.dtype, Device::Cpu)
-    }
-
-    fn dense_weight(&self) -> CandleResult<Tensor> {
-        match &self.base {
-            Some(base) => base.read(self.path.as_str(), "weight"),
-            None => bail!("the weight of `{}` is needed; give the base model", self.path),
-        }
-    }
-
-    fn describe(&self) -> String {
-        format!("{:?}", self.geometry)
     }
 }

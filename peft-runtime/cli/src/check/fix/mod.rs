@@ -1,7 +1,6 @@
 //! An adapter that a program takes and that computes the same, where there is one.
 
 mod contents;
-mod mlx;
 mod plan;
 mod request;
 
@@ -11,6 +10,7 @@ use crate::check::arguments::ProgramName;
 use crate::failure::Failure;
 use crate::files::{check_free, open_base};
 use crate::gguf_adapter::{self, ModelConfig};
+use crate::mlx_adapter;
 use contents::Contents;
 use plan::Plan;
 
@@ -59,7 +59,7 @@ pub fn write(request: &Request<'_>) -> Result<Vec<String>, Failure> {
 fn save(adapter: &StoredAdapter, request: &Request<'_>) -> Result<(), Failure> {
     let output = request.output;
     match request.arguments.program {
-        Some(ProgramName::Mlx) => mlx::write(adapter, output),
+        Some(ProgramName::Mlx) => mlx_adapter::write(adapter, output),
         Some(ProgramName::LlamaCpp) if request.is_gguf() => {
             let config = request.arguments.base.first().map(|base| base.join("config.json"));
             let config = config.filter(|config| config.is_file()).ok_or_else(|| {
