@@ -71,7 +71,10 @@ def add_case(name, file, base, changed, **more):
 def unet(kind):
     common = dict(sample_size=8, block_out_channels=(4, 8), layers_per_block=1, norm_num_groups=2, cross_attention_dim=6)
     common |= dict(attention_head_dim=2)
-    if kind == "sd15":
+    if kind == "sd15_wide":
+        # candle's blocks always have 32 groups.
+        common |= dict(block_out_channels=(32, 32), norm_num_groups=32)
+    if kind.startswith("sd15"):
         return UNet2DConditionModel(
             down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
             up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
@@ -174,7 +177,7 @@ def text_encoder(hidden, projection):
 
 
 def add_bases():
-    for kind in ("sd15", "sdxl"):
+    for kind in ("sd15", "sd15_wide", "sdxl"):
         add_base(kind, unet(kind).state_dict(), {"_class_name": "UNet2DConditionModel", "layers_per_block": 1})
     add_base("flux", flux().state_dict(), {"_class_name": "FluxTransformer2DModel"})
     for name, shapes, config in [
@@ -566,7 +569,7 @@ CHOSEN = [
 ]
 
 
-def lycoris_case(name, base="sdxl", prefix="lycoris", chosen=CHOSEN, tool_is_right=True, dtype=torch.float32, **settings):
+def lycoris_case(name, base="sdxl", prefix="lycoris", chosen=CHOSEN, tool_is_right=True, dtype=torch.float32, format="lycoris", **settings):
     model = with_values(unet(base))
     preset = dict(enable_conv=True, target_name=list(chosen), target_module=[], lora_prefix=prefix)
     preset |= dict(name_algo_map=settings.pop("algorithms", {}))
@@ -588,13 +591,13 @@ def lycoris_case(name, base="sdxl", prefix="lycoris", chosen=CHOSEN, tool_is_rig
             own, _ = lora.get_merged_weight()
             ours = changed[f"{flat[lora.lora_name]}.weight"]
             assert torch.allclose(own.double().reshape(ours.shape), ours, atol=1e-5), (name, lora.lora_name)
-    add_case(name, f"{name}.safetensors", base, changed, format="lycoris")
+    add_case(name, f"{name}.safetensors", base, changed, format=format)
 
 
 def add_lycoris():
     common = dict(linear_dim=2, linear_alpha=1.0)
     lycoris_case("lycoris_locon", algo="lora", conv_dim=3, conv_alpha=2.0, **common)
-    lycoris_case("lycoris_locon_tucker", algo="lora", use_tucker=True, rs_lora=True, prefix="lora_unet", **common)
+    lycoris_case("lycoris_locon_tucker", algo="lora", use_tucker=True, rs_lora=True, prefix="lora_unet", format="kohya", **common)
     lycoris_case("lycoris_locon_dora", algo="lora", dora_wd=True, **common)
     lycoris_case("lycoris_locon_dora_in", algo="lora", dora_wd=True, wd_on_output=False, **common)
     # `get_diff_weight` of these two divides alpha by the rank twice, `forward` once.
@@ -619,8 +622,9 @@ def add_outputs():
     """What models of diffusers compute with adapters that diffusers wrote: candle's models have to compute the same."""
     outputs = {}
     inputs = lambda name, shape: tensor(f"input {name}", shape).float()
-    model = with_values(unet("sd15"))
-    config = LoraConfig(r=2, lora_alpha=3, target_modules=["to_q", "to_v", "conv1", "proj_in", "time_emb_proj"], alpha_pattern={"to_v": 5})
+    model = with_values(unet("sd15_wide"))
+    targets = ["to_q", "to_v", "conv_in", "proj_in", "time_emb_proj"]
+    config = LoraConfig(r=2, lora_alpha=3, target_modules=targets, alpha_pattern={"to_v": 5})
     call = lambda: model(inputs("sample", [1, 4, 8, 8]), 7, inputs("states", [1, 3, 6])).sample.detach()
     outputs["unet_without"] = call()
     save_by_diffusers("outputs_unet", StableDiffusionXLPipeline, model, config, "unet")

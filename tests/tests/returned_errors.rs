@@ -31,7 +31,7 @@ fn a_main_that_returns_an_error_prints_the_sentences_of_all_its_sources() {
     std::fs::write(&config, r#"{"peft_type": "LORA", "r": "four"}"#).unwrap();
     let printed = standard_error(&["load", folder.path().to_str().unwrap()]);
     let expected = format!(
-        "Error: cannot use `{}`\n\nCaused by:\n    0: not a valid adapter config\n    1: invalid type: string \"four\"",
+        "Error: cannot use `{}`\n\nCaused by:\n    `r` = \"four\" cannot be read: invalid type: string \"four\"",
         config.display()
     );
     assert!(printed.starts_with(&expected), "{printed}");

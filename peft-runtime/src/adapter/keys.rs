@@ -34,7 +34,10 @@ impl<'k> KeyedShapes<'k> {
         let mut keyed = Self::default();
         for (key, shape) in shapes {
             if let Some((path, end)) = split(key) {
-                keyed.layers.entry(path).or_default().insert(end, shape);
+                // Others, such as rows of tokens, say nothing about the layers that the method itself is on.
+                if end.starts_with(prefix) {
+                    keyed.layers.entry(path).or_default().insert(end, shape);
+                }
             } else if let Some(module) =
                 key.strip_suffix(".weight").filter(|module| !module.ends_with(".base_layer"))
             {

@@ -6,7 +6,7 @@ use candle_core::Tensor;
 
 use crate::adapter::StoredTensor;
 use crate::error::{Error, Result, ShapeMismatch, TensorReport};
-use crate::layer::Layer;
+use crate::layer::{AdapterStack, Layer, Slot};
 use crate::method::BASE_LAYER_PATHS;
 use crate::module::{Injectable, leaves, leaves_mut};
 use crate::ops::storage_address;
@@ -19,7 +19,13 @@ pub(crate) fn base_state_dict<M: Injectable + ?Sized>(model: &M) -> BTreeMap<Str
 
 /// The base model's effective parameters, which include merged adapters.
 pub(crate) fn merged_state_dict<M: Injectable + ?Sized>(model: &M) -> BTreeMap<String, Tensor> {
-    named_parameters(model, |layer| layer.effective_parameters())
+    named_parameters(model, |layer| {
+        let acting = layer.stack().map(AdapterStack::acting).unwrap_or_default();
+        match acting.into_iter().find_map(Slot::copy) {
+            Some(copies) => copies.iter().map(|copy| (copy.name, copy.var.as_tensor())).collect(),
+            None => layer.effective_parameters(),
+        }
+    })
 }
 
 fn named_parameters<'m, M: Injectable + ?Sized>(

@@ -156,13 +156,18 @@ impl StoredContents {
     /// # Errors
     /// If two tensors get the same key.
     pub(super) fn renamed(mut self, rename: &dyn Fn(&str) -> String) -> Result<Self> {
-        let mut other: BTreeMap<String, String> = BTreeMap::new();
-        for (key, found) in &self.keys.found {
-            if let Some(first) = other.insert(rename(key), found.clone()) {
-                return Err(self.of_weights(two_names(&first, found)));
+        let mut found: BTreeMap<String, String> = BTreeMap::new();
+        for (key, old) in &self.keys.found {
+            if let Some(first) = found.insert(rename(key), old.clone()) {
+                return Err(self.of_weights(two_names(&first, old)));
             }
         }
-        self.keys.found = other;
+        // The keys may be read once more, so that the tensors go under the new ones.
+        self.tensors = match self.tensors {
+            Tensors::Mapped { file, entries } => Tensors::Mapped { file, entries: under(&found, entries) },
+            Tensors::Memory(tensors) => Tensors::Memory(under(&found, tensors)),
+        };
+        self.keys.found = found.into_keys().map(|key| (key.clone(), key)).collect();
         Ok(self)
     }
 
@@ -248,4 +253,9 @@ impl StoredContents {
         let folder = self.files.as_ref().and_then(|files| files.config.parent());
         folder.map(Path::to_owned).unwrap_or_default()
     }
+}
+
+/// The values under new keys, of which `found` has the old ones.
+fn under<V>(found: &BTreeMap<String, String>, mut values: BTreeMap<String, V>) -> BTreeMap<String, V> {
+    found.iter().filter_map(|(key, old)| Some((key.clone(), values.remove(old)?))).collect()
 }

@@ -133,6 +133,8 @@ impl Tying {
         let tables = named(facts, has, &TABLES, &COMMON_TABLES);
         let is_tied = match flags(facts) {
             Some(tied) => tied,
+            // Without embeddings there is nothing to share: `proj_out` of a diffusion model.
+            None if tables.is_empty() && facts.shapes.is_some() => false,
             None if heads.is_empty() && !writes_logits(facts) => false,
             None => {
                 let pair = match (tables.as_slice(), heads.as_slice()) {

@@ -83,7 +83,7 @@ fn frames() -> Vec<Attack> {
             let entry = r#""dtype": "U8", "shape": [0], "data_offsets": [0, 0]"#;
             safetensors_with(&format!(r#"{{"a": {{{entry}, "x": {nested}}}}}"#), b"")
         }),
-        refused("archive", "an archive as PyTorch writes it", "a ZIP archive", |_| {
+        refused("archive", "an archive as PyTorch writes it", "torch saved: the archive is damaged", |_| {
             [b"PK\x03\x04\0\0\0\0".as_slice(), &[0; 120]].concat()
         }),
         refused("empty-weights", "nothing at all", "it is empty", |_| Vec::new()),

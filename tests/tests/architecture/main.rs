@@ -101,11 +101,12 @@ fn no_files_use_each_other_in_a_cycle() {
 }
 
 /// Modules that may name a method, with the reason.
-const NAME_METHODS: [(&str, &str); 4] = [
+const NAME_METHODS: [(&str, &str); 5] = [
     ("", "the root re-exports the configs, and what methods add to training"),
     ("prelude", "it re-exports the configs"),
     ("model", "`declared_config` gives a `LoraConfig`, and `initialise_eva` is for LoRA only"),
     ("store::formats", "a reader of another program's files says which method they hold"),
+    ("store::standalone::image_files", "kohya's names of modules begin like the keys of a method"),
 ];
 
 /// What a key or `peft_type` of a method begins with, or is.

@@ -284,9 +284,9 @@ fn files_that_are_something_else_are_called_by_what_they_are() {
         (crate::case::text("c07_lfs").as_bytes(), "git lfs pull"),
         (b"<!DOCTYPE html><html></html>", "a web page"),
         (b"", "it is empty"),
-        (b"PK\x03\x04\0\0\0\0\0\0", "a ZIP archive"),
+        (b"PK\x03\x04\0\0\0\0\0\0", "torch saved: the archive is damaged"),
         (pickle, "a pickle"),
-        (b"GGUF\x03\0\0\0\0\0\0\0", "a GGUF file"),
+        (b"GGUF\x03\0\0\0\0\0\0\0", "a GGUF file that is damaged"),
         (&whole[..whole.len() - 100], "was cut off"),
     ];
     for (bytes, says) in cases {

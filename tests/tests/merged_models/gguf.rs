@@ -103,7 +103,7 @@ fn what_a_gguf_file_has_no_place_for_is_refused() {
     let refused = |file: &str, case: &str| {
         let own = adapter(case);
         let merged = MergedGguf::open(path(file)).unwrap();
-        merged.add(StoredAdapter::open(own.path()).unwrap(), 1.0).unwrap_err().to_string()
+        merged.add(StoredAdapter::open(own.path()).unwrap(), 1.0).unwrap_err().chain()
     };
     let error = refused("llama_gguf.gguf", "llama_tied_head");
     assert!(error.contains("output.weight"), "{error}");
@@ -119,7 +119,7 @@ fn what_a_gguf_file_has_no_place_for_is_refused() {
     let at = bytes.windows(name.len()).position(|window| window == name).unwrap() + name.len() + 4 + 16;
     bytes[at] = 23;
     std::fs::write(&file, bytes).unwrap();
-    let error = MergedGguf::open(&file).unwrap_err().to_string();
+    let error = MergedGguf::open(&file).unwrap_err().chain();
     assert!(
         error.contains("token_embd.weight") && error.contains("IQ4_XS") && error.contains("Q4_K"),
         "{error}"

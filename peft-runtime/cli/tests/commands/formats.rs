@@ -17,7 +17,7 @@ fn every_command_takes_an_adapter_of_another_program() {
     assert!(shown.contains("mlx") && shown.contains("model.layers.1.self_attn.q_proj"), "{shown}");
     let peft = folder.path().join("peft");
     let converted =
-        json_of(&["convert", text(&adapter), "--from", "auto", "--to", "peft", "-o", text(&peft), "--json"]);
+        json_of(&["convert", text(&adapter), "--from", "auto", "--to", "peft", "-o", text(&peft)]);
     assert_eq!((&converted["from"], &converted["tensors"]), (&"mlx".into(), &6.into()));
     assert!(peft.join("adapter_model.safetensors").is_file() && peft.join("adapter_config.json").is_file());
     let compared = output_of(&["diff", text(&adapter), text(&peft)]);

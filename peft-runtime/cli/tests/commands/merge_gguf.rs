@@ -27,8 +27,7 @@ fn adapter(folder: &Path, layers: &[(&str, usize, usize)]) -> PathBuf {
         ]
     });
     let factors: BTreeMap<String, Tensor> = factors.collect();
-    let names: Vec<String> =
-        layers.iter().filter_map(|(path, ..)| Some(path.rsplit('.').next()?.to_owned())).collect();
+    let names: Vec<String> = layers.iter().map(|(path, ..)| (*path).to_owned()).collect();
     let place = folder.join("adapter");
     let config = LoraConfig::new(2, 1.0).with_targets(names);
     StoredAdapter::new("adapter", config, factors).unwrap().save(&place).unwrap();

@@ -3,17 +3,19 @@
 use crate::declared::Declared;
 use crate::module::{Injectable, Item};
 use crate::path::ModulePath;
+use crate::schema::Schema;
 
 /// What a model says about itself.
 #[derive(Clone, Copy)]
 pub(crate) struct Declarations<'m> {
     pub(super) declared: &'m Declared,
     pub(super) model_type: Option<&'m str>,
+    pub(super) schema: &'m Schema,
 }
 
 impl<'m> Declarations<'m> {
     pub(crate) fn of<M: Injectable + ?Sized>(model: &'m M) -> Self {
-        Self { declared: &M::DECLARED, model_type: model.model_type() }
+        Self { declared: &M::DECLARED, model_type: model.model_type(), schema: M::SCHEMA }
     }
 
     /// The layer that `all-linear` leaves out: the one that computes the logits or, in a classifier, the head.

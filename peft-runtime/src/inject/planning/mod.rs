@@ -101,7 +101,7 @@ fn plan_items(
     let mut unmatched_targets = planner.choose_parameters(selection.parameters);
     unmatched_targets.extend(planner.unmatched_targets());
     planner.check_outcome(&unmatched_targets);
-    let unmatched_patterns = planner.unmatched_patterns(selection.exclude);
+    let unmatched_patterns = planner.unmatched_patterns(selection.exclude, model.schema);
     if !planner.faults.is_empty() {
         return refuse(planner.faults);
     }

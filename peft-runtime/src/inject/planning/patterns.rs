@@ -6,13 +6,17 @@ use crate::inject::plan::Origin;
 use crate::inject::report::UnmatchedPattern;
 use crate::module::Item;
 use crate::path::ModulePath;
-use crate::schema::nearest_names;
-use crate::select::{TargetModules, unmatched_exclusions};
+use crate::schema::{Schema, nearest_names};
+use crate::select::{TargetModules, glob_regex, unmatched_exclusions};
 
 impl Planner<'_> {
     /// Patterns for single layers that match no adapted layer, and exclusions that match no module; from the caller they are
     /// faults.
-    pub(super) fn unmatched_patterns(&mut self, exclude: Option<&TargetModules>) -> Vec<UnmatchedPattern> {
+    pub(super) fn unmatched_patterns(
+        &mut self,
+        exclude: Option<&TargetModules>,
+        schema: &Schema,
+    ) -> Vec<UnmatchedPattern> {
         let items = self.items;
         let paths = || items.iter().filter_map(Item::path).filter(|path| !path.is_root());
         let adapted: Vec<&str> =
@@ -32,8 +36,14 @@ impl Planner<'_> {
             Ok(found) => unmatched.extend(found.into_iter().map(|name| (EXCLUDE, name))),
             Err(fault) => self.note(fault),
         }
-        let unmatched: Vec<UnmatchedPattern> =
-            unmatched.into_iter().map(|(field, pattern)| UnmatchedPattern { field, pattern }).collect();
+        // A field that declares a rank may be `None` in this model.
+        let declared: Vec<String> =
+            schema.declared_ranks().iter().map(|(path, _)| format!("^{}", glob_regex(path))).collect();
+        let unmatched: Vec<UnmatchedPattern> = unmatched
+            .into_iter()
+            .filter(|(_, pattern)| !declared.contains(pattern))
+            .map(|(field, pattern)| UnmatchedPattern { field, pattern })
+            .collect();
         if self.origin == Origin::Caller {
             for UnmatchedPattern { field, pattern } in &unmatched {
                 let plain =

@@ -21,7 +21,8 @@ const ADAPTER: &str = "adapter";
 pub(super) fn read(bytes: &[u8]) -> Result<(BTreeMap<String, Tensor>, BTreeMap<String, String>)> {
     let mut reader = Cursor::new(bytes);
     check_alignment(&mut reader)?;
-    let content = Content::read(&mut reader)?;
+    let content = Content::read(&mut reader)
+        .map_err(|error| error.context("a GGUF file that is damaged or cut off"))?;
     check_tensors(&content, bytes.len() as u64)?;
     let mut tensors = BTreeMap::new();
     let is_adapter = matches!(content.metadata.get(TYPE), Some(Value::String(kind)) if kind == ADAPTER);
