@@ -261,7 +261,7 @@ pub enum Error {
         /// The adapter.
         adapter: String,
         /// What is missing, unexpected or has another shape.
-        report: TensorReport,
+        report: Box<TensorReport>,
     },
 
     /// The tensors of a state dict are not exactly those of the base model.
@@ -322,7 +322,7 @@ pub enum Error {
         /// What they should fit.
         what: &'static str,
         /// What is missing, unexpected or has another shape.
-        report: TensorReport,
+        report: Box<TensorReport>,
     },
 
     /// A checkpoint cannot be written or used.

@@ -132,7 +132,7 @@ pub(crate) fn make_from_memory<M: Injectable + ?Sized>(
     let changes = make(model, plan, Tensors::Stored(&mut source))?;
     let report = source.report();
     if !report.is_empty() {
-        return Err(Error::Tensors { adapter: plan.adapter.clone(), report });
+        return Err(Error::Tensors { adapter: plan.adapter.clone(), report: Box::new(report) });
     }
     Ok(changes)
 }

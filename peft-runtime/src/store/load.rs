@@ -101,7 +101,9 @@ impl Loaded {
         let base =
             base_parameters(model, &mut report, &tensors).map_err(|error| adapter.of_weights(error))?;
         if !report.is_empty() {
-            return Err(adapter.of_weights(Error::Tensors { adapter: name.to_owned(), report }));
+            return Err(
+                adapter.of_weights(Error::Tensors { adapter: name.to_owned(), report: Box::new(report) })
+            );
         }
         // A base weight in the file is already what an init left of it.
         keep_weights(model, &plan, &mut changes, |path, name| base.contains_key(&(path.clone(), name)));

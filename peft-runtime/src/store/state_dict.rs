@@ -224,7 +224,7 @@ pub(crate) fn load_adapter_state_dict<M: Injectable + ?Sized>(
     let left = values.iter().map(|(key, tensor)| (key.clone(), StoredTensor::in_memory(tensor)));
     let base = base_parameters(model, &mut report, &left.collect())?;
     if !report.is_empty() {
-        return Err(Error::Tensors { adapter: name.to_owned(), report });
+        return Err(Error::Tensors { adapter: name.to_owned(), report: Box::new(report) });
     }
     for (var, value) in updates {
         var.set(&value)?;

@@ -231,7 +231,7 @@ impl TrainingCheckpoint {
         if report.is_empty() {
             return Ok(values);
         }
-        let error = Error::TrainingTensors { what: "what trains", report };
+        let error = Error::TrainingTensors { what: "what trains", report: Box::new(report) };
         Err(error.in_file(self.folder.join(PARAMETERS_FILE)))
     }
 

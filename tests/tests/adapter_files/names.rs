@@ -1,6 +1,6 @@
 //! Modules that are wrapped otherwise in the adapter than in the base model.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
@@ -14,9 +14,9 @@ use crate::merging::{base, merged};
 /// A base model's folder with square weights of these names.
 fn base_folder(modules: &[&str]) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
-    let weights: HashMap<String, Tensor> =
+    let weights: BTreeMap<String, Tensor> =
         modules.iter().map(|module| (format!("{module}.weight"), random((4, 4)))).collect();
-    candle_core::safetensors::save(&weights, folder.path().join("model.safetensors")).unwrap();
+    safetensors::serialize_to_file(&weights, None, &folder.path().join("model.safetensors")).unwrap();
     folder
 }
 
@@ -28,11 +28,7 @@ fn adapter_folder(modules: &[&str], fields: &str) -> tempfile::TempDir {
         tensors.insert(format!("base_model.model.{module}.lora_A.weight"), random((2, 4)));
         tensors.insert(format!("base_model.model.{module}.lora_B.weight"), random((4, 2)));
     }
-    candle_core::safetensors::save(
-        &tensors.into_iter().collect::<HashMap<_, _>>(),
-        folder.path().join("adapter_model.safetensors"),
-    )
-    .unwrap();
+    safetensors::serialize_to_file(&tensors, None, &folder.path().join("adapter_model.safetensors")).unwrap();
     let config = format!(r#"{{"peft_type": "LORA", "r": 2, "lora_alpha": 4, {fields}}}"#);
     std::fs::write(folder.path().join("adapter_config.json"), config).unwrap();
     folder

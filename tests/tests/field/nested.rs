@@ -3,7 +3,7 @@
 use candle_core::{Result, Tensor};
 use candle_nn::{Linear, Module};
 use peft_runtime::prelude::*;
-use peft_runtime::{MergedWeights, ModelWeights, StoredAdapter, StoredKind};
+use peft_runtime::{MergedWeights, ModelWeights, ModulePath, StoredAdapter, StoredKind};
 use peft_tests::close::assert_close;
 
 use crate::case::{Case, State, TOLERANCE};
@@ -65,7 +65,7 @@ fn a_head_that_is_called_like_lora_is_not_a_part_of_it() {
 
     let mut model = Outer::new(&base);
     let report = model.inject_adapter_from_state_dict(&state, case.config().method(), "x").unwrap();
-    assert_eq!(report.copied.iter().map(|path| path.as_str()).collect::<Vec<_>>(), ["net.lora_head"]);
+    assert_eq!(report.copied.iter().map(ModulePath::as_str).collect::<Vec<_>>(), ["net.lora_head"]);
     check(&case, &model, "injected");
 
     let stored = StoredAdapter::open(folder.path()).unwrap();

@@ -22,7 +22,7 @@ fn refusal(base: &str, tensors: &[(&str, &[usize])]) -> String {
 }
 
 /// Both factors under a name of kohya's.
-fn factors<'n>(names: &'n BTreeMap<String, Vec<usize>>) -> Vec<(&'n str, &'n [usize])> {
+fn factors(names: &BTreeMap<String, Vec<usize>>) -> Vec<(&str, &[usize])> {
     names.iter().map(|(name, shape)| (name.as_str(), shape.as_slice())).collect()
 }
 

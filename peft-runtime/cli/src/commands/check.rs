@@ -74,9 +74,9 @@ pub fn run(arguments: &CheckArguments) -> Result<bool, Failure> {
         fixed,
     };
     if arguments.json {
-        print_json(&report)?
+        print_json(&report)?;
     } else {
-        print(&text(&report))?
+        print(&text(&report))?;
     }
     Ok(ok)
 }

@@ -32,6 +32,7 @@ pub(crate) fn check_alignment<R: Read + Seek>(reader: &mut R) -> Result<()> {
 }
 
 /// Refuses tensors of types that candle does not read, by name. A file that cannot be read at all is candle's to refuse.
+#[cfg(feature = "models")]
 pub(crate) fn check_types<R: Read + Seek>(reader: &mut R) -> Result<()> {
     let mut walk = Walk { reader: &mut *reader, wide: true };
     let unknown = walk.find_unknown_type().unwrap_or_default();
@@ -49,9 +50,11 @@ pub(crate) fn check_types<R: Read + Seek>(reader: &mut R) -> Result<()> {
 }
 
 /// The types of ggml that candle reads from files.
+#[cfg(feature = "models")]
 const READ: [u32; 13] = [0, 1, 2, 3, 6, 7, 8, 10, 11, 12, 13, 14, 30];
 
 /// Others, by ggml's names.
+#[cfg(feature = "models")]
 const UNREAD: [(u32, &str); 20] = [
     (9, "Q8_1"),
     (15, "Q8_K"),
@@ -131,6 +134,7 @@ impl<R: Read + Seek> Walk<'_, R> {
     }
 
     /// The first tensor of a type that is not read, and the type.
+    #[cfg(feature = "models")]
     fn find_unknown_type(&mut self) -> IoResult<Option<(String, u32)>> {
         let _magic = self.u32()?;
         self.wide = self.u32()? != 1;

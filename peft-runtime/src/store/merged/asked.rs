@@ -2,8 +2,18 @@
 
 use std::sync::PoisonError;
 
-use super::{MergedWeights, Unadapted};
+use super::MergedWeights;
 use crate::error::{Result, TensorReport};
+
+/// A module that an adapter's config targets but its file has no tensors for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Unadapted {
+    /// The adapter.
+    pub adapter: String,
+    /// The module.
+    pub module: String,
+}
 
 impl<B> MergedWeights<B> {
     /// The modules that were asked for and that an adapter's config targets, but its file has no tensors for.

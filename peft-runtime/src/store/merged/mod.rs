@@ -36,6 +36,7 @@ use crate::inject::UnmatchedPattern;
 use other_half::OtherHalf;
 use weighted_adapter::WeightedAdapter;
 
+pub use asked::Unadapted;
 pub use write::{WriteProgress, WriteReport};
 
 /// The weights of a base model with adapters merged in: any candle model loads from them, whoever wrote it.
@@ -71,16 +72,6 @@ pub struct MergedWeights<B = ModelWeights> {
     asked: Arc<Mutex<BTreeSet<String>>>,
     /// The other tensor of the layer merged last: the weight or the bias that was not asked for.
     other_half: OtherHalf,
-}
-
-/// A module that an adapter's config targets but its file has no tensors for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Unadapted {
-    /// The adapter.
-    pub adapter: String,
-    /// The module.
-    pub module: String,
 }
 
 impl<B> Clone for MergedWeights<B> {

@@ -81,7 +81,9 @@ impl WeightedAdapter {
         if report.is_empty() {
             return Ok(());
         }
-        Err(self.adapter.of_weights(Error::Tensors { adapter: self.name().to_owned(), report }))
+        Err(self
+            .adapter
+            .of_weights(Error::Tensors { adapter: self.name().to_owned(), report: Box::new(report) }))
     }
 
     /// The layers of the adapter in the base model's `module`.

@@ -245,7 +245,7 @@ fn check_insides(adapter: &StoredAdapter) -> Result<()> {
         return Ok(());
     }
     let report = TensorReport { unexpected, ..TensorReport::default() };
-    Err(adapter.of_weights(Error::Tensors { adapter: adapter.name().to_owned(), report }))
+    Err(adapter.of_weights(Error::Tensors { adapter: adapter.name().to_owned(), report: Box::new(report) }))
 }
 
 /// The module and name of the base model parameter that a key in an adapter's file has a value for.

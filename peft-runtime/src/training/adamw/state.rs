@@ -83,7 +83,7 @@ impl AdamW {
         }
         report.unexpected.extend(left.keys().map(|key| (*key).to_owned()));
         if !report.is_empty() {
-            return Err(Error::TrainingTensors { what: "the optimiser's state", report });
+            return Err(Error::TrainingTensors { what: "the optimiser's state", report: Box::new(report) });
         }
         for (place, (values, steps)) in loaded.into_iter().enumerate() {
             self.replace(place, values, steps);

@@ -61,13 +61,16 @@ fn a_repaired_adapter_computes_the_same() {
     }
 }
 
+/// How a key of PEFT's is named by another program.
+type Naming = fn(&str) -> String;
+
 #[test]
 fn keys_are_rewritten_as_peft_writes_them() {
     let mut model = Model::random(DType::F32);
     let fresh = model.clone();
     let adapter = model.adapter(&lora(), "default");
     let expected = tensors(adapter.path());
-    let namings: [(&str, fn(&str) -> String); 4] = [
+    let namings: [(&str, Naming); 4] = [
         ("peft", |key| key.replace("base_model.model.", "")),
         ("peft", |key| format!("base_model.model.{key}")),
         ("peft", |key| key.replace("base_model.model.", "base_model.model._orig_mod.")),

@@ -137,7 +137,7 @@ impl RankAllocator {
         }
         report.unexpected.extend(left.keys().map(|key| (*key).to_owned()));
         if !report.is_empty() {
-            return Err(Error::TrainingTensors { what: "the rank allocator", report });
+            return Err(Error::TrainingTensors { what: "the rank allocator", report: Box::new(report) });
         }
         Ok(RankState { budget: usize::try_from(budget).unwrap_or_default(), threshold, layers })
     }

@@ -151,7 +151,8 @@ impl Modules<'_> {
             for part in parts {
                 let module = format!("{outer}.{part}");
                 let outputs = self.outputs(&module)?;
-                pieces.push(Piece::taking(&module, [start..start + outputs]));
+                let taken = start..start + outputs;
+                pieces.push(Piece::taking(&module, [taken]));
                 start += outputs;
             }
             Some(Place::of(pieces))
