@@ -90,6 +90,11 @@ fn the_front_page_has_at_most_130_lines() {
     assert!(lines <= 130, "README.md has {lines} lines; details belong in docs/");
 }
 
+#[test]
+fn the_package_shows_the_same_front_page() {
+    assert!(read("README.md") == read("peft-runtime/README.md"), "copy README.md to peft-runtime/README.md");
+}
+
 /// The lines of a document that are not code.
 fn prose(text: &str) -> Vec<&str> {
     let mut inside = false;

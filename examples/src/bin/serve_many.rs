@@ -60,11 +60,8 @@ impl Arguments {
     fn check(&self) -> Result<()> {
         let numbers = [self.adapters, self.threads, self.rows, self.length, self.requests, self.rounds];
         ensure!(numbers.iter().all(|number| *number > 0), "every number has to be at least 1");
-        ensure!(
-            self.size > 0 && self.size.is_multiple_of(16),
-            "`--size` is {}; it has to be a multiple of 16",
-            self.size
-        );
+        let fits = self.size > 0 && self.size.is_multiple_of(16);
+        ensure!(fits, "`--size` is {}; it has to be a multiple of 16", self.size);
         Ok(())
     }
 
@@ -297,8 +294,6 @@ fn main() -> Result<()> {
             100.0 * rate / none
         ));
     }
-    if let Some(peak) = peak_resident_mib() {
-        say(format!("{peak} MiB at most"));
-    }
+    peak_resident_mib().inspect(|peak| say(format!("{peak} MiB at most")));
     Ok(())
 }

@@ -251,6 +251,12 @@ impl<'a> Combination<'a> {
         Err(Error::Unsupported { operation: "combine", adapter: part.name.to_owned(), reason: reason.into() })
     }
 
+    /// An error that says why adapters of this method have no combination.
+    pub fn refuse_all<T>(&self, reason: impl Into<String>) -> Result<T> {
+        let adapter = self.parts.first().map(|part| part.name.to_owned()).unwrap_or_default();
+        Err(Error::Unsupported { operation: "combine", adapter, reason: reason.into() })
+    }
+
     /// The settings of all parts as those of one method.
     ///
     /// # Errors

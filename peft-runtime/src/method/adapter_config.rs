@@ -131,6 +131,18 @@ impl<M> AdapterConfig<M> {
         &self.common
     }
 
+    /// The config with these modules if it names none itself; `None` if nothing is added.
+    pub(super) fn with_default_targets(
+        &self,
+        targets: impl FnOnce() -> Option<TargetModules>,
+    ) -> Option<Self> {
+        if self.targets().is_some() {
+            return None;
+        }
+        let modules = ModuleFields { targets: targets(), ..self.modules.clone() };
+        Some(Self { modules, ..self.clone() })
+    }
+
     /// The config for the modules at `paths`, without filters, with full copies of `copied` if it names none itself.
     pub(super) fn for_modules<'p>(
         mut self,

@@ -15,7 +15,7 @@ use crate::adapter::{
     Adapter, AdapterMethod, Built, Combination, Combined, Geometry, KeyedShapes, LayerSettings, LayerShapes,
     PlainLora, Selection, Shared, Site, TensorSource,
 };
-use crate::config::{Bias, CombineOptions, ModuleFields};
+use crate::config::{Bias, CombineOptions};
 use crate::declared::Declared;
 use crate::error::{Error, Fault, Result};
 use crate::path::ModulePath;
@@ -116,20 +116,14 @@ pub trait Method: Any + Clone + Debug + PartialEq + Send + Serialize + Deseriali
         None
     }
 
-    /// The config with the modules that the model declares, or that its type is known for, where it names none; `None` if
-    /// nothing is added.
+    /// The config with the modules that the model declares or its type is known for, where it names none; `None` if it does.
     fn with_declared(
         config: &AdapterConfig<Self>,
         declared: &Declared,
         model_type: Option<&str>,
     ) -> Option<AdapterConfig<Self>> {
-        if config.targets().is_some() {
-            return None;
-        }
         let known = || model_type.and_then(Self::default_targets);
-        let targets = declared.target_modules().or_else(known);
-        let modules = ModuleFields { targets, ..config.modules.clone() };
-        Some(AdapterConfig { modules, ..config.clone() })
+        config.with_default_targets(|| declared.target_modules().or_else(known))
     }
 
     /// The selection of the config, with what the method adds to its modules.
@@ -219,9 +213,7 @@ pub trait Method: Any + Clone + Debug + PartialEq + Send + Serialize + Deseriali
     /// If the method has no weighted combination, or the adapters do not go together.
     fn combine(config: &AdapterConfig<Self>, request: &Combination<'_>) -> Result<Combined> {
         let _ = config;
-        let adapter = request.parts.first().map(|part| part.name.to_owned()).unwrap_or_default();
-        let reason = format!("{} has no weighted combination", Self::NAME);
-        Err(Error::Unsupported { operation: "combine", adapter, reason })
+        request.refuse_all(format!("{} has no weighted combination", Self::NAME))
     }
 
     /// What of a combination with these options starts again from the base model's weight, in words, if the tensor with this

@@ -57,14 +57,10 @@ fn values_that_are_off() -> Vec<(&'static str, Vec<Value>)> {
     for text in ["revision", "base_model_name_or_path", "peft_version"] {
         all.push((text, vec![json!(null), json!(""), json!(false)]));
     }
-    for field in
-        ["auto_mapping", "loftq_config", "megatron_core", "qalora_group_size", "task_type", "velora_config"]
-    {
-        all.push((field, null()));
-    }
-    for number in ["rank_dropout", "module_dropout", "beta1", "beta2", "deltaT", "target_r"] {
-        all.push((number, null()));
-    }
+    let others =
+        ["auto_mapping", "loftq_config", "megatron_core", "qalora_group_size", "task_type", "velora_config"];
+    let numbers = ["rank_dropout", "module_dropout", "beta1", "beta2", "deltaT", "target_r"];
+    all.extend(others.into_iter().chain(numbers).map(|field| (field, null())));
     all.push(("qalora_group_size", vec![json!(32), json!("16")]));
     all.push(("megatron_core", vec![json!("megatron.core.other"), json!(7)]));
     all.push(("corda_config", vec![json!({}), json!({"corda_method": "ipm"})]));
