@@ -279,7 +279,8 @@ pub trait PeftModel: Injectable {
         store::load_base_state_dict(self, state)
     }
 
-    /// The base model's parameters as they act now: those of layers with merged adapters have them in.
+    /// The base model's parameters as they act now: those of layers with merged adapters have them in, and a full copy that
+    /// acts stands in for its module.
     fn merged_state_dict(&self) -> BTreeMap<String, Tensor> {
         store::merged_state_dict(self)
     }

@@ -197,7 +197,7 @@ pub fn write(
             tensors.push((format!("{name}.{end}"), tensor));
         }
     }
-    #[expect(clippy::cast_possible_truncation, reason = "alpha is a rank here")]
+    #[expect(clippy::cast_possible_truncation, reason = "the format has alpha in single precision")]
     let alpha = config.alpha() as f32;
     let metadata = [
         ("general.architecture", Value::String(architecture.to_owned())),

@@ -1,5 +1,6 @@
 //! `peft convert`.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::process::Command;
 
@@ -69,6 +70,51 @@ fn a_folder_of_mlx_lm_holds_the_adapter_and_comes_back() {
         model.merge_and_unload(&MergeOptions::active()).unwrap();
         fresh.merge_and_unload(&MergeOptions::active()).unwrap();
         assert_same(&fresh.base_state_dict(), &model.base_state_dict(), 1e-5);
+    }
+}
+
+/// The tensors of a file by name, bit for bit.
+fn stored(folder: &std::path::Path) -> BTreeMap<String, Vec<u32>> {
+    let tensors = StoredAdapter::open(folder).unwrap().tensors(&Device::Cpu).unwrap();
+    let bits = |tensor: Tensor| {
+        let values = tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        values.into_iter().map(f32::to_bits).collect()
+    };
+    tensors.into_iter().map(|(name, tensor)| (name, bits(tensor))).collect()
+}
+
+#[test]
+fn an_adapter_of_one_rank_and_alpha_comes_back_from_other_formats_bit_for_bit() {
+    let mut model = Model::random(DType::F32);
+    let base = model.save();
+    let adapter = model.adapter(&lora().with_targets(["q_proj", "k_proj", "o_proj"]), "default");
+    for to in ["gguf", "mlx"] {
+        let (folder, back) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let other = folder.path().join("other");
+        output_of(&[
+            "convert",
+            text(adapter.path()),
+            "--to",
+            to,
+            "-o",
+            text(&other),
+            "--base",
+            text(base.path()),
+        ]);
+        output_of(&[
+            "convert",
+            text(&other),
+            "--to",
+            "peft",
+            "-o",
+            text(back.path()),
+            "--base",
+            text(base.path()),
+        ]);
+        assert_eq!(stored(back.path()), stored(adapter.path()), "{to}");
+        let config = StoredAdapter::open(back.path()).unwrap();
+        let config = config.config().downcast_ref::<LoraConfig>().unwrap();
+        assert_eq!((config.rank(), config.alpha()), (2, 6.0), "{to}");
     }
 }
 

@@ -64,12 +64,15 @@ impl LoraConfig {
         self
     }
 
-    /// The config with these ranks, with the most frequent one as alpha and no other settings that scale or that change
-    /// the base model.
+    /// The config with these ranks and no other settings that scale or that change the base model. Alpha stays where it and the
+    /// rank are the same on all layers; otherwise it is the most frequent rank.
     pub(super) fn plain(&self, ranks: &BTreeMap<&str, usize>) -> Self {
         let ranked = self.clone().with_ranks(ranks);
+        let own = &self.settings;
+        let is_uniform = own.alpha_pattern.is_empty() && ranks.values().all(|rank| *rank == own.rank);
+        let keeps_alpha = is_uniform && !own.use_rslora && own.alpha != 0.0;
         #[expect(clippy::cast_precision_loss, reason = "a rank is far below 2^53")]
-        let alpha = ranked.settings.rank as f64;
+        let alpha = if keeps_alpha { own.alpha } else { ranked.settings.rank as f64 };
         ranked.with_settings(LoraSettings {
             alpha,
             alpha_pattern: PatternMap::default(),
