@@ -132,10 +132,10 @@ impl<M> AdapterConfig<M> {
     }
 
     /// The config with these modules if it names none itself; `None` if nothing is added.
-    pub(super) fn with_default_targets(
-        &self,
-        targets: impl FnOnce() -> Option<TargetModules>,
-    ) -> Option<Self> {
+    pub(super) fn with_default_targets(&self, targets: impl FnOnce() -> Option<TargetModules>) -> Option<Self>
+    where
+        M: Clone,
+    {
         if self.targets().is_some() {
             return None;
         }
