@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use candle_core::Tensor;
+use peft_runtime::Uniform;
 use peft_runtime::prelude::*;
 
 use super::case::Step;
@@ -106,10 +107,14 @@ impl<M: CaseModel> Session<'_, M> {
 
     fn base_weights(&mut self, expect: &str) -> Result<(), String> {
         let checkpoint = self.case.base()?;
-        // A full copy that acts is not one of the base weights.
-        let mut model = self.model.clone();
-        model.disable_adapters();
-        let mut weights: BTreeMap<String, Tensor> = model.merged_state_dict();
+        // A full copy that acts is not one of the base weights, so that it may not act here.
+        let status = self.model.model_status();
+        let was_enabled = !status.is_ok_and(|status| status.enabled == Uniform::Everywhere(false));
+        self.model.disable_adapters();
+        let mut weights: BTreeMap<String, Tensor> = self.model.merged_state_dict();
+        if was_enabled {
+            self.model.enable_adapters();
+        }
         // Tied weights are stored only under their first name.
         weights.retain(|name, _| checkpoint.names().any(|stored| stored == name));
         self.compare_all(expect, &weights)
