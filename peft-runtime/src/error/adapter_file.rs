@@ -2,19 +2,10 @@
 
 use super::words;
 
-/// A file that is no adapter in a known format, or cannot be read as one.
+/// A file is not an adapter in a known format, or cannot be read as one.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum AdapterFileError {
-    /// The file is something else.
-    #[error("it is {found}, and not an adapter; {advice}")]
-    SomethingElse {
-        /// What it is.
-        found: String,
-        /// What to do.
-        advice: String,
-    },
-
     /// A folder has several files that may be the adapter, or none.
     #[error("{}", which_file(.files))]
     WhichFile {

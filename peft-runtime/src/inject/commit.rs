@@ -34,30 +34,31 @@ pub(crate) fn commit<M: Injectable + ?Sized>(
     changes: LayerChanges,
     trainable: bool,
 ) -> Result<InjectionReport> {
-    settle(model)?;
-    put(model, plan, changes, trainable)
+    let state = settle(model)?;
+    put(model, plan, changes, trainable, state)
 }
 
 /// Activates anew what is active, as PEFT does where an adapter is added: nothing is merged then, and all layers agree
-/// on what is active, which they need not after a deletion.
-fn settle<M: Injectable + ?Sized>(model: &mut M) -> Result<()> {
-    let Some(state) = stack_state(&leaves(model)) else { return Ok(()) };
+/// on what is active, which they need not after a deletion. Returns the state on which they agree; `None` without adapters.
+fn settle<M: Injectable + ?Sized>(model: &mut M) -> Result<Option<StackState>> {
+    let Some(state) = stack_state(&leaves(model)) else { return Ok(None) };
     for (_, layer) in leaves_mut(model) {
         layer.unmerge()?;
         if let Some(stack) = layer.stack_mut() {
             stack.set_active(&state.active);
         }
     }
-    Ok(())
+    Ok(Some(state))
 }
 
+/// Puts on the model what was made for it; its layers have the state `state`, `None` if they have no adapters yet.
 fn put<M: Injectable + ?Sized>(
     model: &mut M,
     plan: &Plan,
     mut changes: LayerChanges,
     trainable: bool,
+    state: Option<StackState>,
 ) -> Result<InjectionReport> {
-    let state = stack_state(&leaves(model));
     if state.is_none() {
         freeze(model)?;
     }
@@ -95,18 +96,17 @@ fn put<M: Injectable + ?Sized>(
         if let Some(content) = content {
             report.add_content(&path, &content, plan.owner(&path).is_some());
             push_slot(layer, &path, plan, content, &state, trainable);
+            if acts(layer, &plan.adapter) {
+                report.acting.push(path);
+            }
         }
     }
-    report.acting = acting(model, &plan.adapter);
     Ok(report)
 }
 
-/// The layers on which the adapter acts now.
-fn acting<M: Injectable + ?Sized>(model: &M, adapter: &str) -> Vec<ModulePath> {
-    let acts = |layer: &dyn Layer| {
-        layer.stack().is_some_and(|stack| stack.acting().iter().any(|slot| slot.name == adapter))
-    };
-    leaves(model).into_iter().filter(|(_, layer)| acts(*layer)).map(|(path, _)| path).collect()
+/// Whether the adapter acts on the layer now.
+fn acts(layer: &dyn Layer, adapter: &str) -> bool {
+    layer.stack().is_some_and(|stack| stack.acting().iter().any(|slot| slot.name == adapter))
 }
 
 /// Begins the streams of the model's own dropout anew.
@@ -147,7 +147,8 @@ pub(crate) fn swap<M: Injectable + ?Sized>(
         let position = layer.stack_mut().and_then(|stack| stack.take(&plan.adapter));
         positions.extend(position.map(|position| (path, position)));
     }
-    let report = put(model, plan, changes, trainable)?;
+    let state = stack_state(&leaves(model));
+    let report = put(model, plan, changes, trainable, state)?;
     for (path, layer) in leaves_mut(model) {
         let Some(stack) = layer.stack_mut() else { continue };
         if let Some(position) = positions.get(&path) {

@@ -66,10 +66,10 @@ impl InjectionReport {
         match content {
             Content::Adapter(adapter) => {
                 self.adapted.push(path.clone());
-                // A tensor that is stored and does not train is another layer's.
-                let tensors =
-                    adapter.tensors().into_iter().filter(|tensor| tensor.trainable || !tensor.stored);
-                self.elements += tensors.map(|tensor| tensor.var.elem_count()).sum::<usize>();
+                if !is_shared {
+                    let tensors = adapter.tensors();
+                    self.elements += tensors.iter().map(|tensor| tensor.var.elem_count()).sum::<usize>();
+                }
             }
             Content::Copy(parameters) => {
                 self.copied.push(path.clone());

@@ -58,7 +58,7 @@ impl fmt::Display for RequantizeReport {
     }
 }
 
-/// The root of a ratio of squares; nothing of nothing is no error.
+/// The root of a ratio of squares; 0 where both are 0.
 fn ratio(error_squared: f64, norm_squared: f64) -> f64 {
     if error_squared == 0.0 { 0.0 } else { (error_squared / norm_squared).sqrt() }
 }

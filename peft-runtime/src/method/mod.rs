@@ -11,7 +11,7 @@
 //! | `ia3` | IA3 |
 //! | `loha` | LoHa |
 //! | `lokr` | LoKr |
-//! | `tokens` | trainable tokens, which LoRA's config switches on |
+//! | `tokens` | trainable tokens, which the configs of LoRA and AdaLoRA switch on |
 //!
 //! # A method of your own
 //!

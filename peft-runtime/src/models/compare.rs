@@ -9,6 +9,7 @@ use super::bert::BertModel;
 use super::gpt2::Gpt2Model;
 use super::llama::LlamaModel;
 use crate::error::{Error, Result};
+use crate::manage::is_finite;
 use crate::model::PeftModel;
 use crate::module::Injectable;
 use crate::store::{ModelWeights, StoredAdapter, load_stored_adapter, read_text};
@@ -168,9 +169,9 @@ fn distance(first: &Tensor, second: &Tensor) -> Result<f64> {
     if first.dims() != second.dims() {
         return Ok(f64::INFINITY);
     }
-    let difference = largest(&(first - second)?)?;
-    // NaN compares with nothing.
-    Ok(if difference.is_nan() { f64::INFINITY } else { difference })
+    let difference = (first - second)?;
+    // candle's maximum passes over NaN.
+    if is_finite(&difference)? { largest(&difference) } else { Ok(f64::INFINITY) }
 }
 
 /// How close the outputs have to be, by the least precise floats of the merged weights.
@@ -182,4 +183,20 @@ fn tolerance(merged: &Path) -> Result<f64> {
         _ => 1e-4,
     };
     Ok(weights.dtypes().iter().map(|dtype| of(dtype)).fold(1e-4, f64::max))
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{Device, Tensor};
+
+    use super::distance;
+
+    #[test]
+    fn nan_is_never_close() {
+        let of = |values: [f32; 3]| Tensor::new(&values, &Device::Cpu).unwrap();
+        assert!((distance(&of([1., 2., 3.]), &of([1., 2.5, 3.])).unwrap() - 0.5).abs() < 1e-6);
+        for values in [[f32::NAN, 2., 3.], [1., f32::NAN, 3.], [1., 2., f32::NAN]] {
+            assert_eq!(distance(&of([1., 2., 3.]), &of(values)).unwrap(), f64::INFINITY);
+        }
+    }
 }

@@ -8,6 +8,6 @@ mod targets;
 
 pub(crate) use layers::{LayerFilter, LayerIndices};
 pub(crate) use pattern::Pattern;
-pub(crate) use selector::{Decision, Selector, proper_suffixes, unmatched_exclusions};
+pub(crate) use selector::{Decision, Selector, proper_suffixes, unmatched_exclusions, unmatched_names};
 pub use targets::TargetModules;
 pub(crate) use targets::glob_regex;

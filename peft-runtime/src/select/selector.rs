@@ -69,6 +69,21 @@ pub(crate) fn proper_suffixes(path: &str) -> impl Iterator<Item = &str> {
     path.match_indices('.').map(|(dot, _)| &path[dot + 1..])
 }
 
+/// The names that are the end of none of the paths.
+pub(crate) fn unmatched_names<'p>(
+    names: &BTreeSet<String>,
+    paths: impl Iterator<Item = &'p str>,
+) -> Vec<String> {
+    let mut unmatched = names.clone();
+    for path in paths {
+        unmatched.remove(path);
+        for suffix in proper_suffixes(path) {
+            unmatched.remove(suffix);
+        }
+    }
+    unmatched.into_iter().collect()
+}
+
 /// The names or the pattern of `exclude_modules` that match none of the modules at `paths`.
 ///
 /// # Errors
@@ -78,16 +93,7 @@ pub(crate) fn unmatched_exclusions<'p>(
     paths: impl Iterator<Item = &'p str>,
 ) -> Result<Vec<String>, Fault> {
     match exclude {
-        Some(TargetModules::Names(names)) => {
-            let mut unmatched = names.clone();
-            for path in paths {
-                unmatched.remove(path);
-                proper_suffixes(path).for_each(|suffix| {
-                    unmatched.remove(suffix);
-                });
-            }
-            Ok(unmatched.into_iter().collect())
-        }
+        Some(TargetModules::Names(names)) => Ok(unmatched_names(names, paths)),
         Some(TargetModules::Regex(written)) if !written.is_empty() => {
             let pattern = Pattern::whole("exclude_modules", written)?;
             for path in paths {

@@ -139,7 +139,7 @@ pub(super) struct MappedFile {
 
 impl MappedFile {
     pub(super) fn open(path: &Path) -> Result<Self> {
-        Self::of(&open_file(path).map_err(Error::io("open", path))?, path)
+        Self::of_bytes(MappedBytes::open(path)?)
     }
 
     /// Maps an open file that was found at `path`.

@@ -17,7 +17,7 @@ use crate::error::shortened;
 /// The size of the header's length, which is at the beginning of the file.
 const LENGTH: usize = size_of::<u64>();
 /// The format's own limit.
-const LONGEST: u64 = 100_000_000;
+pub(super) const LONGEST: u64 = 100_000_000;
 /// The entry that does not describe a tensor.
 const METADATA: &str = "__metadata__";
 /// The most dimensions of a tensor.

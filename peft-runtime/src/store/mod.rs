@@ -36,10 +36,7 @@ pub use base_weights::BaseWeights;
 pub use embeddings::SaveEmbeddings;
 pub(crate) use file::{PendingFile, read_text, sync_folder, to_bytes};
 #[cfg(feature = "models")]
-pub(crate) use gguf_check::{
-    check_alignment as check_gguf_alignment, check_tensors as check_gguf_tensors,
-    check_types as check_gguf_types,
-};
+pub(crate) use gguf_check::read_content as read_gguf_content;
 pub(crate) use header::parse as parse_safetensors;
 pub use load::{LoadOptions, LoadReport};
 pub(crate) use load::{hotswap_adapter, load_adapter};

@@ -4,7 +4,7 @@ use super::header;
 use crate::error::Error;
 
 /// Beginnings of files, with what such a file is and what to do.
-const BEGINNINGS: [(&[u8], &str, &str); 9] = [
+const BEGINNINGS: [(&[u8], &str, &str); 10] = [
     (
         b"version https://git-lfs",
         "a pointer of git-lfs, not the file itself",
@@ -24,6 +24,7 @@ const BEGINNINGS: [(&[u8], &str, &str); 9] = [
     (b"\x1f\x8b", "compressed by gzip", "unpack it first"),
     (b"\x28\xb5\x2f\xfd", "compressed by zstd", "unpack it first"),
     (b"BZh", "compressed by bzip2", "unpack it first"),
+    (b"Rar!", "a RAR archive", "unpack it first"),
     (b"\x93NUMPY", "a NumPy array", "get the safetensors file"),
     (b"\x89HDF", "an HDF5 file", "get the safetensors file"),
 ];

@@ -123,11 +123,14 @@ impl StoredContents {
         path: &Path,
         config_path: Option<&Path>,
         config: &PeftConfig,
-        tensors: &BTreeMap<String, Tensor>,
+        tensors: BTreeMap<String, Tensor>,
+        is_layer: Option<IsLayer<'_>>,
     ) -> Result<Self> {
-        let contents = Self::in_memory(config, tensors).map_err(|error| error.in_file(path))?;
         let files = Files { config: config_path.unwrap_or(path).to_owned(), weights: path.to_owned() };
-        Ok(Self { files: Some(files), ..contents })
+        let tensors = Tensors::Memory(tensors);
+        let mut contents = Self { files: Some(files), tensors, keys: CanonicalKeys::default() };
+        contents.read_keys(KeyReader { method: config.method(), is_layer })?;
+        Ok(contents)
     }
 
     /// The tensors without those whose keys are `gone`, and with these others, all of them in memory.
@@ -173,21 +176,12 @@ impl StoredContents {
 
     /// What is known about every tensor without reading it, in the order of the keys.
     pub(super) fn shapes(&self) -> Vec<StoredShape> {
-        let stored = |(key, found): (&String, &String)| match &self.tensors {
-            Tensors::Mapped { entries, .. } => entries.get(found).map(|entry| StoredShape {
-                key: with_prefix(key),
-                dtype: entry.dtype.to_string(),
-                shape: entry.shape.clone(),
-                bytes: entry.size(),
-            }),
-            Tensors::Memory(tensors) => tensors.get(found).map(|tensor| StoredShape {
-                key: with_prefix(key),
-                dtype: View::dtype(tensor).to_string(),
-                shape: tensor.dims().to_vec(),
-                bytes: View::data_len(tensor),
-            }),
+        let stored = |key: &String| {
+            let (shape, dtype) = (self.shape(key)?.to_vec(), self.dtype(key)?);
+            let bytes = shape.iter().product::<usize>() * dtype.bitsize() / 8;
+            Some(StoredShape { key: with_prefix(key), dtype: dtype.to_string(), shape, bytes })
         };
-        self.keys.found.iter().filter_map(stored).collect()
+        self.keys.found.keys().filter_map(stored).collect()
     }
 
     /// The keys without the prefix.

@@ -16,7 +16,7 @@ const TABLES: [&str; 8] = [
     "wte",
 ];
 
-/// Names of heads: the left sides.
+/// Names of heads: those of the left sides that only heads have.
 const HEADS: [&str; 6] =
     ["embed_out", "generator_lm_head", "lm_head", "output_projection", "proj_out", "lm_loss"];
 
@@ -115,7 +115,7 @@ impl Tie {
 /// What is known of a model's head.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Tying {
-    /// It has a weight of its own, or there is none.
+    /// It has a weight of its own, there is none, or there is no config to tell.
     Separate,
     /// It has the weight of the embeddings.
     Tied(Tie),
@@ -127,15 +127,17 @@ impl Tying {
     /// What the config, and the names of tensors, say about the head; `has` knows the tensors.
     pub(super) fn of(facts: ModelFacts<'_>, has: &dyn Fn(&str) -> bool) -> Self {
         let Some(config) = facts.config else {
-            return Self::unknown("there is no `config.json` next to the weights");
+            return Self::Separate;
         };
         let heads = named(facts, has, &HEADS, &COMMON_HEADS);
         let tables = named(facts, has, &TABLES, &COMMON_TABLES);
+        if heads.is_empty() && !writes_logits(facts) {
+            return Self::Separate;
+        }
         let is_tied = match flags(facts) {
             Some(tied) => tied,
             // Without embeddings there is nothing to share: `proj_out` of a diffusion model.
             None if tables.is_empty() && facts.shapes.is_some() => false,
-            None if heads.is_empty() && !writes_logits(facts) => false,
             None => {
                 let pair = match (tables.as_slice(), heads.as_slice()) {
                     ([table], [head]) => Some(Tie { table: table.clone(), head: head.clone() }),
@@ -145,11 +147,14 @@ impl Tying {
                 return Self::Unknown { reason, pair };
             }
         };
-        if !is_tied || (heads.is_empty() && !writes_logits(facts)) {
+        if !is_tied {
             return Self::Separate;
         }
         if config.get("is_encoder_decoder").and_then(Value::as_bool) == Some(true) {
             return Self::unknown("an encoder and a decoder share the table of its embeddings");
+        }
+        if heads.is_empty() && has_other_head(facts) {
+            return Self::unknown("the head of such a model is not called `lm_head`");
         }
         match tables.as_slice() {
             [table] => {
@@ -207,6 +212,14 @@ fn writes_logits(facts: ModelFacts<'_>) -> bool {
     architectures.is_empty() || architectures.iter().any(|name| ends.iter().any(|end| name.ends_with(end)))
 }
 
+/// Whether a head that the files do not have may be called otherwise than `lm_head`: `cls.predictions.decoder` and its like.
+fn has_other_head(facts: ModelFacts<'_>) -> bool {
+    const TYPES: [&str; 6] = ["bert", "camembert", "electra", "modernbert-decoder", "roberta", "xlm-roberta"];
+    let is_masked = |name: &&str| name.ends_with("ForMaskedLM") || name.ends_with("ForPreTraining");
+    facts.of_language("model_type", Value::as_str).iter().any(|own| TYPES.contains(own))
+        || facts.architectures().iter().any(is_masked)
+}
+
 /// Whether a module of this path is called as heads are.
 pub(super) fn is_head(path: &str) -> bool {
     HEADS.contains(&last_segment(path))
@@ -250,6 +263,15 @@ mod tests {
         assert!(matches!(tying(&json!({ "model_type": "mine" }), &llama), Tying::Unknown { .. }));
         let base_only = json!({ "model_type": "gpt2", "architectures": ["GPT2Model"] });
         assert_eq!(tying(&base_only, &gpt2), Tying::Separate);
+    }
+
+    #[test]
+    fn a_head_of_another_name_is_not_guessed() {
+        let masked = json!({ "model_type": "bert", "architectures": ["BertForMaskedLM"] });
+        let names = ["bert.embeddings.word_embeddings.weight", "cls.predictions.bias"];
+        assert!(matches!(tying(&masked, &names), Tying::Unknown { .. }));
+        let bare = json!({ "model_type": "bert", "architectures": ["BertModel"] });
+        assert_eq!(tying(&bare, &names[..1]), Tying::Separate);
     }
 
     #[test]

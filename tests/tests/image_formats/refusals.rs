@@ -43,6 +43,12 @@ fn a_name_that_belongs_nowhere_is_refused_with_the_nearest() {
 }
 
 #[test]
+fn a_file_whose_names_are_no_modules_needs_the_base_model() {
+    let error = StoredAdapter::open(file("xlabs_flux.safetensors")).unwrap_err().chain();
+    assert!(error.contains("xlabs") && error.contains("open_for"), "{error}");
+}
+
+#[test]
 fn a_file_for_another_model_is_refused() {
     let error = refusal("text", &factors(&kohya("lora_unet_conv_in", 4, 36)));
     assert!(error.contains("nothing in it is for this base model: it has `lora_unet`"), "{error}");

@@ -254,3 +254,12 @@ fn a_tied_head_may_be_named_with_the_tokens_of_the_embedding_or_with_others() {
     let text = refusal(&mut Model::new(true), &named(&[2, 5]).with_weight_tying(true));
     assert!(text.contains("it has other tokens than `embed_tokens`, whose weight it has"), "{text}");
 }
+
+#[test]
+fn patterns_reach_the_tied_layer() {
+    let mut model = Model::new(true);
+    let config = lora(&["embed_tokens", "lin"]).with_alpha_pattern([("lm_head", 8.0)]);
+    let report = model.inject_adapter(&config, "default").unwrap();
+    assert_eq!(report.unmatched_patterns, []);
+    assert_eq!(texts(&report.adapted), ["embed_tokens", "lin", "lm_head"]);
+}

@@ -41,7 +41,7 @@ pub enum Command {
     Combine(CombineArguments),
     /// Show which layers of two adapters differ, and by how much.
     Diff(DiffArguments),
-    /// Convert an adapter of any format to PEFT's, to plain LoRA, or to llama.cpp's adapter format.
+    /// Convert an adapter of any format to PEFT's, to plain LoRA, or to the format of another program.
     Convert(ConvertArguments),
     /// Say which programs take an adapter, and whether they use every tensor of it.
     ///
@@ -192,7 +192,7 @@ pub struct ConvertArguments {
     /// The format to write.
     #[arg(long, value_enum, value_name = "FORMAT")]
     pub to: Format,
-    /// The folder (`peft`, `plain-lora`) or file (`gguf`, `kohya`, `diffusers`) to write.
+    /// The folder (`peft`, `plain-lora`, `mlx`) or file (`gguf`, `kohya`, `diffusers`) to write.
     #[arg(short, long, value_name = "DIR|FILE")]
     pub output: PathBuf,
     /// The base model: its weights are needed for inits that change them (PiSSA, OLoRA, LoftQ) and to read some formats, its

@@ -2,17 +2,20 @@
 
 use std::path::{Path, PathBuf};
 
-use peft_runtime::{Error, ModelWeights, StoredAdapter, StoredShape};
+use peft_runtime::{BaseWeights, Error, ModelWeights, StoredAdapter, StoredShape};
 use serde_json::Value;
 
 use super::feature::Feature;
 use crate::failure::Failure;
-use crate::files::read_config;
+use crate::files::{open_adapter, read_config};
 
 const CONFIG: &str = "adapter_config.json";
 const SAFETENSORS: &str = "adapter_model.safetensors";
 const PICKLE: &str = "adapter_model.bin";
 const MLX: &str = "adapters.safetensors";
+/// The library's names of formats.
+const GGUF: &str = "gguf";
+const MLX_FORMAT: &str = "mlx";
 
 /// The adapter.
 #[derive(Debug)]
@@ -33,13 +36,13 @@ impl AdapterFile {
     /// Reads the config and what the tensors are.
     ///
     /// # Errors
-    /// If there is no adapter, or a file cannot be read.
-    pub fn open(path: &Path) -> Result<Self, Failure> {
+    /// If nothing there is an adapter, or a file cannot be read.
+    pub fn open(path: &Path, base: Option<&BaseWeights>) -> Result<Self, Failure> {
         let folder = if path.is_dir() { path } else { path.parent().unwrap_or(Path::new("")) };
         let config_path = folder.join(CONFIG);
         let config = if config_path.is_file() { read_json(&config_path)? } else { Value::Null };
         let (format, tensors) =
-            if path.is_dir() { in_folder(folder, &config)? } else { in_file(path, &config)? };
+            if path.is_dir() { in_folder(folder, &config)? } else { in_file(path, &config, base)? };
         let is_peft = matches!(format, Feature::PeftFolder | Feature::OtherFileName);
         let inconsistent = if is_peft { inconsistency(path) } else { None };
         Ok(Self { path: path.to_owned(), format, config, tensors, inconsistent })
@@ -64,16 +67,26 @@ fn in_folder(folder: &Path, config: &Value) -> Result<(Feature, Vec<StoredShape>
         return Ok((Feature::Pickle, StoredAdapter::open(folder)?.shapes()));
     }
     if config.is_null() {
-        // The message that every command has where there is no adapter.
+        // The error that every command gives for a folder without an adapter.
         StoredAdapter::open(folder)?;
     }
     Ok((Feature::PeftFolder, safetensors(&folder.join(SAFETENSORS))?))
 }
 
-fn in_file(path: &Path, config: &Value) -> Result<(Feature, Vec<StoredShape>), Failure> {
+fn in_file(
+    path: &Path,
+    config: &Value,
+    base: Option<&BaseWeights>,
+) -> Result<(Feature, Vec<StoredShape>), Failure> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let adapter = open_adapter(path, base);
+    match &adapter {
+        Ok(adapter) if adapter.format() == GGUF => return Ok((Feature::Gguf, adapter.shapes())),
+        Ok(adapter) if adapter.format() == MLX_FORMAT => return Ok((Feature::Mlx, safetensors(path)?)),
+        _ => {}
+    }
     if name.ends_with(".gguf") {
-        return Ok((Feature::Gguf, StoredAdapter::open(path)?.shapes()));
+        return Ok((Feature::Gguf, adapter?.shapes()));
     }
     if name.ends_with(".bin") || name.ends_with(".pt") {
         return Ok((Feature::Pickle, StoredAdapter::open(path)?.shapes()));

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use clap::ValueEnum;
-use peft_runtime::ModelWeights;
+use peft_runtime::{BaseWeights, ModelWeights};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -17,7 +17,7 @@ use crate::check::fix;
 use crate::check::programs::{PROGRAMS, Program};
 use crate::check::verdict::{Finding, Verdict};
 use crate::failure::Failure;
-use crate::files::{open_base, read_config};
+use crate::files::{open_base, open_base_weights, read_config};
 use crate::terminal::{print, print_json};
 
 /// How many tensors a finding names.
@@ -50,7 +50,9 @@ struct Fixed {
 /// If a file cannot be read, or `--fix` cannot make an adapter that is taken.
 pub fn run(arguments: &CheckArguments) -> Result<bool, Failure> {
     let base = read_base(arguments)?;
-    let (adapter, verdicts, fit) = check(&arguments.adapter, arguments, base.as_ref())?;
+    let weights = open_base_weights(&arguments.base)?;
+    let known = (base.as_ref(), weights.as_ref());
+    let (adapter, verdicts, fit) = check(&arguments.adapter, arguments, known)?;
     let mut ok = match arguments.program {
         Some(_) => verdicts.iter().all(|verdict| verdict.ok),
         None => verdicts.iter().any(|verdict| verdict.ok),
@@ -60,7 +62,7 @@ pub fn run(arguments: &CheckArguments) -> Result<bool, Failure> {
         let request =
             fix::Request { adapter: &adapter, verdict, names: fit.names.as_ref(), arguments, output };
         let steps = fix::write(&request)?;
-        let (_, again, _) = check(output, arguments, base.as_ref())?;
+        let (_, again, _) = check(output, arguments, known)?;
         let Some(verdict) = again.into_iter().next() else { return Ok(false) };
         ok = verdict.ok;
         fixed = Some(Fixed { output: output.display().to_string(), steps, verdict });
@@ -99,9 +101,9 @@ fn read_base(arguments: &CheckArguments) -> Result<Option<Base>, Failure> {
 fn check(
     path: &Path,
     arguments: &CheckArguments,
-    base: Option<&Base>,
+    (base, weights): (Option<&Base>, Option<&BaseWeights>),
 ) -> Result<(AdapterFile, Vec<Verdict>, Fit), Failure> {
-    let adapter = AdapterFile::open(path)?;
+    let adapter = AdapterFile::open(path, weights)?;
     let mut found = features::find(&adapter);
     if base.is_some_and(Base::ties) {
         features::tie(&mut found);

@@ -1,5 +1,7 @@
 //! `peft merge`: a base model with adapters merged into its weights.
 
+use std::path::PathBuf;
+
 use indicatif::DecimalBytes;
 use peft_runtime::models::{Comparison, compare_merged};
 use peft_runtime::{BaseWeights, MergedWeights, StoredAdapter, WriteReport};
@@ -41,7 +43,7 @@ pub fn run(arguments: &MergeArguments) -> Result<(), Failure> {
         let progress = Progress::new("checking", quiet);
         merged.verify(&arguments.output, &mut |at| progress.show(at.done, at.total, at.tensor))?;
     }
-    let compared = if arguments.check { Some(compare(arguments)?) } else { None };
+    let compared = if arguments.check { Some(compare(arguments, &base)?) } else { None };
     if arguments.json {
         return print_json(&json!({
             "output": arguments.output,
@@ -67,7 +69,7 @@ pub fn run(arguments: &MergeArguments) -> Result<(), Failure> {
 }
 
 /// Whether the merged model computes what base model and adapters do.
-fn compare(arguments: &MergeArguments) -> Result<Comparison, Failure> {
+fn compare(arguments: &MergeArguments, weights_of_base: &BaseWeights) -> Result<Comparison, Failure> {
     let [base] = arguments.base.as_slice() else {
         return Ok(Comparison::NotCompared("the base model is not given as a folder".to_owned()));
     };
@@ -78,7 +80,8 @@ fn compare(arguments: &MergeArguments) -> Result<Comparison, Failure> {
         let reason = "the adapters have other module names than the base model".to_owned();
         return Ok(Comparison::NotCompared(reason));
     }
-    let adapters = arguments.adapter.iter().map(StoredAdapter::open).collect::<Result<Vec<_>, _>>()?;
+    let open = |path: &PathBuf| open_adapter(path, Some(weights_of_base));
+    let adapters = arguments.adapter.iter().map(open).collect::<Result<Vec<_>, _>>()?;
     let weights = weights(&arguments.weights, adapters.len());
     let weighted: Vec<(&StoredAdapter, f64)> = adapters.iter().zip(weights).collect();
     Ok(compare_merged(base, &weighted, &arguments.output)?)

@@ -57,6 +57,27 @@ fn every_command_takes_an_adapter_of_another_program() {
 }
 
 #[test]
+fn an_adapter_that_needs_its_base_model_is_merged_compared_and_checked_with_it() {
+    let (base, adapter) = (fixture("mlx/base"), fixture("gguf_adapters/alpha.gguf"));
+    let folder = tempfile::tempdir().unwrap();
+    let merged = folder.path().join("merged");
+    let base = text(&base);
+    let printed =
+        output_of(&["merge", "--base", base, "--adapter", text(&adapter), "-o", text(&merged), "--check"]);
+    assert!(printed.contains("was compared with base model and adapters"), "{printed}");
+    let printed = output_of(&["check", text(&adapter), "--for", "llama.cpp", "--base", base]);
+    assert!(printed.contains("yes"), "{printed}");
+    // Under any name.
+    let renamed = folder.path().join("adapter");
+    std::fs::copy(&adapter, &renamed).unwrap();
+    output_of(&["check", text(&renamed), "--for", "llama.cpp", "--base", base]);
+    let (peft, fixed) = (folder.path().join("peft"), folder.path().join("fixed.gguf"));
+    output_of(&["convert", text(&adapter), "--to", "peft", "-o", text(&peft), "--base", base]);
+    output_of(&["check", text(&peft), "--for", "llama.cpp", "--fix", text(&fixed), "--base", base]);
+    assert!(fixed.is_file());
+}
+
+#[test]
 fn a_format_that_needs_the_base_model_says_so() {
     let adapter = fixture("gguf_adapters/alpha.gguf");
     for command in [&["inspect", text(&adapter)][..], &["diff", text(&adapter), text(&adapter)]] {

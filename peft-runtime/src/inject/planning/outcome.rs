@@ -8,20 +8,13 @@ use crate::inject::plan::{Origin, PlannedContent};
 use crate::module::Item;
 use crate::path::ModulePath;
 use crate::schema::nearest_names;
-use crate::select::{TargetModules, proper_suffixes};
+use crate::select::{TargetModules, proper_suffixes, unmatched_names};
 
 impl Planner<'_> {
     /// Names in a list of targets that match the end of no path.
     pub(super) fn unmatched_targets(&self) -> Vec<String> {
         let TargetModules::Names(names) = self.targets else { return Vec::new() };
-        let mut unmatched = names.clone();
-        for path in self.items.iter().filter_map(Item::path) {
-            unmatched.remove(path.as_str());
-            for suffix in proper_suffixes(path.as_str()) {
-                unmatched.remove(suffix);
-            }
-        }
-        unmatched.into_iter().collect()
+        unmatched_names(names, self.items.iter().filter_map(Item::path).map(ModulePath::as_str))
     }
 
     /// Refuses a selection that names nothing, or, from the caller, names something that does not exist.

@@ -22,7 +22,7 @@ impl Planner<'_> {
         let adapted: Vec<&str> =
             paths().filter(|path| self.is_adapted(path)).map(ModulePath::as_str).collect();
         if adapted.is_empty() {
-            // That is a fault of its own.
+            // That is a fault of its own, unless only rows of tokens train.
             return Vec::new();
         }
         let exclusions = unmatched_exclusions(exclude, paths().map(ModulePath::as_str));
@@ -35,6 +35,9 @@ impl Planner<'_> {
         match exclusions {
             Ok(found) => unmatched.extend(found.into_iter().map(|name| (EXCLUDE, name))),
             Err(fault) => self.note(fault),
+        }
+        if unmatched.is_empty() {
+            return Vec::new();
         }
         // A field that declares a rank may be `None` in this model.
         let declared: Vec<String> =

@@ -76,9 +76,9 @@ impl<'a> Planner<'a> {
         self.items.iter().filter_map(Item::leaf).filter(|(_, layer)| layer.can_carry_adapters())
     }
 
-    /// Whether the layer at `path` gets an adapter of the method.
+    /// Whether the layer at `path` gets an adapter of the method, its own or another layer's.
     pub(super) fn is_adapted(&self, path: &ModulePath) -> bool {
-        matches!(self.contents.get(path), Some(PlannedContent::Adapter(_)))
+        matches!(self.contents.get(path), Some(PlannedContent::Adapter(_) | PlannedContent::TiedAdapter(..)))
     }
 
     /// What layers get, with the biases that train as well.

@@ -1,6 +1,6 @@
 //! AdaLoRA as a method.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, RwLock};
 
 use candle_core::Var;
@@ -186,6 +186,7 @@ impl Method for AdaLoraSettings {
         config: &AdaLoraConfig,
         paths: &[&str],
     ) -> Result<Vec<(&'static str, String)>, Fault> {
+        let paths: BTreeSet<&str> = paths.iter().copied().collect();
         let unmatched = config.kept_paths().filter(|path| !paths.contains(path));
         Ok(unmatched.map(|path| ("rank_pattern", path.to_owned())).collect())
     }

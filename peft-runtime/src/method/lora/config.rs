@@ -5,7 +5,7 @@ use std::ops::Range;
 use serde::{Deserialize, Serialize};
 
 use super::eva_config::EvaConfig;
-use super::init::{LoftqConfig, LoraInit, as_loftq, loftq_or_nothing};
+use super::init::{LoftqConfig, LoraInit, as_loftq};
 use crate::config::{
     Bias, PatternMap, TokenIndices, as_number, as_numbers, switch, tokens_or_nothing, truth, unless_unset,
 };
@@ -44,7 +44,7 @@ pub struct LoraSettings {
     pub(super) use_rslora: bool,
     #[serde(default, deserialize_with = "switch")]
     pub(super) use_dora: bool,
-    #[serde(default, deserialize_with = "loftq_or_nothing", serialize_with = "as_loftq")]
+    #[serde(default, deserialize_with = "unless_unset", serialize_with = "as_loftq")]
     pub(super) loftq_config: Option<LoftqConfig>,
     #[serde(default)]
     pub(super) eva_config: Option<EvaConfig>,

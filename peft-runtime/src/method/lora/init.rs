@@ -124,16 +124,6 @@ impl<'de> Deserialize<'de> for LoraInit {
     }
 }
 
-/// `{}`, null and what else is false in Python mean that nothing is set.
-pub(super) fn loftq_or_nothing<'de, D: Deserializer<'de>>(
-    deserializer: D,
-) -> Result<Option<LoftqConfig>, D::Error> {
-    match Value::deserialize(deserializer)? {
-        value if is_unset(&value) => Ok(None),
-        value => serde_json::from_value(value).map(Some).map_err(serde::de::Error::custom),
-    }
-}
-
 pub(super) fn as_loftq<S: Serializer>(loftq: &Option<LoftqConfig>, serializer: S) -> Result<S::Ok, S::Error> {
     match loftq {
         Some(loftq) => loftq.serialize(serializer),

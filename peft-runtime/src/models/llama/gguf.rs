@@ -15,7 +15,7 @@ use super::gguf_metadata::config_of;
 use super::weights::Weights;
 use crate::error::{Error, Result};
 use crate::layer::{Adapted, AnyLinear, QuantizedLinear};
-use crate::store::{check_gguf_alignment, check_gguf_tensors};
+use crate::store::read_gguf_content;
 
 /// A file that a model is read from.
 pub(super) struct GgufFile {
@@ -37,9 +37,7 @@ impl GgufFile {
         let size = file.metadata().map_err(Error::io("read", path))?.len();
         let mut reader = BufReader::new(file);
         let read = || -> CandleResult<Self> {
-            check_gguf_alignment(&mut reader)?;
-            let content = Content::read(&mut reader)?;
-            check_gguf_tensors(&content, size)?;
+            let content = read_gguf_content(&mut reader, size)?;
             let factors = rope_factors(&content, &mut reader)?;
             let config = config_of(&content, factors)?;
             Ok(Self { content, reader, device: device.clone(), keep_quantized, config })

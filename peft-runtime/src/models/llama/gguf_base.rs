@@ -16,7 +16,7 @@ use super::gguf::name_in_file;
 use super::gguf_metadata::{Heads, heads_of};
 use crate::error::{Error, Result};
 use crate::path::ModulePath;
-use crate::store::{check_gguf_alignment, check_gguf_tensors, check_gguf_types};
+use crate::store::read_gguf_content;
 
 /// A file whose tensors are read when they are asked for.
 pub(super) struct GgufBase {
@@ -132,10 +132,7 @@ impl SimpleBackend for GgufBase {
 
 /// What a file says of its tensors and of its model.
 fn read_head<R: Read + Seek>(reader: &mut R, size: u64) -> CandleResult<(Content, Heads)> {
-    check_gguf_alignment(reader)?;
-    check_gguf_types(reader)?;
-    let content = Content::read(reader)?;
-    check_gguf_tensors(&content, size)?;
+    let content = read_gguf_content(reader, size)?;
     let heads = heads_of(&content)?;
     Ok((content, heads))
 }

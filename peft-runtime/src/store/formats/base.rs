@@ -1,10 +1,12 @@
 //! What formats need to know of the model that an adapter is for.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::OnceLock;
 
 use candle_core::Tensor;
 use serde_json::Value;
 
+use super::base_modules::BaseModules;
 use crate::error::{AdapterFileError, Result};
 use crate::module::{Injectable, leaves};
 use crate::store::base_weights::BaseWeights;
@@ -22,6 +24,7 @@ pub(in crate::store) struct Base {
     /// The name of its folder, which in a pipeline says which of the models it is.
     pub(super) folder: Option<String>,
     values: Values,
+    modules: OnceLock<BaseModules>,
 }
 
 /// Where the parameters are.
@@ -39,6 +42,7 @@ impl From<&BaseWeights> for Base {
             names: weights.names().clone(),
             folder: weights.folder(),
             values: Values::Files(weights.clone()),
+            modules: OnceLock::new(),
         }
     }
 }
@@ -52,19 +56,34 @@ impl Base {
                 shapes.insert(path.parameter(leaf.weight_name()), leaf.geometry().weight_shape());
             }
             for (name, tensor) in leaf.parameters() {
-                shapes.insert(path.parameter(name), tensor.dims().to_vec());
-                values.insert(path.parameter(name), tensor.detach());
+                let name = path.parameter(name);
+                shapes.insert(name.clone(), tensor.dims().to_vec());
+                values.insert(name, tensor.detach());
             }
         }
         let values = Values::Memory(values);
-        Self { shapes, config: None, names: NameMap::default(), folder: None, values }
+        Self {
+            shapes,
+            config: None,
+            names: NameMap::default(),
+            folder: None,
+            values,
+            modules: OnceLock::new(),
+        }
     }
 
     /// A model of which only the shapes are known.
     #[cfg(test)]
     pub(super) fn of_shapes(shapes: BTreeMap<String, Vec<usize>>) -> Self {
         let values = Values::Memory(BTreeMap::new());
-        Self { shapes, config: None, names: NameMap::default(), folder: None, values }
+        Self {
+            shapes,
+            config: None,
+            names: NameMap::default(),
+            folder: None,
+            values,
+            modules: OnceLock::new(),
+        }
     }
 
     /// Reads the parameter called `name`.
@@ -82,6 +101,11 @@ impl Base {
             AdapterFileError::NeedsBase { reason }.into()
         };
         own.ok_or_else(unknown)
+    }
+
+    /// The modules by their paths without wrappers.
+    pub(super) fn modules(&self) -> &BaseModules {
+        self.modules.get_or_init(|| BaseModules::of(self.module_paths()))
     }
 
     /// Whether a module at `path` has parameters.

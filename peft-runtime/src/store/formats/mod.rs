@@ -4,6 +4,7 @@
 //! a new format is a file with an [`AdapterFormat`], and a line there.
 
 mod base;
+mod base_modules;
 mod fit;
 mod format;
 mod gguf;
@@ -20,6 +21,7 @@ use crate::error::{AdapterFileError, Error, Result};
 use crate::method::PeftConfig;
 
 use super::adapter_files::{holds_adapter, holds_weights};
+use super::canonical::IsLayer;
 use super::keys::{CONFIG_FILE, WEIGHTS_FILE};
 use super::stored_contents::StoredContents;
 
@@ -102,7 +104,7 @@ fn foreign(path: &Path, base: Option<&Base>) -> Result<Opened> {
     };
     if let Some(format) = FORMATS.iter().find(|format| format.recognises(&source)) {
         let Imported { config, tensors, left_out } = format.read(&source, base).map_err(of_file)?;
-        let contents = StoredContents::of_file(source.path(), source.config_path(), &config, &tensors)?;
+        let contents = StoredContents::of_file(source.path(), source.config_path(), &config, tensors, None)?;
         return Ok(Opened { format: format.name(), config, contents, left_out });
     }
     let Some((config, config_path)) = source.config().zip(source.config_path()) else {
@@ -114,6 +116,9 @@ fn foreign(path: &Path, base: Option<&Base>) -> Result<Opened> {
         return open_own(source.path(), base).map(Opened::pefts_own);
     }
     let config = PeftConfig::from_json(&config.to_string()).map_err(|error| error.in_file(config_path))?;
-    let contents = StoredContents::of_file(source.path(), Some(config_path), &config, &source.tensors()?)?;
+    let is_layer = |path: &str| base.is_some_and(|base| base.is_layer(path));
+    let is_layer = base.is_some().then_some(&is_layer as IsLayer<'_>);
+    let contents =
+        StoredContents::of_file(source.path(), Some(config_path), &config, source.tensors()?, is_layer)?;
     Ok(Opened::pefts_own((config, contents)))
 }

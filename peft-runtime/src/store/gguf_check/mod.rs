@@ -20,8 +20,21 @@ const DEEPEST: usize = 64;
 /// No tensor has more elements, counting an empty dimension as 1.
 const MOST_ELEMENTS: u64 = 1 << 48;
 
+/// What a file of `size` bytes says of itself, if candle can be trusted with it.
+///
+/// # Errors
+/// If the alignment is 0, a tensor has a type that candle does not read, or tensors leave the file.
+pub(crate) fn read_content<R: Read + Seek>(reader: &mut R, size: u64) -> Result<Content> {
+    check_alignment(reader)?;
+    check_types(reader)?;
+    let content =
+        Content::read(reader).map_err(|error| error.context("a GGUF file that is damaged or cut off"))?;
+    check_tensors(&content, size)?;
+    Ok(content)
+}
+
 /// Refuses an alignment of 0. A file that cannot be read at all is left for candle to refuse.
-pub(crate) fn check_alignment<R: Read + Seek>(reader: &mut R) -> Result<()> {
+fn check_alignment<R: Read + Seek>(reader: &mut R) -> Result<()> {
     let mut walk = Walk { reader: &mut *reader, wide: true };
     let is_zero = walk.finds_zero_alignment().unwrap_or_default();
     reader.rewind()?;
@@ -32,8 +45,7 @@ pub(crate) fn check_alignment<R: Read + Seek>(reader: &mut R) -> Result<()> {
 }
 
 /// Refuses tensors of types that candle does not read, by name. A file that cannot be read at all is candle's to refuse.
-#[cfg(feature = "models")]
-pub(crate) fn check_types<R: Read + Seek>(reader: &mut R) -> Result<()> {
+fn check_types<R: Read + Seek>(reader: &mut R) -> Result<()> {
     let mut walk = Walk { reader: &mut *reader, wide: true };
     let unknown = walk.find_unknown_type().unwrap_or_default();
     reader.rewind()?;
@@ -50,11 +62,9 @@ pub(crate) fn check_types<R: Read + Seek>(reader: &mut R) -> Result<()> {
 }
 
 /// The types of ggml that candle reads from files.
-#[cfg(feature = "models")]
 const READ: [u32; 13] = [0, 1, 2, 3, 6, 7, 8, 10, 11, 12, 13, 14, 30];
 
 /// Others, by ggml's names.
-#[cfg(feature = "models")]
 const UNREAD: [(u32, &str); 20] = [
     (9, "Q8_1"),
     (15, "Q8_K"),
@@ -79,7 +89,7 @@ const UNREAD: [(u32, &str); 20] = [
 ];
 
 /// Refuses tensors that do not lie in the file, which has `size` bytes.
-pub(crate) fn check_tensors(content: &Content, size: u64) -> Result<()> {
+fn check_tensors(content: &Content, size: u64) -> Result<()> {
     let tensors: BTreeMap<&String, &TensorInfo> = content.tensor_infos.iter().collect();
     for (name, info) in tensors {
         // Candle reads the data of an empty tensor through a dangling pointer.
@@ -134,7 +144,6 @@ impl<R: Read + Seek> Walk<'_, R> {
     }
 
     /// The first tensor of a type that is not read, and the type.
-    #[cfg(feature = "models")]
     fn find_unknown_type(&mut self) -> IoResult<Option<(String, u32)>> {
         let _magic = self.u32()?;
         self.wide = self.u32()? != 1;

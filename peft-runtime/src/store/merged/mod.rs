@@ -180,9 +180,12 @@ impl<B: SimpleBackend + 'static> MergedWeights<B> {
             WeightedAdapter::new(adapter, weight, names, &has, &|| module_names(self.base.as_ref()))?;
         self.check_head(&adapter)?;
         adapter.check_beside(&self.adapters)?;
+        let was_parted = self.parted().is_some();
         self.adapters.push(Arc::new(adapter));
         self.check_tying_is_known()?;
-        self.check_tied_values()?;
+        if !was_parted {
+            self.check_tied_values()?;
+        }
         // What was merged without this adapter is out of date.
         self.other_half = OtherHalf::default();
         Ok(self)

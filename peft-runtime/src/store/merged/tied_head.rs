@@ -84,11 +84,11 @@ impl<B> MergedWeights<B> {
         self.parted().map(|tie| tie.head.clone())
     }
 
-    /// A module of the base model that an adapter changes, if `is_one` says that it is one.
+    /// A module of the base model that the adapter added last changes, if `is_one` says that it is one.
     fn changed_module(&self, is_one: impl Fn(&str) -> bool) -> Option<String> {
-        let layers = self.adapters.iter().flat_map(|adapter| adapter.all_layers());
+        let layers = self.adapters.last().into_iter().flat_map(|adapter| adapter.all_layers());
         let layers = layers.map(|layer| layer.module.as_str());
-        let copies = self.adapters.iter().flat_map(|adapter| adapter.copied_names());
+        let copies = self.adapters.last().into_iter().flat_map(|adapter| adapter.copied_names());
         let copies = copies.filter_map(|name| name.strip_suffix(".weight"));
         layers.chain(copies).find(|module| is_one(module)).map(str::to_owned)
     }
@@ -97,9 +97,7 @@ impl<B> MergedWeights<B> {
 impl<B: SimpleBackend + 'static> MergedWeights<B> {
     /// Refuses to merge into head or embeddings of a model that may tie the two, or may not.
     pub(super) fn check_tying_is_known(&self) -> Result<()> {
-        let (Tying::Unknown { reason, pair }, true) = (self.tying.as_ref(), self.config.is_some()) else {
-            return Ok(());
-        };
+        let Tying::Unknown { reason, pair } = self.tying.as_ref() else { return Ok(()) };
         let Some(module) = self.changed_module(|module| is_head(module) || is_table(module)) else {
             return Ok(());
         };
@@ -153,10 +151,11 @@ impl<B: SimpleBackend + 'static> MergedWeights<B> {
     /// An error if an adapter has another value for the base model's table than for its head.
     fn check_shared_values(&self) -> Result<()> {
         let Some(tie) = self.tie().filter(|_| self.parted().is_none()) else { return Ok(()) };
-        for adapter in &self.adapters {
+        // Those before it were checked when they were added.
+        if let Some(adapter) = self.adapters.last() {
             let [table, head] =
                 [tie.table_weight(), tie.head_weight()].map(|name| adapter.replacements_of(&name));
-            let (Some(table), Some(head)) = (table.last(), head.last()) else { continue };
+            let (Some(table), Some(head)) = (table.last(), head.last()) else { return Ok(()) };
             if !equal(&adapter.peek(&table.key)?, &adapter.peek(&head.key)?)? {
                 let reason = format!(
                     "its file has another tensor than for `{}`, to which the base model ties it",

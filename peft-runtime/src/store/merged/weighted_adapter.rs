@@ -112,9 +112,14 @@ impl WeightedAdapter {
         self.replaced.iter().filter(is_copied).map(|(name, _)| name.as_str())
     }
 
+    /// The whole tensor that the adapter has in the place of `name`.
+    pub(super) fn whole(&self, name: &str) -> Option<&Replacement> {
+        self.replacements_of(name).iter().find(|replacement| replacement.rows.is_none())
+    }
+
     /// Whether the adapter has the whole tensor `name`.
     pub(super) fn brings(&self, name: &str) -> bool {
-        self.replacements_of(name).iter().any(|replacement| replacement.rows.is_none())
+        self.whole(name).is_some()
     }
 
     /// Whether merging the layer may change its bias.

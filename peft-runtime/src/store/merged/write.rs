@@ -151,11 +151,8 @@ impl MergedWeights<ModelWeights> {
     /// The shape of the tensor that adapters have in the place of the base model's.
     fn new_shape(&self, name: &str) -> Option<Vec<usize>> {
         let of = |name: &str| {
-            self.adapters.iter().find_map(|adapter| {
-                let mut replacements = adapter.replacements_of(name).iter();
-                let whole = replacements.find(|replacement| replacement.rows.is_none())?;
-                Some(adapter.stored_as(&whole.key)?.0.to_vec())
-            })
+            let mut adapters = self.adapters.iter();
+            adapters.find_map(|adapter| Some(adapter.stored_as(&adapter.whole(name)?.key)?.0.to_vec()))
         };
         // A tensor that head and embeddings share may come under either name.
         of(name).or_else(|| self.other_names(name).iter().find_map(|other| of(other)))
@@ -172,9 +169,7 @@ impl MergedWeights<ModelWeights> {
         let is_new = |name: &&str| !known.contains(name) && head.as_deref() != Some(name);
         for adapter in &self.adapters {
             for name in adapter.replaced_names().filter(is_new) {
-                let whole =
-                    adapter.replacements_of(name).iter().find(|replacement| replacement.rows.is_none());
-                let stored = whole.and_then(|replacement| adapter.stored_as(&replacement.key));
+                let stored = adapter.whole(name).and_then(|replacement| adapter.stored_as(&replacement.key));
                 added.extend(stored.map(|(shape, dtype)| Planned {
                     name: name.to_owned(),
                     dtype,

@@ -51,7 +51,7 @@ pub fn write(request: &Request<'_>) -> Result<Vec<String>, Failure> {
     }
     save(&adapter, request)?;
     if steps.is_empty() {
-        steps.push("the adapter as it was".to_owned());
+        steps.push("nothing had to be changed".to_owned());
     }
     Ok(steps)
 }

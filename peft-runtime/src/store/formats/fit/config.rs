@@ -97,13 +97,19 @@ fn rename_patterns(
         let number = patterns.value(name, path, f64::NAN)?;
         Ok((!number.is_nan()).then_some(number))
     };
-    let own = parameters.iter().map(|(path, number)| (escaped(path), json_number(*number)));
+    let paths = || pairs.iter().map(|(_, new)| *new).chain(parameters.keys().copied());
+    // A pattern matches the ends of paths.
+    let only = |path: &str| {
+        let ends = |other: &str| other.strip_suffix(path).is_some_and(|front| front.ends_with('.'));
+        if paths().any(ends) { format!("^{}", escaped(path)) } else { escaped(path) }
+    };
+    let own = parameters.iter().map(|(path, number)| (only(path), json_number(*number)));
     let (mut exact, mut same): (Map<String, Value>, bool) = (own.collect(), parameters.is_empty());
     for (old, new) in pairs {
         let own = number(old)?;
         same &= own == number(new)?;
         if let Some(own) = own {
-            exact.insert(escaped(new), json_number(own));
+            exact.insert(only(new), json_number(own));
         }
     }
     if !same {
@@ -118,7 +124,7 @@ fn json_number(number: f64) -> Value {
     if number.fract() == 0.0 && number.abs() < 1e15 { json!(number as i64) } else { json!(number) }
 }
 
-/// A path as a pattern that matches it.
+/// A path as a pattern that matches it, and paths that end in it.
 fn escaped(path: &str) -> String {
     path.replace('.', r"\.")
 }

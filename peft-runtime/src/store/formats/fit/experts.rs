@@ -10,10 +10,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use candle_core::{DType, Device, Result as CandleResult, Tensor};
 
 use super::layer::{Layer, Sizes};
-use super::names::BaseModules;
 use crate::error::{AdapterFileError, Error, Result};
 use crate::method::PeftConfig;
 use crate::store::formats::base::Base;
+use crate::store::formats::base_modules::BaseModules;
 use crate::store::stored_contents::StoredContents;
 
 /// Where the module of the experts is, from the path of one.
@@ -80,9 +80,8 @@ pub(super) fn fuse(config: &PeftConfig, contents: &StoredContents, base: &Base) 
     for (path, end) in contents.keys().into_iter().filter_map(|key| config.method().split_key(key)) {
         ends.entry(path).or_default().push(end);
     }
-    let modules = BaseModules::of(base);
     for (module, parts) in experts(config, contents, base) {
-        let Some(module) = in_base(&module, base, &modules)? else { continue };
+        let Some(module) = in_base(&module, base, base.modules())? else { continue };
         let names: Vec<Fused> = parts.keys().copied().collect();
         for (parameter, parts) in parts {
             let path = format!("{module}.{}", parameter.name());
@@ -224,7 +223,7 @@ impl Whole {
                     continue;
                 }
                 let (part_a, part_b) = match part.get(&expert) {
-                    Some(layer) => layer.padded(*own_rank, first.scaling)?,
+                    Some(layer) => layer.padded(*own_rank, first.scaling, dtype)?,
                     None => (zeros(*own_rank, first.inputs)?, zeros(first.outputs, *own_rank)?),
                 };
                 a.push(part_a);
@@ -236,19 +235,20 @@ impl Whole {
         }
         let a = Tensor::cat(&all_a, 0)?;
         let b = Tensor::stack(&all_b, 2)?.reshape((first.outputs * self.parts, rank * self.experts))?;
-        Ok((a.to_dtype(dtype)?, b.to_dtype(dtype)?))
+        Ok((a, b))
     }
 }
 
 impl Layer {
-    /// The factors with zeros up to `rank`, B times what its scaling is more than `scaling`.
-    fn padded(&self, rank: usize, scaling: f64) -> CandleResult<(Tensor, Tensor)> {
+    /// The factors in `dtype` with zeros up to `rank`, B times what its scaling is more than `scaling`.
+    fn padded(&self, rank: usize, scaling: f64, dtype: DType) -> CandleResult<(Tensor, Tensor)> {
         let missing = rank - self.rank;
         let mut b = self.b.clone();
         if self.scaling.to_bits() != scaling.to_bits() {
-            b = (b.to_dtype(DType::F32)? * (self.scaling / scaling))?.to_dtype(self.b.dtype())?;
+            b = (b.to_dtype(DType::F32)? * (self.scaling / scaling))?;
         }
-        Ok((self.a.pad_with_zeros(0, 0, missing)?, b.pad_with_zeros(1, 0, missing)?))
+        let (a, b) = (self.a.to_dtype(dtype)?, b.to_dtype(dtype)?);
+        Ok((a.pad_with_zeros(0, 0, missing)?, b.pad_with_zeros(1, 0, missing)?))
     }
 }
 

@@ -3,7 +3,6 @@
 mod config;
 mod experts;
 mod layer;
-mod names;
 
 use std::collections::BTreeMap;
 
@@ -14,7 +13,6 @@ use crate::store::prefix_search::fitting_prefixes;
 use crate::store::stored_contents::StoredContents;
 
 use experts::FusedExperts;
-use names::BaseModules;
 
 /// The adapter with every module under the base model's name for it. Names that the base model has stay; another is one that
 /// differs in wrapping modules only (`model`, `language_model`, …). A module that the base model lacks keeps its name.
@@ -26,9 +24,15 @@ pub(super) fn to_base(
     contents: StoredContents,
     base: &Base,
 ) -> Result<(PeftConfig, StoredContents)> {
+    let is_known = |key: &str| {
+        module_of(&config, key).is_none_or(|module| base.has_module(&base.names.place(module).module))
+    };
+    if contents.keys().into_iter().all(is_known) {
+        return Ok((config, contents));
+    }
     let mut renames: BTreeMap<String, String> = BTreeMap::new();
     let mut missing: Vec<String> = Vec::new();
-    let modules = BaseModules::of(base);
+    let modules = base.modules();
     let FusedExperts { gone, parameters, tensors } =
         experts::fuse(&config, &contents, base).map_err(|error| contents.of_weights(error))?;
     for key in contents.keys() {
@@ -72,7 +76,7 @@ pub(super) fn to_base(
 pub(super) fn shape_of<'b>(base: &'b Base, path: &str, parameter: &str) -> Option<&'b [usize]> {
     let shape = |module: &str| base.shapes.get(&format!("{module}.{parameter}")).map(Vec::as_slice);
     shape(&base.names.place(path).module).or_else(|| {
-        let other = BaseModules::of(base).other_name(path, path).ok().flatten()?;
+        let other = base.modules().other_name(path, path).ok().flatten()?;
         shape(&other)
     })
 }

@@ -26,7 +26,7 @@ mod unet;
 mod update;
 mod written;
 
-use crate::error::Result;
+use crate::error::{AdapterFileError, Result};
 use crate::store::formats::format::{AdapterFormat, Imported};
 use crate::store::formats::{Base, Source};
 
@@ -39,6 +39,8 @@ pub(super) struct ImageFormat {
     marks: fn(&str) -> bool,
     /// The field of a file's header that only this format has.
     header: Option<&'static str>,
+    /// Whether names are those of modules; others mean something only together with the base model.
+    names_modules: bool,
 }
 
 /// LyCORIS: LoHa, LoKr, whole differences and norms, or names that begin with `lycoris_`.
@@ -46,6 +48,7 @@ pub(super) static LYCORIS: ImageFormat = ImageFormat {
     name: "lycoris",
     marks: |key| key::is_of_lycoris(key) || key.starts_with("lycoris_") && key::split(key).is_some(),
     header: None,
+    names_modules: true,
 };
 
 /// sd-scripts and ComfyUI: `lora_unet_…` with `_` for dots, or the names of a model's own program.
@@ -59,10 +62,12 @@ pub(super) static KOHYA: ImageFormat = ImageFormat {
         })
     },
     header: None,
+    names_modules: true,
 };
 
 /// XLabs: FLUX's modules with `processor` in their names.
-pub(super) static XLABS: ImageFormat = ImageFormat { name: "xlabs", marks: key::is_of_xlabs, header: None };
+pub(super) static XLABS: ImageFormat =
+    ImageFormat { name: "xlabs", marks: key::is_of_xlabs, header: None, names_modules: false };
 
 /// diffusers: `unet.…`, `transformer.…`, `text_encoder.…`, in the spellings of all its versions.
 pub(super) static DIFFUSERS: ImageFormat = ImageFormat {
@@ -76,6 +81,7 @@ pub(super) static DIFFUSERS: ImageFormat = ImageFormat {
         })
     },
     header: Some(metadata::FIELD),
+    names_modules: true,
 };
 
 impl AdapterFormat for ImageFormat {
@@ -90,6 +96,10 @@ impl AdapterFormat for ImageFormat {
     }
 
     fn read(&self, source: &Source, base: Option<&Base>) -> Result<Imported> {
+        if base.is_none() && !self.names_modules {
+            let reason = format!("the names of {} are not those of modules", self.name);
+            return Err(AdapterFileError::NeedsBase { reason }.into());
+        }
         read::adapter(source, base)
     }
 }

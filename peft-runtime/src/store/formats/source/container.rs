@@ -1,6 +1,7 @@
 //! What sort of file it is, by its first bytes.
 
-use crate::error::AdapterFileError;
+use crate::error::{Error, Result};
+use crate::store::{header, other_file};
 
 /// The sorts of files that hold tensors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,35 +15,12 @@ pub(super) enum Kind {
     Pickle,
 }
 
-/// The longest header of a safetensors file.
-const LONGEST_HEADER: u64 = 100_000_000;
-
-/// Beginnings of files that are something else, with what they are and what to do.
-const OTHERS: [(&[u8], &str, &str); 8] = [
-    (
-        b"version https://git-lfs",
-        "a pointer of git-lfs",
-        "get the file itself with `git lfs pull`, or download it again",
-    ),
-    (b"<!DOCTYPE", "a web page", "download the file itself"),
-    (b"<html", "a web page", "download the file itself"),
-    (b"{", "JSON", "pass the folder of the adapter, or its file of tensors"),
-    (b"\x93NUMPY", "a NumPy array", "pass a safetensors file"),
-    (b"\x1f\x8b", "compressed by gzip", "unpack it"),
-    (b"\x28\xb5\x2f\xfd", "compressed by zstd", "unpack it"),
-    (b"Rar!", "a RAR archive", "unpack it"),
-];
-
 impl Kind {
     /// The sort of a file with these bytes.
     ///
     /// # Errors
     /// If it is recognisably something else, or of no known sort.
-    pub(super) fn of(bytes: &[u8]) -> Result<Self, AdapterFileError> {
-        let something_else = |found: &str, advice: &str| AdapterFileError::SomethingElse {
-            found: found.to_owned(),
-            advice: advice.to_owned(),
-        };
+    pub(super) fn of(bytes: &[u8]) -> Result<Self> {
         if is_safetensors(bytes) {
             return Ok(Self::Safetensors);
         }
@@ -55,14 +33,10 @@ impl Kind {
         if matches!(bytes, [0x80, 2..=5, ..]) {
             return Ok(Self::Pickle);
         }
-        match OTHERS.iter().find(|(start, ..)| bytes.starts_with(start)) {
-            Some((_, found, advice)) => Err(something_else(found, advice)),
-            None if bytes.is_empty() => Err(something_else("empty", "download it again")),
-            None => Err(something_else(
-                "of no known kind (safetensors, torch's, GGUF)",
-                "check the path, or download it again",
-            )),
-        }
+        Err(other_file::recognised(bytes).unwrap_or_else(|| Error::OtherFile {
+            found: "of no known kind (safetensors, torch's, GGUF)".to_owned(),
+            advice: "check the path, or download it again".to_owned(),
+        }))
     }
 }
 
@@ -70,7 +44,7 @@ impl Kind {
 fn is_safetensors(bytes: &[u8]) -> bool {
     let Some((length, rest)) = bytes.split_first_chunk() else { return false };
     let length = u64::from_le_bytes(*length);
-    (2..=LONGEST_HEADER).contains(&length) && rest.trim_ascii_start().starts_with(b"{")
+    (2..=header::LONGEST).contains(&length) && rest.trim_ascii_start().starts_with(b"{")
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use candle_core::quantized::gguf_file::{Content, Value};
 use candle_core::{DType, Device, Result as CandleResult, Tensor};
 
 use crate::error::Result;
-use crate::store::gguf_check::{check_alignment, check_tensors};
+use crate::store::gguf_check::read_content;
 
 /// Where a file says what it is, and what adapters say there.
 const TYPE: &str = "general.type";
@@ -20,10 +20,7 @@ const ADAPTER: &str = "adapter";
 /// If the file is damaged.
 pub(super) fn read(bytes: &[u8]) -> Result<(BTreeMap<String, Tensor>, BTreeMap<String, String>)> {
     let mut reader = Cursor::new(bytes);
-    check_alignment(&mut reader)?;
-    let content = Content::read(&mut reader)
-        .map_err(|error| error.context("a GGUF file that is damaged or cut off"))?;
-    check_tensors(&content, bytes.len() as u64)?;
+    let content = read_content(&mut reader, bytes.len() as u64)?;
     let mut tensors = BTreeMap::new();
     let is_adapter = matches!(content.metadata.get(TYPE), Some(Value::String(kind)) if kind == ADAPTER);
     // The tensors of a model are not read: they may be larger than the memory.

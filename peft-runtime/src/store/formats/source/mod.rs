@@ -53,7 +53,7 @@ impl Source {
         let Found { weights, config } = find::files(path)?;
         let config = config.map(|path| Ok::<_, Error>((path.clone(), read_config(&path)?))).transpose()?;
         let mapped = MappedBytes::open(&weights)?;
-        let kind = Kind::of(mapped.bytes()).map_err(|error| Error::from(error).in_file(&weights))?;
+        let kind = Kind::of(mapped.bytes()).map_err(|error| error.in_file(&weights))?;
         let (container, metadata) = match kind {
             Kind::Safetensors => safetensors(mapped)?,
             Kind::Gguf => {

@@ -3,19 +3,20 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::error::AdapterFileError;
-use crate::store::formats::Base;
 
 /// Modules that models are wrapped in: they may stand at the beginning of a path in an adapter and not in its base model, and
 /// the other way round.
 const WRAPPERS: [&str; 6] = ["_orig_mod", "base_model", "language_model", "model", "module", "transformer"];
 
 /// The modules of a base model by their paths without wrappers.
+#[derive(Debug)]
 pub(super) struct BaseModules(BTreeMap<String, BTreeSet<String>>);
 
 impl BaseModules {
-    pub(super) fn of(base: &Base) -> Self {
+    /// The modules at these paths.
+    pub(super) fn of<'p>(paths: impl IntoIterator<Item = &'p str>) -> Self {
         let mut modules: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-        for path in base.module_paths() {
+        for path in paths {
             modules.entry(unwrapped(path).to_owned()).or_default().insert(path.to_owned());
         }
         Self(modules)
@@ -54,7 +55,7 @@ mod tests {
 
     fn modules(names: &[&str]) -> BaseModules {
         let shapes = names.iter().map(|name| (format!("{name}.weight"), vec![2, 2])).collect();
-        BaseModules::of(&Base::of_shapes(shapes))
+        BaseModules::of(Base::of_shapes(shapes).module_paths())
     }
 
     #[test]
