@@ -9,7 +9,7 @@ use candle_core::{Tensor, Var};
 use crate::adapter::AdapterMethod;
 use crate::config::CombineOptions;
 use crate::display::{self, LayerStatus, ModelStatus};
-use crate::error::{Error, Result};
+use crate::error::{ConfigError, Error, Result};
 use crate::inject::{self, InjectionReport};
 use crate::manage::{self, MergeOptions, RequantizeReport};
 use crate::method::LoraConfig;
@@ -76,12 +76,13 @@ pub trait PeftModel: Injectable {
     /// Injects the config that the model declares.
     ///
     /// # Errors
-    /// [`Error::NoDeclaredConfig`], and as [`inject_adapter`](Self::inject_adapter).
+    /// [`ConfigError::NotDeclared`], and as [`inject_adapter`](Self::inject_adapter).
     fn inject_declared(&mut self, name: &str) -> Result<InjectionReport>
     where
         Self: Sized,
     {
-        let config = Self::declared_config().ok_or(Error::NoDeclaredConfig { model: Self::SCHEMA.name() })?;
+        let config = Self::declared_config()
+            .ok_or(Error::Config(ConfigError::NotDeclared { model: Self::SCHEMA.name() }))?;
         self.inject_adapter(&config, name)
     }
 

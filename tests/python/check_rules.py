@@ -80,6 +80,7 @@ CASES = {
     "nested-prefix": (lora(), keys(lambda key: PREFIX + key), {}),
     "wrapper-prefix": (lora(), keys(lambda key: key.replace(PREFIX, PREFIX + "_orig_mod.")), {}),
     "adapter-name": (lora(), keys(lambda key: key.replace(".weight", ".default.weight")), {}),
+    "other-adapter-name": (lora(), keys(lambda key: key.replace(".weight", ".chat.weight")), {}),
     "strangers": (lora(), more(q_proj__something=torch.zeros(2)), {}),
     "half-pairs": (lora(), lambda tensors: {key: value for key, value in tensors.items() if "lora_A" in key}, {}),
     "inconsistent": (lora(), same, {"r": 7}),

@@ -1,5 +1,6 @@
 //! Errors as users see them: one line that says what went wrong, and one that says what to do.
 
+use peft_runtime::error::ConfigError;
 use std::fmt::Display;
 use std::io::{ErrorKind, Write};
 use std::path::Path;
@@ -70,8 +71,7 @@ fn advice(error: &Error) -> &'static str {
         Error::Json(_) | Error::ModelConfig(_) => {
             "the file is damaged, or is not a config of this kind; download it again"
         }
-        Error::Config { .. }
-        | Error::ConfigValue { .. }
+        Error::Config(ConfigError::Invalid { .. } | ConfigError::Unreadable { .. })
         | Error::Plan { .. }
         | Error::Fault(_)
         | Error::Setting { .. }
@@ -93,16 +93,16 @@ fn advice(error: &Error) -> &'static str {
         Error::StateDict(_) => "the file does not hold one adapter; save it again where it was trained",
         Error::OtherFile { .. } => "get the file that the message names",
         Error::NotInFolder { .. } => "pass one of the folders that the message names",
-        Error::NoMethod { .. } => {
+        Error::Config(ConfigError::NoMethod { .. }) => {
             "check that the folder is an adapter that PEFT or this library saved, and not a base model or another program's"
         }
-        Error::UnsupportedMethod { .. } | Error::UnsupportedSwitch { .. } => {
+        Error::Config(ConfigError::UnsupportedMethod { .. } | ConfigError::UnsupportedSwitch { .. }) => {
             "use an adapter of a supported method without that setting, or use Python PEFT"
         }
         Error::Unsupported { .. } => "change what the message names, or do it on a model with the library",
         Error::NotFinite { .. } => "find the tensor with NaN or infinite values with `peft inspect`",
         Error::CopiesCollide { .. } => "leave out all but one of these adapters",
-        Error::Checkpoint { .. } => {
+        Error::Verification { .. } => {
             "delete the output and merge again; if the error comes back, check the disk"
         }
         _ => "look at the adapter with `peft inspect`",

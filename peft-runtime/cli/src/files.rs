@@ -5,6 +5,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use peft_runtime::{BaseWeights, ModelWeights, StoredAdapter};
+use serde_json::Value;
 use tempfile::NamedTempFile;
 
 use crate::failure::Failure;
@@ -57,7 +58,20 @@ pub fn warn_of_left_out(adapter: &StoredAdapter) {
     }
 }
 
-/// Reads the text of a `config.json`. A much longer file is a mistake, and is not read to its end.
+/// Reads a base model's `config.json`.
+///
+/// # Errors
+/// If the file cannot be read, is not JSON, or is too long.
+pub fn read_model_config(path: &Path) -> Result<Value, Failure> {
+    serde_json::from_str(&read_config(path)?).map_err(|error| {
+        Failure::new(
+            format!("cannot use `{}`: {error}", path.display()),
+            "pass the base model's `config.json` as transformers writes it",
+        )
+    })
+}
+
+/// Reads the text of a config. A much longer file is a mistake, and is not read to its end.
 ///
 /// # Errors
 /// If the file cannot be read, is not text, or is too long.

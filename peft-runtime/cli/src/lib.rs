@@ -25,7 +25,6 @@ mod check;
 mod commands;
 mod failure;
 mod files;
-mod gguf_adapter;
 mod heat_map;
 mod mlx_adapter;
 mod table;

@@ -3,6 +3,7 @@
 mod adapter_file;
 mod chain;
 mod combination;
+mod config;
 mod fault;
 mod report;
 mod routing;
@@ -17,12 +18,13 @@ use crate::path::ModulePath;
 
 pub use adapter_file::AdapterFileError;
 pub use combination::CombinationError;
+pub use config::ConfigError;
 pub use fault::Fault;
 pub use report::{ShapeMismatch, TensorReport};
 pub use routing::RoutingError;
 pub use shards::ShardsError;
 pub use state_dict::StateDictError;
-pub use training::{OptimizerError, TrainingStateError};
+pub use training::{OptimizerError, TrainingError, TrainingStateError};
 pub(crate) use words::shortened;
 
 /// The result of everything here that can fail, [`forward`](candle_nn::Module::forward) aside.
@@ -126,26 +128,6 @@ pub enum Error {
         reason: String,
     },
 
-    /// A config holds a value that its method cannot have.
-    #[error("invalid `{field}`: {reason}")]
-    Config {
-        /// The field under its name in `adapter_config.json`.
-        field: &'static str,
-        /// What is wrong with its value.
-        reason: String,
-    },
-
-    /// A field of a config file has a value of another type than its method has there.
-    #[error("`{field}` = {value} cannot be read: {reason}")]
-    ConfigValue {
-        /// The field under its name in `adapter_config.json`.
-        field: String,
-        /// Its value as JSON.
-        value: String,
-        /// What is wrong with it.
-        reason: String,
-    },
-
     /// A setting of a call is out of range.
     #[error("`{setting}` is {value}; it must be {expected}")]
     Setting {
@@ -157,39 +139,13 @@ pub enum Error {
         expected: &'static str,
     },
 
-    /// A model declares no config of its own, and one was asked for.
-    #[error(
-        "`{model}` declares no config; add `#[peft(lora(rank = 8, alpha = 16))]` to it, or inject a config of your own"
-    )]
-    NoDeclaredConfig {
-        /// The model's type.
-        model: &'static str,
-    },
-
-    /// A method has no adapters of single tokens.
-    #[error("{method} cannot train single tokens of `{path}`; LoRA's `trainable_token_indices` can")]
-    NoTokenAdapters {
-        /// The adapter method.
-        method: &'static str,
-        /// The embedding.
-        path: ModulePath,
-    },
-
-    /// An adapter's start was random and changed the base weights, so that a file of it does not say what it computes.
-    #[error(
-        "cannot load an adapter with `init_lora_weights` = \"{init}\": its random start took a part out of the weight of \
-         `{path}` that cannot be found again; save it as plain LoRA where it was trained"
-    )]
-    RandomStart {
-        /// The init.
-        init: String,
-        /// The first layer with it.
-        path: ModulePath,
-    },
-
     /// A prompt to continue is empty.
     #[error("the prompt has no tokens; it must have at least one")]
     EmptyPrompt,
+
+    /// A config cannot be read, or holds what its method cannot have.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
 
     /// Adapters cannot be combined as asked for.
     #[error(transparent)]
@@ -220,41 +176,6 @@ pub enum Error {
         feature: &'static str,
     },
 
-    /// A config file turns on something that is not implemented; loading it would compute something else.
-    #[error("`{field}` = {value} is not supported, and ignoring it would change what the adapter computes")]
-    UnsupportedSwitch {
-        /// The field under its name in `adapter_config.json`.
-        field: String,
-        /// Its value as JSON.
-        value: String,
-    },
-
-    /// A config file names a method that is not implemented.
-    #[error("`peft_type` \"{peft_type}\" is not supported; supported are {}", words::quoted_list(.supported))]
-    UnsupportedMethod {
-        /// The method named in the file.
-        peft_type: String,
-        /// The methods there are.
-        supported: Vec<String>,
-    },
-
-    /// A config file names no method.
-    #[error(
-        "it has no `peft_type`, which names the method in a config of PEFT's; supported are {}",
-        words::quoted_list(.supported)
-    )]
-    NoMethod {
-        /// The methods there are.
-        supported: Vec<String>,
-    },
-
-    /// A method is registered under a `peft_type` that another one has.
-    #[error("`peft_type` \"{peft_type}\" is registered for another method")]
-    RegisteredMethod {
-        /// The name that both have.
-        peft_type: String,
-    },
-
     /// The tensors of a state dict or file are not exactly those of the adapter.
     #[error("the tensors do not fit adapter `{adapter}`{report}")]
     Tensors {
@@ -271,66 +192,16 @@ pub enum Error {
         report: TensorReport,
     },
 
-    /// A tensor that trains got no gradient.
-    #[error(
-        "`{parameter}` of adapter `{adapter}` has no gradient; was the loss computed with the adapter active and trainable?"
-    )]
-    NoGradient {
-        /// The adapter.
-        adapter: String,
-        /// The tensor.
-        parameter: String,
-    },
+    /// A step of training, or a checkpoint of it, failed.
+    #[error(transparent)]
+    Training(#[from] TrainingError),
 
-    /// The loss is NaN or infinite. The step that it belongs to has changed nothing.
-    #[error("the loss of step {step} is {loss}{}; {}", training::of_no_target(*.loss), training::last_good(.last_checkpoint))]
-    NonFiniteLoss {
-        /// The step, counted from 1.
-        step: u64,
-        /// The loss.
-        loss: f64,
-        /// The newest checkpoint of the run.
-        last_checkpoint: Option<PathBuf>,
-    },
-
-    /// A gradient is NaN or infinite. The step that it belongs to has changed nothing.
-    #[error(
-        "in step {step} the gradient of `{parameter}` is NaN or infinite; {}",
-        training::last_good(.last_checkpoint)
-    )]
-    NonFiniteGradient {
-        /// The step, counted from 1.
-        step: u64,
-        /// The first variable with such a gradient.
-        parameter: String,
-        /// The newest checkpoint of the run.
-        last_checkpoint: Option<PathBuf>,
-    },
-
-    /// Tensors that train got no gradient.
-    #[error("{report}")]
-    MissingGradients {
-        /// Their names.
-        missing: Vec<String>,
-        /// Which they are, why, and what to do.
-        report: String,
-    },
-
-    /// The tensors of a checkpoint are not exactly those of the run that goes on from it.
-    #[error("the tensors do not fit {what}{report}")]
-    TrainingTensors {
-        /// What they should fit.
-        what: &'static str,
-        /// What is missing, unexpected or has another shape.
-        report: Box<TensorReport>,
-    },
-
-    /// A checkpoint cannot be written or used.
-    #[error("cannot use the checkpoint `{}`: {reason}", .path.display())]
-    Checkpoint {
-        /// The checkpoint, its folder, or a file in it.
+    /// What was written is not what it should be.
+    #[error("`{}` is not as it should be: {reason}", .path.display())]
+    Verification {
+        /// The file or folder.
         path: PathBuf,
-        /// Why not.
+        /// What differs.
         reason: String,
     },
 

@@ -1,6 +1,76 @@
-//! What can be wrong with an optimiser or a training state file, and wording of training errors.
+//! What can be wrong with a step of training, an optimiser, a checkpoint or a training state file.
 
 use std::path::PathBuf;
+
+use super::TensorReport;
+
+/// A step of training, or a checkpoint of it, that failed. The step has changed nothing.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TrainingError {
+    /// A tensor that trains got no gradient.
+    #[error(
+        "`{parameter}` of adapter `{adapter}` has no gradient; was the loss computed with the adapter active and trainable?"
+    )]
+    NoGradient {
+        /// The adapter.
+        adapter: String,
+        /// The tensor.
+        parameter: String,
+    },
+
+    /// The loss is NaN or infinite. The step that it belongs to has changed nothing.
+    #[error("the loss of step {step} is {loss}{}; {}", of_no_target(*.loss), last_good(.last_checkpoint))]
+    NonFiniteLoss {
+        /// The step, counted from 1.
+        step: u64,
+        /// The loss.
+        loss: f64,
+        /// The newest checkpoint of the run.
+        last_checkpoint: Option<PathBuf>,
+    },
+
+    /// A gradient is NaN or infinite. The step that it belongs to has changed nothing.
+    #[error(
+        "in step {step} the gradient of `{parameter}` is NaN or infinite; {}",
+        last_good(.last_checkpoint)
+    )]
+    NonFiniteGradient {
+        /// The step, counted from 1.
+        step: u64,
+        /// The first variable with such a gradient.
+        parameter: String,
+        /// The newest checkpoint of the run.
+        last_checkpoint: Option<PathBuf>,
+    },
+
+    /// Tensors that train got no gradient.
+    #[error("{report}")]
+    MissingGradients {
+        /// Their names.
+        missing: Vec<String>,
+        /// Which they are, why, and what to do.
+        report: String,
+    },
+
+    /// The tensors of a checkpoint are not exactly those of the run that goes on from it.
+    #[error("the tensors do not fit {what}{report}")]
+    Tensors {
+        /// What they should fit.
+        what: &'static str,
+        /// What is missing, unexpected or has another shape.
+        report: Box<TensorReport>,
+    },
+
+    /// A checkpoint cannot be written or used.
+    #[error("cannot use the checkpoint `{}`: {reason}", .path.display())]
+    Checkpoint {
+        /// The checkpoint, its folder, or a file in it.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
+    },
+}
 
 /// Groups of variables, or gradients, that an optimiser cannot work with.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]

@@ -6,7 +6,7 @@ use super::adapter_config::AdapterConfig;
 use super::settings::Method;
 use crate::adapter::AdapterMethod;
 use crate::config::{BlockFields, is_unset};
-use crate::error::{Error, Result, shortened};
+use crate::error::{ConfigError, Error, Result, shortened};
 
 /// The fields of [`BlockFields`], which not every method has.
 const BLOCK_FIELDS: [&str; 2] = ["layers_to_transform", "layers_pattern"];
@@ -40,7 +40,7 @@ fn from_json<M: Method>(text: &str) -> Result<AdapterConfig<M>> {
             && !M::is_idle(field, value, &fields)
         {
             let value = shortened(&value.to_string()).into_owned();
-            return Err(Error::UnsupportedSwitch { field: field.to_owned(), value });
+            return Err(Error::Config(ConfigError::UnsupportedSwitch { field: field.to_owned(), value }));
         }
     }
     let config = serde_json::from_str(text);
@@ -65,7 +65,7 @@ fn from_json<M: Method>(text: &str) -> Result<AdapterConfig<M>> {
         unknown.extend(kept);
     }
     match config.faults().into_iter().next() {
-        Some((field, reason)) => Err(Error::Config { field, reason }),
+        Some((field, reason)) => Err(Error::Config(ConfigError::Invalid { field, reason })),
         None => Ok(config),
     }
 }
@@ -88,7 +88,7 @@ fn wrong_value<M: Method>(fields: &Map<String, Value>) -> Option<Error> {
         let of_one = reason([(field.clone(), value.clone())].into_iter().collect());
         let reason = of_one.filter(|reason| Some(reason) != of_none.as_ref())?;
         let value = shortened(&value.to_string()).into_owned();
-        Some(Error::ConfigValue { field: field.clone(), value, reason })
+        Some(Error::Config(ConfigError::Unreadable { field: field.clone(), value, reason }))
     })
 }
 

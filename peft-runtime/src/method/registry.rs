@@ -14,7 +14,7 @@ use super::settings::Method;
 use super::tokens;
 use crate::adapter::AdapterMethod;
 use crate::config::is_unset;
-use crate::error::{Error, Result};
+use crate::error::{ConfigError, Error, Result};
 
 /// A registered method.
 #[derive(Clone, Copy)]
@@ -50,13 +50,13 @@ fn entry<M: Method>() -> (&'static str, Registered) {
 /// like those of the built-in methods. Registering a method a second time changes nothing.
 ///
 /// # Errors
-/// [`Error::RegisteredMethod`] if another method has the same `peft_type`.
+/// [`ConfigError::RegisteredMethod`] if another method has the same `peft_type`.
 pub fn register<M: Method>() -> Result<()> {
     let (peft_type, method) = entry::<M>();
     let mut methods = METHODS.write().unwrap_or_else(PoisonError::into_inner);
     let known = methods.entry(peft_type).or_insert(method);
     if known.settings != method.settings {
-        return Err(Error::RegisteredMethod { peft_type: peft_type.to_owned() });
+        return Err(Error::Config(ConfigError::RegisteredMethod { peft_type: peft_type.to_owned() }));
     }
     Ok(())
 }
@@ -72,12 +72,15 @@ pub(super) fn read_config(text: &str) -> Result<Arc<dyn AdapterMethod>> {
     let supported = || registered().into_iter().map(str::to_owned).collect();
     let peft_type = value.get("peft_type").unwrap_or(&serde_json::Value::Null);
     if value.is_object() && is_unset(peft_type) {
-        return Err(Error::NoMethod { supported: supported() });
+        return Err(Error::Config(ConfigError::NoMethod { supported: supported() }));
     }
     let peft_type = peft_type.as_str().unwrap_or_default();
     let known = METHODS.read().unwrap_or_else(PoisonError::into_inner).get(peft_type).copied();
     match known {
         Some(method) => (method.read)(text),
-        None => Err(Error::UnsupportedMethod { peft_type: peft_type.to_owned(), supported: supported() }),
+        None => Err(Error::Config(ConfigError::UnsupportedMethod {
+            peft_type: peft_type.to_owned(),
+            supported: supported(),
+        })),
     }
 }

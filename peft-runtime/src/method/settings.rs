@@ -17,7 +17,7 @@ use crate::adapter::{
 };
 use crate::config::{Bias, CombineOptions};
 use crate::declared::Declared;
-use crate::error::{Error, Fault, Result};
+use crate::error::{ConfigError, Error, Fault, Result};
 use crate::path::ModulePath;
 use crate::schema::LayerKind;
 use crate::select::TargetModules;
@@ -256,7 +256,7 @@ pub trait Method: Any + Clone + Debug + PartialEq + Send + Serialize + Deseriali
     /// If the method has no such adapters, or the tensors cannot be had.
     fn build_tokens(site: &Site<'_>, tokens: &[u32], source: &mut dyn TensorSource) -> Result<Built> {
         let _ = (tokens, source);
-        Err(Error::NoTokenAdapters { method: Self::NAME, path: site.path.clone() })
+        Err(Error::Config(ConfigError::NoTokenAdapters { method: Self::NAME, path: site.path.clone() }))
     }
 
     /// The config with what a model would have told, read off the layers of a file and the ends of their keys.

@@ -71,7 +71,7 @@ compared!(BertModel, |model: &BertModel, ids: &Tensor| model.forward(ids, None, 
 /// its scaling, on a few tokens. Both models are loaded one after the other, in single precision.
 ///
 /// # Errors
-/// [`Error::Checkpoint`] if they do not compute the same, and an error that names the file if the merged model cannot be read.
+/// [`Error::Verification`] if they do not compute the same, and an error that names the file if the merged model cannot be read.
 pub fn compare_merged(
     base: impl AsRef<Path>,
     adapters: &[(&StoredAdapter, f64)],
@@ -130,7 +130,7 @@ fn compare<M: Compared>(
          one, and {:.0e} is the most that rounding explains",
         closeness.tokens, closeness.difference, closeness.tolerance
     );
-    Err(Error::Checkpoint { path: merged.to_owned(), reason })
+    Err(Error::Verification { path: merged.to_owned(), reason })
 }
 
 /// The outputs of the base model, without the adapters and with them.

@@ -25,6 +25,7 @@ mod orientation;
 mod original_base;
 mod other_file;
 mod prefix_search;
+mod rotary_rows;
 mod save;
 mod standalone;
 mod state_dict;
@@ -45,6 +46,8 @@ pub use merged::{MergedWeights, Unadapted, WriteProgress, WriteReport};
 pub(crate) use model_files::shard_names;
 pub use model_weights::ModelWeights;
 pub use name_map::NameMap;
+#[cfg(feature = "models")]
+pub(crate) use rotary_rows::{in_halves, in_pairs};
 pub use save::SaveOptions;
 pub(crate) use save::save_pretrained;
 #[cfg(feature = "models")]

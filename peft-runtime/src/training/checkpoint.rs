@@ -11,7 +11,7 @@ use super::optimizer::Optimizer;
 use super::rank_allocation::RankAllocation;
 use super::step_folders;
 use super::training_state::{TrainingState, set_dropout_positions};
-use crate::error::{Error, Result, ShapeMismatch, TensorReport, shortened};
+use crate::error::{Error, Result, ShapeMismatch, TensorReport, TrainingError, shortened};
 use crate::manage::trainable_parameters;
 use crate::module::Injectable;
 use crate::store::{PendingFile, SaveOptions, parse_safetensors, read_text, save_pretrained, to_bytes};
@@ -98,7 +98,7 @@ impl Checkpoints {
                 let reason = format!(
                     "it is ahead of this run, which is at step {step}; resume from it, or choose another folder"
                 );
-                Err(Error::Checkpoint { path, reason })
+                Err(Error::Training(TrainingError::Checkpoint { path, reason }))
             }
             _ => Ok(()),
         }
@@ -149,14 +149,14 @@ impl TrainingCheckpoint {
         let state = TrainingState::from_json(&text).map_err(|error| error.in_file(&path))?;
         if let Some(name) = state.files.keys().find(|name| !TENSOR_FILES.contains(&name.as_str())) {
             let reason = format!("it names `{}`, which is not a file of a checkpoint", shortened(name));
-            return Err(Error::Checkpoint { path, reason });
+            return Err(Error::Training(TrainingError::Checkpoint { path, reason }));
         }
         for (name, size) in &state.files {
             let path = folder.join(name);
             let found = std::fs::metadata(&path).map_err(Error::io("read", &path))?.len();
             if found != *size {
                 let reason = format!("it has {found} bytes and should have {size}");
-                return Err(Error::Checkpoint { path, reason });
+                return Err(Error::Training(TrainingError::Checkpoint { path, reason }));
             }
         }
         Ok(Self { folder, state })
@@ -176,7 +176,7 @@ impl TrainingCheckpoint {
     /// has to be created for them as at the start of the run; the allocator has to be that of the run, if it had one.
     ///
     /// # Errors
-    /// [`Error::TrainingTensors`] if something in the checkpoint does not fit; nothing is changed then.
+    /// [`TrainingError::Tensors`] if something in the checkpoint does not fit; nothing is changed then.
     pub fn restore<M: Injectable + ?Sized>(
         &self,
         model: &M,
@@ -198,7 +198,7 @@ impl TrainingCheckpoint {
             }
             None if self.state.files.contains_key(ALLOCATOR_FILE) => {
                 let reason = "its run had a rank allocator, and this one has none".to_owned();
-                return Err(Error::Checkpoint { path: self.folder.clone(), reason });
+                return Err(Error::Training(TrainingError::Checkpoint { path: self.folder.clone(), reason }));
             }
             None => optimizer.load_state(&state).map_err(in_file(OPTIMIZER_FILE))?,
         }
@@ -231,7 +231,7 @@ impl TrainingCheckpoint {
         if report.is_empty() {
             return Ok(values);
         }
-        let error = Error::TrainingTensors { what: "what trains", report: Box::new(report) };
+        let error = Error::Training(TrainingError::Tensors { what: "what trains", report: Box::new(report) });
         Err(error.in_file(self.folder.join(PARAMETERS_FILE)))
     }
 

@@ -31,6 +31,6 @@ pub trait Optimizer {
     /// Loads what [`state`](Self::state) returned for an optimiser over the same variables.
     ///
     /// # Errors
-    /// [`Error::TrainingTensors`](crate::Error::TrainingTensors) if it is not exactly that; nothing is changed then.
+    /// [`TrainingError::Tensors`](crate::error::TrainingError::Tensors) if it is not exactly that; nothing is changed then.
     fn load_state(&mut self, state: &BTreeMap<String, Tensor>) -> Result<()>;
 }

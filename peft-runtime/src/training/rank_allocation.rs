@@ -41,12 +41,12 @@ pub trait RankAllocation: Debug {
     /// An error if `state` does not fit this allocation; nothing is changed.
     ///
     /// # Errors
-    /// [`Error::TrainingTensors`](crate::Error::TrainingTensors).
+    /// [`TrainingError::Tensors`](crate::error::TrainingError::Tensors).
     fn check_state(&self, state: &BTreeMap<String, Tensor>) -> Result<()>;
 
     /// Loads what [`state`](Self::state) returned.
     ///
     /// # Errors
-    /// [`Error::TrainingTensors`](crate::Error::TrainingTensors); nothing is changed then.
+    /// [`TrainingError::Tensors`](crate::error::TrainingError::Tensors); nothing is changed then.
     fn load_state(&mut self, state: &BTreeMap<String, Tensor>) -> Result<()>;
 }

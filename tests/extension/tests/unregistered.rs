@@ -1,5 +1,6 @@
 //! A method before and after its registration, which applies to the whole process: this test has a process of its own.
 
+use peft_runtime::error::ConfigError;
 use std::sync::Arc;
 
 use candle_nn::Linear;
@@ -87,6 +88,9 @@ fn a_method_is_known_once_registered_and_its_name_is_taken() {
     assert_eq!(Arc::clone(&method).name(), "Scale");
 
     let error = register::<Impostor>().unwrap_err();
-    assert!(matches!(&error, Error::RegisteredMethod { peft_type } if peft_type == "SCALE"), "{error}");
+    assert!(
+        matches!(&error, Error::Config(ConfigError::RegisteredMethod { peft_type }) if peft_type == "SCALE"),
+        "{error}"
+    );
     assert_eq!(PeftConfig::from_json(&config.to_json().unwrap()).unwrap().method().name(), "Scale");
 }

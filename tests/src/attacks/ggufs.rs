@@ -105,7 +105,7 @@ fn tensors() -> Vec<Attack> {
             "not divisible by the block size",
             || Gguf::sound().with_tensor("blk.0.attn_q.weight", |tensor| tensor.dtype = 2).bytes(),
         ),
-        refused("gguf-dtype", "a number type that does not exist", "unknown dtype", || {
+        refused("gguf-dtype", "a number type that does not exist", "has the unknown type 250", || {
             Gguf::sound().with_tensor("blk.0.attn_q.weight", |tensor| tensor.dtype = 250).bytes()
         }),
     ]

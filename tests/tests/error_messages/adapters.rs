@@ -1,6 +1,7 @@
 //! Configs, rows, state dicts and combinations.
 
 use super::*;
+use peft_runtime::error::ConfigError;
 
 pub(super) fn configs() -> Vec<Failure> {
     let ambiguous = lora(2).with_rank_pattern([("last", 1), (".*st", 3)]);
@@ -12,13 +13,13 @@ pub(super) fn configs() -> Vec<Failure> {
         failure!(
             "a value that the method cannot have",
             LoraConfig::from_json(r#"{"peft_type": "LORA", "r": 0}"#).unwrap_err(),
-            Error::Config { field: "r", .. },
+            Error::Config(ConfigError::Invalid { field: "r", .. }),
             ["invalid `r`: the rank is 0; it must be at least 1"]
         ),
         failure!(
             "a target rank above the initial one",
             RankAllocator::new(&model, "default").map(drop).unwrap_err(),
-            Error::Config { field: "target_r", .. },
+            Error::Config(ConfigError::Invalid { field: "target_r", .. }),
             ["invalid `target_r`"]
         ),
         failure!(
@@ -36,7 +37,7 @@ pub(super) fn configs() -> Vec<Failure> {
         failure!(
             "a model without a config",
             base().inject_declared("x").map(drop).unwrap_err(),
-            Error::NoDeclaredConfig { model: "Model" },
+            Error::Config(ConfigError::NotDeclared { model: "Model" }),
             ["`Model` declares no config", "#[peft(lora("]
         ),
     ]
@@ -111,7 +112,7 @@ pub(super) fn state_dicts() -> Vec<Failure> {
         failure!(
             "what a random init took out",
             inject(&factors, &pissa),
-            Error::RandomStart { .. },
+            Error::Config(ConfigError::RandomStart { .. }),
             ["pissa_niter_2", "`first`", "plain LoRA"]
         ),
     ]

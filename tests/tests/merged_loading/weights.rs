@@ -272,7 +272,7 @@ fn files_written_from_merged_weights_are_like_those_of_the_base_model() {
     let mut bytes = std::fs::read(path).unwrap();
     *bytes.last_mut().unwrap() ^= 1;
     std::fs::write(path, bytes).unwrap();
-    assert!(matches!(merged.verify(&output, &mut |_| {}).unwrap_err(), Error::Checkpoint { .. }));
+    assert!(matches!(merged.verify(&output, &mut |_| {}).unwrap_err(), Error::Verification { .. }));
 }
 
 fn files(folder: &Path) -> Vec<String> {

@@ -38,7 +38,7 @@ fn a_wrong_merge_is_found() {
     tensors.insert(name.to_owned(), (own + update).unwrap());
     write(folder.path(), "model.safetensors", &tensors);
     let error = compare(&case, folder.path()).unwrap_err();
-    assert!(matches!(error, Error::Checkpoint { .. }), "{error}");
+    assert!(matches!(error, Error::Verification { .. }), "{error}");
     // The base model itself is not the merged one.
     assert!(compare(&case, case.base.path()).is_err());
 }

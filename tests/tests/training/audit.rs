@@ -4,6 +4,7 @@ use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::{LayerNorm, Linear, Module};
 use peft_runtime::Error;
+use peft_runtime::error::TrainingError;
 use peft_runtime::prelude::*;
 use peft_runtime::train::{AdamW, MissingCause, Schedule, Trainer, audit};
 use peft_tests::tensors::random;
@@ -112,7 +113,7 @@ fn the_audit_names_adapters_that_are_frozen() {
     let error = AdamW::for_model(&model, 0.1)
         .and_then(|optimizer| Trainer::new(&model, optimizer, Schedule::constant()))
         .unwrap_err();
-    assert!(matches!(error, Error::MissingGradients { .. }), "{error}");
+    assert!(matches!(error, Error::Training(TrainingError::MissingGradients { .. })), "{error}");
 }
 
 #[test]

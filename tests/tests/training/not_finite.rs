@@ -1,6 +1,7 @@
 //! Losses and gradients that are NaN or infinite.
 
 use peft_runtime::Error;
+use peft_runtime::error::TrainingError;
 use peft_runtime::train::{AdamW, Schedule, Trainer};
 use peft_tests::training::{Method, Mlp, trainer};
 
@@ -18,7 +19,9 @@ fn a_loss_that_is_not_finite_stops_with_the_last_good_checkpoint() {
     for bad in [f64::NAN, f64::INFINITY] {
         let loss = (model.loss(4).unwrap() * bad).unwrap();
         let error = trainer.step(&model, &loss).unwrap_err();
-        let Error::NonFiniteLoss { step, last_checkpoint, .. } = &error else { panic!("{error}") };
+        let Error::Training(TrainingError::NonFiniteLoss { step, last_checkpoint, .. }) = &error else {
+            panic!("{error}")
+        };
         assert_eq!((*step, last_checkpoint.clone()), (3, Some(folder.path().join("step-2"))));
         assert!(error.to_string().contains("step-2"), "{error}");
     }
@@ -36,7 +39,9 @@ fn a_gradient_that_is_not_finite_is_named_and_changes_nothing() {
     let loss = (&loss + zero.sqrt().unwrap()).unwrap();
     let before = trained(&model);
     let error = trainer.step(&model, &loss).unwrap_err();
-    let Error::NonFiniteGradient { step: 1, parameter, last_checkpoint: None } = &error else {
+    let Error::Training(TrainingError::NonFiniteGradient { step: 1, parameter, last_checkpoint: None }) =
+        &error
+    else {
         panic!("{error}")
     };
     assert!(parameter.contains("lora_"), "{parameter}");

@@ -1,5 +1,6 @@
 //! Checkpoints of a run, and what a run resumes with.
 
+use peft_runtime::error::TrainingError;
 use std::path::Path;
 
 use candle_core::{Device, Var};
@@ -85,7 +86,7 @@ fn a_checkpoint_of_another_run_is_refused_and_changes_nothing() {
     assert_eq!((trained(&other), trainer.steps()), (before, 0));
     // Continuing to train would mix two runs in one folder.
     let error = trainer.step(&other, &other.loss(0).unwrap()).unwrap_err();
-    assert!(matches!(error, Error::Checkpoint { .. }), "{error}");
+    assert!(matches!(error, Error::Training(TrainingError::Checkpoint { .. })), "{error}");
 }
 
 #[test]
@@ -94,7 +95,7 @@ fn a_checkpoint_in_the_middle_of_an_accumulation_is_refused() {
     let model = Mlp::adapted(Method::Lora).unwrap();
     let mut trainer = trainer(&model, Method::Lora, folder.path(), 1).unwrap();
     trainer.step(&model, &model.loss(0).unwrap()).unwrap();
-    assert!(matches!(trainer.save(&model), Err(Error::Checkpoint { .. })));
+    assert!(matches!(trainer.save(&model), Err(Error::Training(TrainingError::Checkpoint { .. }))));
     trainer.step(&model, &model.loss(1).unwrap()).unwrap();
     assert!(folder.path().join("step-1/training.json").is_file());
 }

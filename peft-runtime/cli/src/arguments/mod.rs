@@ -6,9 +6,10 @@ mod tests;
 use std::ops::Range;
 use std::path::PathBuf;
 
+use clap::builder::PossibleValuesParser;
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand};
-use peft_runtime::{CombinationType, MajoritySign, NameMap};
+use peft_runtime::{CombinationType, MajoritySign, NameMap, StoredAdapter};
 
 use crate::check::arguments::CheckArguments;
 pub use crate::written_format::{Component, Format};
@@ -186,8 +187,10 @@ pub struct DiffArguments {
 pub struct ConvertArguments {
     /// The adapter: its folder or file.
     pub adapter: PathBuf,
-    /// The format that the adapter is in: `peft`, `mlx` and others, as `peft inspect` names it; by default it is found.
-    #[arg(long, value_name = "FORMAT", default_value = AUTO)]
+    /// The format that the adapter is in, as `peft inspect` names it; by default it is found.
+    #[arg(long, value_name = "FORMAT", default_value = AUTO, value_parser = PossibleValuesParser::new(
+        std::iter::once(AUTO).chain(StoredAdapter::formats())
+    ))]
     pub from: String,
     /// The format to write.
     #[arg(long, value_enum, value_name = "FORMAT")]

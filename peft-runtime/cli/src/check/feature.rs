@@ -78,8 +78,10 @@ pub enum Feature {
     NestedPrefix,
     /// Keys with the prefix of another wrapper: `_orig_mod.`, `module.`.
     WrapperPrefix,
-    /// Keys with the adapter's name in them.
+    /// Keys with the adapter's name in them, which is `default`.
     AdapterName,
+    /// Keys with another name of the adapter in them.
+    OtherAdapterName,
     /// Tensors that are not of a floating-point type.
     NotFloat,
     /// Tensors that belong to nothing.
@@ -95,7 +97,7 @@ pub enum Feature {
 impl Feature {
     /// All of them.
     #[cfg(test)]
-    pub const ALL: [Self; 49] = [
+    pub const ALL: [Self; 50] = [
         Self::PeftFolder,
         Self::Pickle,
         Self::OtherFileName,
@@ -140,6 +142,7 @@ impl Feature {
         Self::NestedPrefix,
         Self::WrapperPrefix,
         Self::AdapterName,
+        Self::OtherAdapterName,
         Self::NotFloat,
         Self::Strangers,
         Self::HalfPairs,

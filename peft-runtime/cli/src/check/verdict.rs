@@ -28,6 +28,9 @@ pub struct Verdict {
     pub ok: bool,
     pub refused: Vec<Finding>,
     pub ignored: Vec<Finding>,
+    /// What the program would refuse or ignore in a file that it does not open.
+    #[serde(skip)]
+    pub hidden: Vec<Finding>,
     /// What the base model does not have as the adapter has it.
     pub base: Vec<String>,
     /// How many tensors there are.
@@ -58,10 +61,12 @@ impl Verdict {
             }
         }
         refused.extend(too_large(program, adapter, limit));
-        // What is in a file that is not opened does not matter.
+        let mut hidden = Vec::new();
+        // What is in a file that is not opened does not matter, unless the adapter is written anew.
         if let Some(format) = refused.iter().position(|finding| finding.feature == adapter.format) {
-            refused = vec![refused.swap_remove(format)];
-            ignored.clear();
+            let format = refused.remove(format);
+            hidden = std::mem::replace(&mut refused, vec![format]);
+            hidden.append(&mut ignored);
         }
         let ok = refused.is_empty() && ignored.is_empty() && !adapter.tensors.is_empty();
         let tensors = adapter.tensors.len();
@@ -71,6 +76,7 @@ impl Verdict {
             ok,
             refused,
             ignored,
+            hidden,
             base: Vec::new(),
             tensors,
         }

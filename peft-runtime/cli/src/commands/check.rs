@@ -17,7 +17,7 @@ use crate::check::fix;
 use crate::check::programs::{PROGRAMS, Program};
 use crate::check::verdict::{Finding, Verdict};
 use crate::failure::Failure;
-use crate::files::{open_base, open_base_weights, read_config};
+use crate::files::{open_base, open_base_weights, read_model_config};
 use crate::terminal::{print, print_json};
 
 /// How many tensors a finding names.
@@ -88,11 +88,7 @@ fn read_base(arguments: &CheckArguments) -> Result<Option<Base>, Failure> {
     let weights: ModelWeights = open_base(&arguments.base)?;
     let folder = if first.is_dir() { first.as_path() } else { first.parent().unwrap_or(Path::new("")) };
     let config = folder.join("config.json");
-    let config = if config.is_file() {
-        serde_json::from_str(&read_config(&config)?).map_err(|error| Failure::read(&config, &error))?
-    } else {
-        Value::Null
-    };
+    let config = if config.is_file() { read_model_config(&config)? } else { Value::Null };
     let shapes = weights.shapes().into_iter().map(|tensor| (tensor.key, tensor.shape)).collect();
     Ok(Some(Base { shapes, config }))
 }

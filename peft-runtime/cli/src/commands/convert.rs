@@ -3,12 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use peft_runtime::{BaseWeights, ImageProgram, PipelineModel, StoredAdapter};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::arguments::{AUTO, Component, ConvertArguments, Format};
 use crate::failure::Failure;
-use crate::files::{check_free, open_adapter, open_base, warn_of_left_out};
-use crate::gguf_adapter::{self, ModelConfig};
+use crate::files::{check_free, open_adapter, open_base, read_model_config, warn_of_left_out};
 use crate::mlx_adapter;
 use crate::terminal::{print, print_json};
 
@@ -32,7 +31,7 @@ pub fn run(arguments: &ConvertArguments) -> Result<(), Failure> {
         Format::PlainLora => save(&plain()?, &arguments.output)?,
         Format::Gguf => {
             let config = model_config(arguments, &adapter)?;
-            gguf_adapter::write(&plain()?, &config, base.as_ref(), &arguments.output, arguments.f16)?
+            plain()?.save_gguf(&arguments.output, &config, base.as_ref(), arguments.f16)?
         }
         Format::Kohya => image_file(arguments, &adapter, ImageProgram::Kohya)?,
         Format::Diffusers => image_file(arguments, &adapter, ImageProgram::Diffusers)?,
@@ -124,12 +123,12 @@ fn has_weights(folder: &Path) -> bool {
 }
 
 /// The base model's config: from `--model-config`, from `--base`, or from the folder that the adapter names as its base model.
-fn model_config(arguments: &ConvertArguments, adapter: &StoredAdapter) -> Result<ModelConfig, Failure> {
+fn model_config(arguments: &ConvertArguments, adapter: &StoredAdapter) -> Result<Value, Failure> {
     let named = adapter.config().method().common().base_model_name_or_path.clone();
     let given = arguments.model_config.iter().chain(&arguments.base).cloned();
     let mut candidates = given.chain(named.map(PathBuf::from));
     match candidates.find_map(config_in) {
-        Some(path) => ModelConfig::read(&path),
+        Some(path) => read_model_config(&path),
         None => Err(Failure::new(
             "the base model's `config.json` was not found; tensor names and the order of rows in a GGUF file depend on it",
             "pass the base model's folder with `--base`, or its `config.json` with `--model-config`",

@@ -10,7 +10,7 @@ use super::init::LoraInit;
 use super::start::{drawn, takes_from_base, worked_out};
 use super::{BIAS_KEY, LAYER_KEYS, Lora, Start};
 use crate::adapter::{Built, Geometry, Init, LowRank, Site, TensorSource};
-use crate::error::{Error, Fault, Result};
+use crate::error::{ConfigError, Error, Fault, Result};
 use crate::method::Method;
 use crate::path::ModulePath;
 use crate::schema::{Family, LayerKind};
@@ -52,7 +52,10 @@ impl LoraConfig {
     ) -> Result<Built> {
         let geometry = site.geometry.clone();
         if let (false, LoraInit::PissaIterations(_)) = (source.is_fresh(), self.init()) {
-            return Err(Error::RandomStart { init: self.init().describe(), path: site.path.clone() });
+            return Err(Error::Config(ConfigError::RandomStart {
+                init: self.init().describe(),
+                path: site.path.clone(),
+            }));
         }
         // A file's factors replace the computed ones, but the base weight is still changed.
         let needed = source.is_fresh() || takes_from_base(self.init()) || self.init() == LoraInit::Loftq;

@@ -5,7 +5,7 @@ use candle_core::{DType, Tensor};
 use super::loftq::loftq;
 use super::{EMBEDDING_KEYS, Keys, LAYER_KEYS, LoraConfig, LoraInit};
 use crate::adapter::{Geometry, Init, LowRank, Site};
-use crate::error::{Error, Result};
+use crate::error::{ConfigError, Error, Result};
 use crate::ops::decompose::{self, Svd, qr, randomised_svd, svd};
 use crate::ops::matmul::product;
 use crate::ops::random::{normal, stream};
@@ -118,7 +118,7 @@ fn from_singular_values(factors: &Svd, rank: usize, scaling: f64) -> Result<LowR
 fn orthogonal(config: &LoraConfig, site: &Site<'_>, rank: usize, scaling: f64) -> Result<LowRank> {
     if !rank.is_multiple_of(2) {
         let reason = format!("the rank of `{}` is {rank}; the orthogonal init needs an even one", site.path);
-        return Err(Error::Config { field: "r", reason });
+        return Err(Error::Config(ConfigError::Invalid { field: "r", reason }));
     }
     let mut rng = stream(config.seed(), &format!("{}/orthogonal", site.path), 0);
     let dtype = site.adapter_dtype();

@@ -10,8 +10,8 @@ use candle_core::quantized::gguf_file::Content;
 use candle_core::{DType, Device, Error as CandleError, Result as CandleResult, Shape, Tensor, bail};
 use candle_nn::Linear;
 
-use super::config::{Architecture, LlamaConfig};
-use super::gguf_metadata::config_of;
+use super::config::LlamaConfig;
+use super::gguf_metadata::{Heads, config_of};
 use super::weights::Weights;
 use crate::error::{Error, Result};
 use crate::layer::{Adapted, AnyLinear, QuantizedLinear};
@@ -48,7 +48,7 @@ impl GgufFile {
     /// A tensor by its name in transformers, with its rows in the order of transformers, on the model's device.
     fn quantized(&mut self, name: &str, shape: &[usize]) -> CandleResult<QTensor> {
         let name_in_file = name_in_file(name)?;
-        let heads = self.interleaved_heads(name);
+        let heads = Heads::of(&self.config).interleaved(name);
         let place = if heads.is_some() { Device::Cpu } else { self.device.clone() };
         let tensor = self.content.tensor(&mut self.reader, &name_in_file, &place)?;
         if tensor.shape().dims() != shape {
@@ -59,17 +59,6 @@ impl GgufFile {
         match heads {
             Some(heads) => halves_apart(&tensor, heads, &self.device),
             None => Ok(tensor),
-        }
-    }
-
-    /// The number of heads of a projection whose rows are in llama.cpp's order: there, the two values that the rotary
-    /// embedding rotates together are neighbours; in transformers they are half a head apart.
-    fn interleaved_heads(&self, name: &str) -> Option<usize> {
-        let mut parts = name.rsplit('.').skip(1);
-        match (self.config.architecture, parts.next()) {
-            (Architecture::Llama, Some("q_proj")) => Some(self.config.num_attention_heads),
-            (Architecture::Llama, Some("k_proj")) => Some(self.config.num_key_value_heads),
-            _ => None,
         }
     }
 }

@@ -11,12 +11,11 @@ use candle_nn::Init;
 use candle_nn::var_builder::SimpleBackend;
 use serde_json::{Value, json};
 
-use super::config::Architecture;
 use super::gguf::name_in_file;
 use super::gguf_metadata::{Heads, heads_of};
 use crate::error::{Error, Result};
 use crate::path::ModulePath;
-use crate::store::read_gguf_content;
+use crate::store::{in_halves, in_pairs, read_gguf_content};
 
 /// A file whose tensors are read when they are asked for.
 pub(super) struct GgufBase {
@@ -84,20 +83,10 @@ impl GgufBase {
         Ok(bytes)
     }
 
-    /// The number of heads of a projection whose rows are in llama.cpp's order.
-    fn interleaved_heads(&self, name: &str) -> Option<usize> {
-        let module = name.rsplit('.').nth(1);
-        match (self.heads.architecture, module) {
-            (Architecture::Llama, Some("q_proj")) => Some(self.heads.queries),
-            (Architecture::Llama, Some("k_proj")) => Some(self.heads.keys),
-            _ => None,
-        }
-    }
-
     /// A tensor of transformers with the rows in the file's order.
     pub(super) fn in_file_order(&self, name: &str, tensor: &Tensor) -> Result<Tensor> {
-        let ordered = match self.interleaved_heads(name) {
-            Some(heads) => swapped(tensor, heads, Order::Pairs),
+        let ordered = match self.heads.interleaved(name) {
+            Some(heads) => of_pairs(in_pairs(tensor, heads), tensor, heads),
             None => Ok(tensor.clone()),
         };
         ordered.map_err(Error::on_layer(&ModulePath::from(name)))
@@ -118,8 +107,8 @@ impl SimpleBackend for GgufBase {
         let own = name_in_file(name)?;
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         let tensor = self.content.tensor(&mut *file, &own, &Device::Cpu)?.dequantize(&Device::Cpu)?;
-        let tensor = match self.interleaved_heads(name) {
-            Some(heads) => swapped(&tensor, heads, Order::Halves)?,
+        let tensor = match self.heads.interleaved(name) {
+            Some(heads) => of_pairs(in_halves(&tensor, heads), &tensor, heads)?,
             None => tensor,
         };
         tensor.to_dtype(dtype)?.to_device(device)
@@ -137,40 +126,10 @@ fn read_head<R: Read + Seek>(reader: &mut R, size: u64) -> CandleResult<(Content
     Ok((content, heads))
 }
 
-/// Where the two rows of a head are that the rotary embedding turns together.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Order {
-    /// Half a head apart, as in transformers.
-    Halves,
-    /// Next to each other, as in llama.cpp.
-    Pairs,
-}
-
-/// The rows of every head in the order `to`, from the other one.
-fn swapped(tensor: &Tensor, heads: usize, to: Order) -> CandleResult<Tensor> {
-    let rows = tensor.dims().first().copied().unwrap_or_default();
-    if heads == 0 || rows == 0 || !rows.is_multiple_of(2 * heads) {
-        bail!("{rows} rows cannot be the pairs of {heads} heads")
-    }
-    let half = rows / heads / 2;
-    let sides = if to == Order::Halves { (half, 2) } else { (2, half) };
-    let split = tensor.reshape((heads, sides.0, sides.1, ()))?;
-    split.transpose(1, 2)?.contiguous()?.reshape(tensor.shape())
-}
-
-#[cfg(test)]
-mod tests {
-    use candle_core::{Device, Tensor};
-
-    use super::{Order, swapped};
-
-    #[test]
-    fn pairs_become_halves_and_back() {
-        let rows = Tensor::arange(0f32, 12., &Device::Cpu).unwrap();
-        let halves = swapped(&rows, 2, Order::Halves).unwrap();
-        assert_eq!(halves.to_vec1::<f32>().unwrap(), [0., 2., 4., 1., 3., 5., 6., 8., 10., 7., 9., 11.]);
-        let back = swapped(&halves, 2, Order::Pairs).unwrap();
-        assert_eq!(back.to_vec1::<f32>().unwrap(), rows.to_vec1::<f32>().unwrap());
-        assert!(swapped(&rows, 5, Order::Halves).is_err());
+/// Reordered rows, or the error that they cannot be.
+fn of_pairs(reordered: CandleResult<Option<Tensor>>, tensor: &Tensor, heads: usize) -> CandleResult<Tensor> {
+    match reordered? {
+        Some(tensor) => Ok(tensor),
+        None => bail!("the rows of {:?} cannot be the pairs of {heads} heads", tensor.dims()),
     }
 }

@@ -113,13 +113,13 @@ impl MergedGguf {
     /// Reads what [`write`](Self::write) wrote, merges once more, and compares every byte.
     ///
     /// # Errors
-    /// [`Error::Checkpoint`] if a byte is not what it should be, and an error that names the file if it cannot be read.
+    /// [`Error::Verification`] if a byte is not what it should be, and an error that names the file if it cannot be read.
     pub fn verify(&self, path: impl AsRef<Path>, progress: &mut dyn FnMut(&WriteProgress<'_>)) -> Result<()> {
         let path = path.as_ref();
         let written = GgufBase::open(path)?;
         let differs = |place: u64| {
             let reason = format!("byte {place} and those after it are not what merging gives");
-            Error::Checkpoint { path: path.to_owned(), reason }
+            Error::Verification { path: path.to_owned(), reason }
         };
         let mut place = 0;
         self.stream(progress, &mut |bytes| {

@@ -139,6 +139,23 @@ pub(super) struct Heads {
     pub(super) keys: usize,
 }
 
+impl Heads {
+    pub(super) fn of(config: &LlamaConfig) -> Self {
+        let (queries, keys) = (config.num_attention_heads, config.num_key_value_heads);
+        Self { architecture: config.architecture, queries, keys }
+    }
+
+    /// The number of heads of a projection whose rows are in llama.cpp's order: there, the two values that the rotary
+    /// embedding rotates together are neighbours; in transformers they are half a head apart.
+    pub(super) fn interleaved(&self, name: &str) -> Option<usize> {
+        match (self.architecture, name.rsplit('.').nth(1)) {
+            (Architecture::Llama, Some("q_proj")) => Some(self.queries),
+            (Architecture::Llama, Some("k_proj")) => Some(self.keys),
+            _ => None,
+        }
+    }
+}
+
 /// The heads of the model in a file.
 ///
 /// # Errors

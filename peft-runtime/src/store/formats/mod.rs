@@ -27,6 +27,7 @@ use super::stored_contents::StoredContents;
 
 pub(super) use base::Base;
 use format::{AdapterFormat, Imported};
+pub(super) use gguf::GgufNames;
 pub(super) use image::{ExportedLayer, diffusers as diffusers_file, kohya as kohya_file};
 use source::Source;
 pub(super) use source::is_bare;
@@ -37,6 +38,11 @@ pub(super) const PEFT: &str = "peft";
 /// The formats, those with the more specific marks first.
 static FORMATS: [&dyn AdapterFormat; 6] =
     [&gguf::Gguf, &mlx::Mlx, &image::LYCORIS, &image::XLABS, &image::KOHYA, &image::DIFFUSERS];
+
+/// The names of all formats.
+pub(super) fn names() -> impl Iterator<Item = &'static str> {
+    std::iter::once(PEFT).chain(FORMATS.iter().map(|format| format.name()))
+}
 
 /// An adapter of any format.
 pub(super) struct Opened {

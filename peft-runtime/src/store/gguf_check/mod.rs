@@ -51,9 +51,12 @@ fn check_types<R: Read + Seek>(reader: &mut R) -> Result<()> {
     reader.rewind()?;
     match unknown {
         Some((name, kind)) => {
-            let kind = UNREAD.iter().find(|(number, _)| *number == kind).map_or("unknown", |(_, name)| name);
+            let kind = match UNREAD.iter().find(|(number, _)| *number == kind) {
+                Some((_, name)) => format!("type {name}"),
+                None => format!("unknown type {kind}"),
+            };
             bail!(
-                "the tensor `{name}` has the type {kind}; types that can be read and written are F32, F16, BF16, Q4_0, Q4_1, Q5_0, \
+                "the tensor `{name}` has the {kind}; types that can be read and written are F32, F16, BF16, Q4_0, Q4_1, Q5_0, \
                  Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K and Q6_K"
             )
         }

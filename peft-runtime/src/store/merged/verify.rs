@@ -15,7 +15,7 @@ impl MergedWeights<ModelWeights> {
     /// Reads what [`write`](Self::write) wrote, merges once more, and compares every byte.
     ///
     /// # Errors
-    /// [`Error::Checkpoint`], which names the tensor that is not as it should be, and an error that names the file if
+    /// [`Error::Verification`], which names the tensor that is not as it should be, and an error that names the file if
     /// one cannot be read.
     pub fn verify(
         &self,
@@ -33,7 +33,7 @@ impl MergedWeights<ModelWeights> {
             if layout.tensors.len() != shard.tensors.len() {
                 let reason =
                     format!("it has {} tensors instead of {}", layout.tensors.len(), shard.tensors.len());
-                return Err(Error::Checkpoint { path, reason });
+                return Err(Error::Verification { path, reason });
             }
             for (planned, entry) in shard.tensors.iter().zip(&layout.tensors) {
                 let header = (&entry.name, &entry.shape, entry.dtype);
@@ -63,9 +63,9 @@ fn check_index(shards: &[Shard<'_>], folder: &Path) -> Result<()> {
         return Ok(());
     }
     let reason = format!("it opens with {} of {written} tensors", written_weights.names().count());
-    Err(Error::Checkpoint { path: folder.to_owned(), reason })
+    Err(Error::Verification { path: folder.to_owned(), reason })
 }
 
 fn differs(path: &Path, planned: &Planned, how: &str) -> Error {
-    Error::Checkpoint { path: path.to_owned(), reason: format!("`{}` is wrong: {how}", planned.name) }
+    Error::Verification { path: path.to_owned(), reason: format!("`{}` is wrong: {how}", planned.name) }
 }

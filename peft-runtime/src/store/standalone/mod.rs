@@ -2,6 +2,7 @@
 
 mod empty_layer;
 mod empty_parameter;
+mod gguf_file;
 mod image_files;
 mod layers;
 #[cfg(feature = "models")]
@@ -143,7 +144,12 @@ impl StoredAdapter {
         &self.name
     }
 
-    /// The format of the files that it was read from: `peft`, `mlx`, `gguf`, `kohya` and others.
+    /// The formats that [`open`](Self::open) reads: `peft`, `mlx`, `gguf`, `kohya` and others.
+    pub fn formats() -> impl Iterator<Item = &'static str> {
+        formats::names()
+    }
+
+    /// The format of the files that it was read from, one of [`formats`](Self::formats).
     pub fn format(&self) -> &'static str {
         self.format
     }

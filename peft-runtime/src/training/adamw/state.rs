@@ -6,7 +6,7 @@ use std::ops::Range;
 use candle_core::{DType, Device, Tensor, Var, WithDType};
 
 use super::{AdamW, Flat, Parameter, Place};
-use crate::error::{Error, Result, ShapeMismatch, TensorReport};
+use crate::error::{Error, Result, ShapeMismatch, TensorReport, TrainingError};
 
 /// PyTorch's names.
 const FIRST: &str = "exp_avg";
@@ -83,7 +83,10 @@ impl AdamW {
         }
         report.unexpected.extend(left.keys().map(|key| (*key).to_owned()));
         if !report.is_empty() {
-            return Err(Error::TrainingTensors { what: "the optimiser's state", report: Box::new(report) });
+            return Err(Error::Training(TrainingError::Tensors {
+                what: "the optimiser's state",
+                report: Box::new(report),
+            }));
         }
         for (place, (values, steps)) in loaded.into_iter().enumerate() {
             self.replace(place, values, steps);

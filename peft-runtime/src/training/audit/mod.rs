@@ -8,7 +8,7 @@ use candle_core::backprop::GradStore;
 use candle_core::{TensorId, Var};
 
 use crate::config::Bias;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, TrainingError};
 use crate::layer::{AdapterStack, Called, Layer};
 use crate::manage::{bias_variable, slot_variables};
 use crate::module::{Injectable, leaves};
@@ -269,7 +269,7 @@ impl Audit {
     /// An error unless every tensor that trains has a gradient.
     ///
     /// # Errors
-    /// [`Error::MissingGradients`] with this report.
+    /// [`TrainingError::MissingGradients`] with this report.
     pub fn ensure_complete(&self) -> Result<()> {
         if self.is_complete() { Ok(()) } else { Err(self.to_error()) }
     }
@@ -277,13 +277,13 @@ impl Audit {
     /// An error unless some tensor that trains has a gradient.
     ///
     /// # Errors
-    /// [`Error::MissingGradients`] with this report.
+    /// [`TrainingError::MissingGradients`] with this report.
     pub fn ensure_any(&self) -> Result<()> {
         if self.reached() > 0 { Ok(()) } else { Err(self.to_error()) }
     }
 
     fn to_error(&self) -> Error {
         let missing = self.missing.iter().map(|missing| missing.parameter.clone()).collect();
-        Error::MissingGradients { missing, report: self.to_string() }
+        Error::Training(TrainingError::MissingGradients { missing, report: self.to_string() })
     }
 }

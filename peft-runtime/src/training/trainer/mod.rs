@@ -14,7 +14,7 @@ use super::gradients::{GradientAccumulator, clip_by_global_norm, first_non_finit
 use super::optimizer::Optimizer;
 use super::rank_allocation::RankAllocation;
 use super::schedule::Schedule;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, TrainingError};
 use crate::module::Injectable;
 
 /// Takes losses, and trains: backward pass, accumulation, clipping, schedule, optimiser, rank allocation, checkpoints.
@@ -96,7 +96,7 @@ impl<O: Optimizer> Trainer<O> {
     /// A trainer that steps what the optimiser has, one step a loss, without clipping and checkpoints.
     ///
     /// # Errors
-    /// [`Error::MissingGradients`] if the optimiser has no variables.
+    /// [`TrainingError::MissingGradients`] if the optimiser has no variables.
     pub fn new<M: Injectable + ?Sized>(model: &M, optimizer: O, schedule: Schedule) -> Result<Self> {
         let parameters = optimizer.parameters();
         if parameters.is_empty() {
@@ -108,7 +108,7 @@ impl<O: Optimizer> Trainer<O> {
                     format!("the optimiser has no variables, and the model has {count} tensors that train")
                 }
             };
-            return Err(Error::MissingGradients { missing: Vec::new(), report });
+            return Err(Error::Training(TrainingError::MissingGradients { missing: Vec::new(), report }));
         }
         Ok(Self {
             optimizer,
@@ -203,14 +203,14 @@ impl<O: Optimizer> Trainer<O> {
     /// Takes in the loss of one batch; after as many as are accumulated, the optimiser takes a step.
     ///
     /// # Errors
-    /// [`Error::NonFiniteLoss`] or [`Error::NonFiniteGradient`], with the last good checkpoint: no weight is changed then.
-    /// [`Error::MissingGradients`] in the first step. [`Error::Checkpoint`] if the folder of checkpoints has one that is
-    /// further than the run. [`Error::Io`] if a checkpoint cannot be written.
+    /// [`TrainingError::NonFiniteLoss`] or [`TrainingError::NonFiniteGradient`], with the last good checkpoint: no weight is
+    /// changed then. [`TrainingError::MissingGradients`] in the first step. [`TrainingError::Checkpoint`] if the folder of
+    /// checkpoints has one that is further than the run. [`Error::Io`] if a checkpoint cannot be written.
     pub fn step<M: Injectable + ?Sized>(&mut self, model: &M, loss: &Tensor) -> Result<StepReport> {
         let value = scalar(loss)?;
         if !value.is_finite() {
             let (step, last_checkpoint) = (self.steps + 1, self.last_checkpoint.clone());
-            return Err(Error::NonFiniteLoss { step, loss: value, last_checkpoint });
+            return Err(Error::Training(TrainingError::NonFiniteLoss { step, loss: value, last_checkpoint }));
         }
         let grads = match &self.allocator {
             Some(allocator) => {
@@ -275,7 +275,11 @@ impl<O: Optimizer> Trainer<O> {
         if !norm.is_finite() {
             let parameter = first_non_finite(&grads, parameters)?.unwrap_or_default().to_owned();
             let (step, last_checkpoint) = (self.steps + 1, self.last_checkpoint.clone());
-            return Err(Error::NonFiniteGradient { step, parameter, last_checkpoint });
+            return Err(Error::Training(TrainingError::NonFiniteGradient {
+                step,
+                parameter,
+                last_checkpoint,
+            }));
         }
         self.optimizer.step(&grads, self.schedule.factor(self.steps))?;
         if let Some(allocator) = &mut self.allocator {

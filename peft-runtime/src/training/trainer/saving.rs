@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::Trainer;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, TrainingError};
 use crate::module::Injectable;
 use crate::training::checkpoint::{Checkpoints, Contents, TrainingCheckpoint, trained};
 use crate::training::optimizer::Optimizer;
@@ -18,7 +18,7 @@ impl<O: Optimizer> Trainer<O> {
     /// Writes a checkpoint now, whether one is due or not; `None` if the trainer has no folder for them.
     ///
     /// # Errors
-    /// [`Error::Checkpoint`] in the middle of an accumulation, or if the folder has one that is further than the run;
+    /// [`TrainingError::Checkpoint`] in the middle of an accumulation, or if the folder has one that is further than the run;
     /// [`Error::Io`].
     pub fn save<M: Injectable + ?Sized>(&mut self, model: &M) -> Result<Option<PathBuf>> {
         let Some((checkpoints, _)) = &self.checkpoints else { return Ok(None) };
@@ -28,7 +28,10 @@ impl<O: Optimizer> Trainer<O> {
                 self.accumulator.count(),
                 self.accumulation
             );
-            return Err(Error::Checkpoint { path: checkpoints.folder().to_owned(), reason });
+            return Err(Error::Training(TrainingError::Checkpoint {
+                path: checkpoints.folder().to_owned(),
+                reason,
+            }));
         }
         let mut state = TrainingState::of(model, self.steps, self.batches, self.schedule);
         state.notes = self.notes.clone();
@@ -62,7 +65,7 @@ impl<O: Optimizer> Trainer<O> {
     /// Goes on from this checkpoint.
     ///
     /// # Errors
-    /// [`Error::TrainingTensors`] if it does not fit model, optimiser or allocator; nothing is changed then.
+    /// [`TrainingError::Tensors`] if it does not fit model, optimiser or allocator; nothing is changed then.
     pub fn resume_from<M: Injectable + ?Sized>(
         &mut self,
         model: &M,

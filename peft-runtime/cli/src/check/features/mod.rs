@@ -194,8 +194,16 @@ impl Search<'_> {
             let tensors = self.tensors(|key| key.wrapper == Some(wrapper));
             self.add(Feature::WrapperPrefix, what, tensors);
         }
-        let named = self.tensors(|key| key.adapter.is_some() && key.part != Part::Parameter);
-        self.add_if(Feature::AdapterName, "keys with the adapter's name", named, false);
+        fn named(key: &Key) -> Option<&str> {
+            key.adapter.as_deref().filter(|_| key.part != Part::Parameter)
+        }
+        let default = self.tensors(|key| named(key) == Some("default"));
+        self.add_if(Feature::AdapterName, "keys with the adapter's name", default, false);
+        let other = self.keys.iter().find_map(|(_, key)| named(key).filter(|name| *name != "default"));
+        if let Some(other) = other {
+            let tensors = self.tensors(|key| named(key) == Some(other));
+            self.add(Feature::OtherAdapterName, format!("keys with the adapter's name `{other}`"), tensors);
+        }
     }
 
     fn dtypes(&mut self) {

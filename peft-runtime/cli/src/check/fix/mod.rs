@@ -8,8 +8,7 @@ use peft_runtime::{BaseWeights, StoredAdapter};
 
 use crate::check::arguments::ProgramName;
 use crate::failure::Failure;
-use crate::files::{check_free, open_base};
-use crate::gguf_adapter::{self, ModelConfig};
+use crate::files::{check_free, open_base, read_model_config};
 use crate::mlx_adapter;
 use contents::Contents;
 use plan::Plan;
@@ -68,7 +67,7 @@ fn save(adapter: &StoredAdapter, request: &Request<'_>) -> Result<(), Failure> {
                     "pass the base model's folder with `--base`, or let `--fix` write a folder, which llama.cpp's converter reads",
                 )
             })?;
-            gguf_adapter::write(adapter, &ModelConfig::read(&config)?, None, output, false)?;
+            adapter.save_gguf(output, &read_model_config(&config)?, None, false)?;
             Ok(())
         }
         _ => Ok(adapter.save(output)?),

@@ -40,7 +40,8 @@ impl Plan {
         let found = features::find(request.adapter);
         let for_mlx = request.arguments.program == Some(ProgramName::Mlx);
         // What the refused format hides.
-        let hidden: Vec<Finding> = if for_mlx { mlx_findings(&found) } else { Vec::new() };
+        let hidden: Vec<Finding> =
+            if for_mlx { mlx_findings(&found) } else { request.verdict.hidden.clone() };
         findings.extend(&hidden);
         for finding in findings {
             match cure(finding.feature, request) {
@@ -131,9 +132,11 @@ fn cure(feature: Feature, request: &Request<'_>) -> Cure {
             Cure::Rewrite("the files that the program reads")
         }
         Feature::PeftFolder => Cure::Rewrite("the files that the program reads"),
-        Feature::NoPrefix | Feature::NestedPrefix | Feature::WrapperPrefix | Feature::AdapterName => {
-            Cure::Rewrite("keys as PEFT writes them")
-        }
+        Feature::NoPrefix
+        | Feature::NestedPrefix
+        | Feature::WrapperPrefix
+        | Feature::AdapterName
+        | Feature::OtherAdapterName => Cure::Rewrite("keys as PEFT writes them"),
         Feature::AdaLora => Cure::Plain("plain LoRA, with the singular values in A"),
         Feature::RsLora | Feature::AlphaPattern => Cure::Plain("the scaling of each module in its B, as f32"),
         Feature::MixedRanks => Cure::OneRank("one rank for all modules, the factors padded with zeros"),

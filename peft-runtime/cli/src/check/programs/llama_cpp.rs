@@ -12,7 +12,7 @@ const NOT_READ: &str =
 pub const PROGRAM: Program =
     Program { name: "llama.cpp", version: "0b03adaa", rules: &RULES, rest: None, rank: None };
 
-const RULES: [Rule; 48] = [
+const RULES: [Rule; 49] = [
     taken(Feature::PeftFolder, CONVERTER),
     taken(Feature::Pickle, CONVERTER),
     refused(
@@ -69,6 +69,7 @@ const RULES: [Rule; 48] = [
     taken(Feature::NestedPrefix, CONVERTER),
     refused(Feature::WrapperPrefix, "finds no names for such paths", CONVERTER),
     refused(Feature::AdapterName, UNEXPECTED, CONVERTER),
+    refused(Feature::OtherAdapterName, UNEXPECTED, CONVERTER),
     refused(Feature::NotFloat, "writes floating-point factors only", CONVERTER),
     refused(Feature::Strangers, UNEXPECTED, CONVERTER),
     refused(Feature::HalfPairs, "needs both factors of a module", CONVERTER),

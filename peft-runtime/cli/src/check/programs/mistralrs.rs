@@ -14,7 +14,7 @@ pub const PROGRAM: Program =
 
 const RANK: RankLimit = RankLimit { option: "--lora-max-rank", default: 256, largest: None, source: FILES };
 
-const RULES: [Rule; 48] = [
+const RULES: [Rule; 49] = [
     taken(Feature::PeftFolder, FILES),
     refused(Feature::Pickle, "opens `adapter_model.safetensors` only", FILES),
     refused(Feature::OtherFileName, "opens `adapter_model.safetensors` only", FILES),
@@ -63,6 +63,7 @@ const RULES: [Rule; 48] = [
     refused(Feature::NestedPrefix, LEFT_OVER, LOADER),
     refused(Feature::WrapperPrefix, LEFT_OVER, LOADER),
     taken(Feature::AdapterName, LOADER),
+    taken(Feature::OtherAdapterName, LOADER),
     refused(Feature::NotFloat, "computes with floating-point factors only", LOADER),
     refused(Feature::Strangers, LEFT_OVER, LOADER),
     refused(Feature::HalfPairs, "needs both factors of a module", LOADER),

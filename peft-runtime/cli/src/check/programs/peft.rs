@@ -11,7 +11,7 @@ const MISSING: &str = "loads other keys only and warns of missing ones; the adap
 pub const PROGRAM: Program =
     Program { name: "peft", version: "0.21.2", rules: &RULES, rest: None, rank: None };
 
-const RULES: [Rule; 48] = [
+const RULES: [Rule; 49] = [
     taken(Feature::PeftFolder, LOAD),
     taken(Feature::Pickle, LOAD),
     refused(Feature::OtherFileName, "looks for `adapter_model.safetensors` and `adapter_model.bin`", LOAD),
@@ -60,6 +60,11 @@ const RULES: [Rule; 48] = [
     ignored(Feature::NestedPrefix, MISSING, LOAD),
     ignored(Feature::WrapperPrefix, MISSING, LOAD),
     taken(Feature::AdapterName, LOAD),
+    ignored(
+        Feature::OtherAdapterName,
+        "finds them only if it loads the adapter under that name, and not under `default`",
+        LOAD,
+    ),
     taken(Feature::NotFloat, LOAD),
     ignored(Feature::Strangers, "leaves out what belongs to no module, without a word", LOAD),
     ignored(Feature::HalfPairs, "warns, and keeps the other factor as it was drawn", LOAD),

@@ -28,7 +28,7 @@ const RANK: RankLimit = RankLimit {
     source: "vllm/config/lora.py at 01230b40",
 };
 
-const RULES: [Rule; 48] = [
+const RULES: [Rule; 49] = [
     taken(Feature::PeftFolder, MODEL),
     taken(Feature::Pickle, MODEL),
     refused(Feature::OtherFileName, "looks for `adapter_model.safetensors`, `.bin` and `.pt`", MODEL),
@@ -89,6 +89,7 @@ const RULES: [Rule; 48] = [
         ISSUE,
     ),
     refused(Feature::AdapterName, UNKNOWN_KEYS, NAMES),
+    refused(Feature::OtherAdapterName, UNKNOWN_KEYS, NAMES),
     refused(Feature::NotFloat, "computes with floating-point factors only", MODEL),
     refused(Feature::Strangers, UNKNOWN_KEYS, NAMES),
     refused(Feature::HalfPairs, "needs both factors of a module", MODEL),

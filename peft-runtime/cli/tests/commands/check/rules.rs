@@ -90,7 +90,7 @@ fn contents() -> Vec<(&'static str, TempDir, &'static str)> {
         [("conv.lora_A.weight", &[2, 4, 3, 3]), ("conv.lora_B.weight", &[5, 2, 1, 1])];
     let experts: [(&str, &[usize]); 2] =
         [("mlp.experts.lora_A.weight", &[4, 8]), ("mlp.experts.lora_B.weight", &[8, 4])];
-    let named = |key: &str| key.replace(".weight", ".chat.weight");
+    let named = |name: &'static str| with_keys(move |key| key.replace(".weight", &format!(".{name}.weight")));
     let bits = |tensors: BTreeMap<String, Tensor>| {
         tensors.into_iter().map(|(key, tensor)| (key, tensor.to_dtype(DType::U8).unwrap())).collect()
     };
@@ -118,7 +118,8 @@ fn contents() -> Vec<(&'static str, TempDir, &'static str)> {
             with_keys(|key| key.replace("base_model.model.", "base_model.model.module.")),
             "iirr",
         ),
-        ("adapter-name", with_keys(named), "yryr"),
+        ("adapter-name", named("default"), "yryr"),
+        ("other-adapter-name", named("chat"), "iryr"),
         ("not-float", changed(made(&lora()).path(), &json!({}), bits), "yrrr"),
         ("strangers", with_more(json!({}), &[("model.layers.0.something", &[2])]), "irrr"),
         ("half-pairs", with_more(json!({}), &[("model.x_proj.lora_A.weight", &[2, 8])]), "irrr"),

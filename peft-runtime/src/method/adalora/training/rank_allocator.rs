@@ -9,7 +9,7 @@ use candle_core::{DType, Device, Result as CandleResult, Tensor};
 use super::importance::Layer;
 use super::orthogonality::{column_distance, row_distance};
 use super::schedule::{BudgetSchedule, Phase};
-use crate::error::{Error, Result};
+use crate::error::{ConfigError, Error, Result, TrainingError};
 use crate::manage::check_known;
 use crate::method::{AdaLora, AdaLoraConfig};
 use crate::module::{Injectable, leaves};
@@ -71,7 +71,7 @@ impl RankAllocator {
     /// An allocator for the AdaLoRA adapter called `adapter`.
     ///
     /// # Errors
-    /// [`Error::UnknownAdapter`]; [`Error::Unsupported`] if it is not an AdaLoRA adapter; [`Error::Config`] if the
+    /// [`Error::UnknownAdapter`]; [`Error::Unsupported`] if it is not an AdaLoRA adapter; [`ConfigError::Invalid`] if the
     /// target rank is over the initial one, or a decay is not between 0 and 1.
     pub fn new<M: Injectable + ?Sized>(model: &M, adapter: &str) -> Result<Self> {
         let leaves = leaves(model);
@@ -148,7 +148,7 @@ impl RankAllocator {
     /// Steps count from 0. It comes after the optimiser's step, with the gradients of that step.
     ///
     /// # Errors
-    /// [`Error::NoGradient`] if a tensor of the adapter has no gradient; nothing is changed then.
+    /// [`TrainingError::NoGradient`] if a tensor of the adapter has no gradient; nothing is changed then.
     pub fn update_and_allocate(&mut self, step: usize, grads: &GradStore) -> Result<Allocation> {
         let phase = self.schedule.phase(step);
         if matches!(phase, Phase::Watch | Phase::Cut) {
@@ -177,7 +177,10 @@ impl RankAllocator {
             for (name, var) in layer.tensors() {
                 if grads.get(var).is_none() {
                     let parameter = layer.path.parameter(name);
-                    return Err(Error::NoGradient { adapter: self.adapter.clone(), parameter });
+                    return Err(Error::Training(TrainingError::NoGradient {
+                        adapter: self.adapter.clone(),
+                        parameter,
+                    }));
                 }
             }
         }
@@ -256,15 +259,15 @@ fn check(config: &AdaLoraConfig) -> Result<()> {
             config.target_rank(),
             config.init_rank()
         );
-        return Err(Error::Config { field: "target_r", reason });
+        return Err(Error::Config(ConfigError::Invalid { field: "target_r", reason }));
     }
     let (beta1, beta2) = config.betas();
     for (field, beta) in [("beta1", beta1), ("beta2", beta2)] {
         if !(beta > 0.0 && beta < 1.0) {
-            return Err(Error::Config {
+            return Err(Error::Config(ConfigError::Invalid {
                 field,
                 reason: format!("the decay is {beta}; it must be between 0 and 1"),
-            });
+            }));
         }
     }
     Ok(())

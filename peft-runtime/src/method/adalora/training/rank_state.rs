@@ -6,7 +6,7 @@ use candle_core::{DType, Device, Tensor};
 
 use super::importance::{Importance, Layer, Means};
 use super::rank_allocator::RankAllocator;
-use crate::error::{Error, Result, ShapeMismatch, TensorReport};
+use crate::error::{Error, Result, ShapeMismatch, TensorReport, TrainingError};
 use crate::method::AdaLora;
 
 const BUDGET: &str = "budget";
@@ -137,7 +137,10 @@ impl RankAllocator {
         }
         report.unexpected.extend(left.keys().map(|key| (*key).to_owned()));
         if !report.is_empty() {
-            return Err(Error::TrainingTensors { what: "the rank allocator", report: Box::new(report) });
+            return Err(Error::Training(TrainingError::Tensors {
+                what: "the rank allocator",
+                report: Box::new(report),
+            }));
         }
         Ok(RankState { budget: usize::try_from(budget).unwrap_or_default(), threshold, layers })
     }

@@ -84,10 +84,13 @@ const STARCODER2: &[Names] = &[
 pub(super) const ALL_EXPERTS: &str = "all_experts";
 
 /// The modules outside of blocks.
-const OUTSIDE: [Names; 2] = [("model.embed_tokens", EMBEDDING), ("lm_head", "output")];
+const OUTSIDE: [Names; 2] = [("model.embed_tokens", EMBEDDING), ("lm_head", HEAD)];
 
 /// llama.cpp's name of the input embedding.
 pub(super) const EMBEDDING: &str = "token_embd";
+
+/// llama.cpp's name of the head.
+pub(super) const HEAD: &str = "output";
 
 /// Where transformers has the blocks.
 const BLOCKS: &str = "model.layers.";
@@ -187,7 +190,6 @@ impl ModelConfig {
     }
 
     /// llama.cpp's name for the module at `path`, and the heads whose rows it reorders.
-    #[cfg(test)]
     pub(super) fn name_of(&self, path: &str) -> Option<(String, Heads)> {
         let mut path = path;
         while let Some(rest) =

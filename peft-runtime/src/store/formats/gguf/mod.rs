@@ -7,6 +7,7 @@
 
 mod architecture;
 mod reader;
-mod rows;
+mod writer;
 
 pub(super) use reader::Gguf;
+pub(in crate::store) use writer::GgufNames;

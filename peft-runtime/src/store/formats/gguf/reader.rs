@@ -6,21 +6,21 @@ use candle_core::Tensor;
 use serde_json::Map;
 
 use super::architecture::{ALL_EXPERTS, Architecture, EMBEDDING, ModelConfig, architecture_names};
-use super::rows::in_halves;
 use crate::error::{AdapterFileError, Error, Result};
 use crate::store::formats::base::Base;
 use crate::store::formats::format::{AdapterFormat, Imported};
 use crate::store::formats::low_rank::{self, Pair};
 use crate::store::formats::source::Source;
+use crate::store::rotary_rows::in_halves;
 
 /// llama.cpp's format.
 pub(in crate::store) struct Gguf;
 
 /// The keys of the metadata.
-const TYPE: &str = "general.type";
-const ARCHITECTURE: &str = "general.architecture";
-const ADAPTER_TYPE: &str = "adapter.type";
-const ALPHA: &str = "adapter.lora.alpha";
+pub(super) const TYPE: &str = "general.type";
+pub(super) const ARCHITECTURE: &str = "general.architecture";
+pub(super) const ADAPTER_TYPE: &str = "adapter.type";
+pub(super) const ALPHA: &str = "adapter.lora.alpha";
 const INVOCATION: &str = "adapter.alora.invocation_tokens";
 
 impl AdapterFormat for Gguf {
@@ -185,10 +185,10 @@ impl File<'_> {
     }
 }
 
-fn key(key: &str, reason: impl Into<String>) -> Error {
+pub(super) fn key(key: &str, reason: impl Into<String>) -> Error {
     AdapterFileError::Key { key: key.to_owned(), reason: reason.into() }.into()
 }
 
-fn field(name: &str, reason: impl Into<String>) -> Error {
+pub(super) fn field(name: &str, reason: impl Into<String>) -> Error {
     AdapterFileError::Field { field: name.to_owned(), reason: reason.into() }.into()
 }
