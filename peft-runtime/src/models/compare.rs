@@ -1,18 +1,23 @@
 //! Whether a merged model computes what base model and adapters compute.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
-use candle_core::{DType, Device, Result as CandleResult, Tensor};
-use serde_json::Value;
+use candle_core::{DType, Device, Result as CandleResult, Shape, Tensor};
+use candle_nn::var_builder::SimpleBackend;
+use candle_nn::{Init, VarBuilder};
+use serde::Deserialize;
+use serde_json::{Value, json};
 
-use super::bert::BertModel;
-use super::gpt2::Gpt2Model;
-use super::llama::LlamaModel;
+use super::bert::{BertConfig, BertModel};
+use super::folder::read_config;
+use super::gpt2::{Gpt2Config, Gpt2Model};
+use super::llama::{LlamaConfig, LlamaModel};
 use crate::error::{Error, Result};
 use crate::manage::is_finite;
 use crate::model::PeftModel;
 use crate::module::Injectable;
-use crate::store::{ModelWeights, StoredAdapter, load_stored_adapter, read_text};
+use crate::store::{ModelWeights, StoredAdapter, StoredKind, load_stored_adapter, read_text};
 
 /// How many tokens are compared.
 const TOKENS: usize = 6;
@@ -43,17 +48,26 @@ pub struct Closeness {
 
 /// A model that can be compared.
 trait Compared: Injectable + Sized {
-    fn load(folder: &Path) -> Result<Self>;
+    /// Builds the model from its `config.json` and the tensors of a builder.
+    fn build(config: &Value, vb: VarBuilder<'_>) -> Result<Self>;
 
     /// The outputs for token ids `[1, length]`.
     fn outputs(&self, ids: &Tensor) -> CandleResult<Tensor>;
+
+    /// The model in a folder, in single precision, with some of the tensors replaced.
+    fn load(folder: &Path, config: &Value, replaced: BTreeMap<String, Tensor>) -> Result<Self> {
+        let weights = Replaced { weights: ModelWeights::open(folder)?, replaced };
+        let vb = VarBuilder::from_backend(Box::new(weights), DType::F32, Device::Cpu);
+        Self::build(config, vb).map_err(|error| error.in_file(folder))
+    }
 }
 
 macro_rules! compared {
-    ($model:ty, $outputs:expr) => {
+    ($model:ty, $config:ty, $prefix:literal, $outputs:expr) => {
         impl Compared for $model {
-            fn load(folder: &Path) -> Result<Self> {
-                Self::from_folder(folder, DType::F32, &Device::Cpu)
+            fn build(config: &Value, vb: VarBuilder<'_>) -> Result<Self> {
+                let config = <$config>::deserialize(config).map_err(Error::ModelConfig)?;
+                Ok(Self::new(&config, below(vb, $prefix))?)
             }
 
             fn outputs(&self, ids: &Tensor) -> CandleResult<Tensor> {
@@ -63,9 +77,15 @@ macro_rules! compared {
     };
 }
 
-compared!(LlamaModel, |model: &LlamaModel, ids: &Tensor| model.forward(ids, None));
-compared!(Gpt2Model, |model: &Gpt2Model, ids: &Tensor| model.forward(ids, None));
-compared!(BertModel, |model: &BertModel, ids: &Tensor| model.forward(ids, None, None));
+compared!(LlamaModel, LlamaConfig, "", |model: &LlamaModel, ids: &Tensor| model.forward(ids, None));
+compared!(Gpt2Model, Gpt2Config, "", |model: &Gpt2Model, ids: &Tensor| model.forward(ids, None));
+compared!(BertModel, BertConfig, "bert", |model: &BertModel, ids: &Tensor| model.forward(ids, None, None));
+
+/// The builder below `prefix`, if the embeddings are there.
+fn below<'v>(vb: VarBuilder<'v>, prefix: &str) -> VarBuilder<'v> {
+    let inner = vb.pp(prefix);
+    if inner.contains_tensor("embeddings.word_embeddings.weight") { inner } else { vb }
+}
 
 /// Compares the merged model in the folder `merged` with the base model in the folder `base` and adapters, each with the factor of
 /// its scaling, on a few tokens. Both models are loaded one after the other, in single precision.
@@ -105,8 +125,9 @@ fn compare<M: Compared>(
     merged: &Path,
     config: &Value,
 ) -> Result<Comparison> {
-    let ids = some_ids(config)?;
-    let before = match adapted::<M>(base, adapters, &ids) {
+    let (config, resized) = resized(base, config, adapters)?;
+    let ids = some_ids(&config)?;
+    let before = match adapted::<M>(base, &config, resized, adapters, &ids) {
         Ok(outputs) => outputs,
         Err(error) => {
             let reason = format!("the base model with the adapters does not run: {}", error.chain());
@@ -114,7 +135,9 @@ fn compare<M: Compared>(
         }
     };
     let [plain, expected] = before;
-    let found = M::load(merged)?.outputs(&ids).map_err(|error| Error::from(error).in_file(merged))?;
+    let found = M::load(merged, &read_config(merged)?, BTreeMap::new())?
+        .outputs(&ids)
+        .map_err(|error| Error::from(error).in_file(merged))?;
     let largest = largest(&expected)?.max(f64::MIN_POSITIVE);
     let closeness = Closeness {
         tokens: ids.elem_count(),
@@ -136,10 +159,12 @@ fn compare<M: Compared>(
 /// The outputs of the base model, without the adapters and with them.
 fn adapted<M: Compared>(
     base: &Path,
+    config: &Value,
+    resized: BTreeMap<String, Tensor>,
     adapters: &[(&StoredAdapter, f64)],
     ids: &Tensor,
 ) -> Result<[Tensor; 2]> {
-    let mut model = M::load(base)?;
+    let mut model = M::load(base, config, resized)?;
     let plain = model.outputs(ids)?;
     let names: Vec<String> = (1..=adapters.len()).map(|number| format!("adapter-{number}")).collect();
     for ((adapter, weight), name) in adapters.iter().zip(&names) {
@@ -151,6 +176,34 @@ fn adapted<M: Compared>(
     model.set_adapters(&names.iter().map(String::as_str).collect::<Vec<_>>())?;
     model.eval();
     Ok([plain, model.outputs(ids)?])
+}
+
+/// The config and the weights of a base model whose vocabulary was resized before the adapters were trained: the adapters' files
+/// have the whole embeddings then.
+fn resized(
+    base: &Path,
+    config: &Value,
+    adapters: &[(&StoredAdapter, f64)],
+) -> Result<(Value, BTreeMap<String, Tensor>)> {
+    let (mut config, mut weights) = (config.clone(), BTreeMap::new());
+    let own = config.get("vocab_size").and_then(Value::as_u64);
+    let shapes = ModelWeights::open(base)?.shapes().into_iter().map(|tensor| (tensor.key, tensor.shape));
+    let shapes: BTreeMap<String, Vec<usize>> = shapes.collect();
+    let rows_of = |dims: &[usize]| dims.first().map(|rows| *rows as u64);
+    for (adapter, _) in adapters {
+        for layer in adapter.layers()?.iter().filter(|layer| !matches!(layer.kind, StoredKind::Adapter(_))) {
+            for (_, tensor) in layer.tensors.iter().filter(|(end, _)| end == "weight") {
+                let name = format!("{}.weight", layer.path);
+                let before = shapes.get(&name).and_then(|dims| rows_of(dims));
+                let rows = rows_of(tensor.dims());
+                if before.is_some() && before == own && rows != own {
+                    config["vocab_size"] = json!(rows);
+                    weights.insert(name, tensor.clone());
+                }
+            }
+        }
+    }
+    Ok((config, weights))
 }
 
 /// Token ids from all over the vocabulary, `[1, tokens]`.
@@ -183,6 +236,39 @@ fn tolerance(merged: &Path) -> Result<f64> {
         _ => 1e-4,
     };
     Ok(weights.dtypes().iter().map(|dtype| of(dtype)).fold(1e-4, f64::max))
+}
+
+/// The weights of a folder, some of them replaced.
+struct Replaced {
+    weights: ModelWeights,
+    replaced: BTreeMap<String, Tensor>,
+}
+
+impl SimpleBackend for Replaced {
+    fn get(
+        &self,
+        shape: Shape,
+        name: &str,
+        init: Init,
+        dtype: DType,
+        device: &Device,
+    ) -> CandleResult<Tensor> {
+        match self.replaced.get(name) {
+            Some(tensor) if *tensor.shape() == shape => tensor.to_dtype(dtype)?.to_device(device),
+            _ => self.weights.get(shape, name, init, dtype, device),
+        }
+    }
+
+    fn get_unchecked(&self, name: &str, dtype: DType, device: &Device) -> CandleResult<Tensor> {
+        match self.replaced.get(name) {
+            Some(tensor) => tensor.to_dtype(dtype)?.to_device(device),
+            None => self.weights.get_unchecked(name, dtype, device),
+        }
+    }
+
+    fn contains_tensor(&self, name: &str) -> bool {
+        self.replaced.contains_key(name) || self.weights.contains_tensor(name)
+    }
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use candle_core::Device;
+use candle_core::{Device, Tensor};
 use peft_runtime::models::{Comparison, compare_merged};
 use peft_runtime::{Error, ModelWeights};
 use serde_json::json;
@@ -21,6 +21,31 @@ fn merged_models_are_the_same_and_how_much_that_says_is_known() {
             panic!("{name}")
         };
         assert!(close.difference <= close.tolerance && close.effect > 0.01, "{name}: {close:?}");
+    }
+}
+
+#[test]
+fn a_resized_vocabulary_is_compared_with_its_new_tokens() {
+    for name in ["resized", "resized_tied", "resized_gpt2_saved"] {
+        let case = Case::read(name);
+        match compare(&case, case.written().path()).unwrap() {
+            Comparison::Same(close) => assert!(close.difference <= close.tolerance, "{name}: {close:?}"),
+            other => panic!("{name}: {other:?}"),
+        }
+        // The rows of new tokens count.
+        let folder = case.written();
+        let weights = ModelWeights::open(folder.path()).unwrap();
+        let read = |name: &str| (name.to_owned(), weights.tensor(name, &Device::Cpu).unwrap());
+        let mut tensors: std::collections::BTreeMap<_, _> = weights.names().map(read).collect();
+        let embeddings = tensors.keys().find(|name| name.contains("embed_tokens") || name.contains("wte"));
+        let embeddings = embeddings.unwrap().clone();
+        let table = &tensors[&embeddings];
+        let last = (table.get_on_dim(0, 22).unwrap() * -2.0).unwrap().unsqueeze(0).unwrap();
+        let changed = Tensor::cat(&[&table.narrow(0, 0, 22).unwrap(), &last], 0).unwrap();
+        tensors.insert(embeddings, changed);
+        write(folder.path(), "model.safetensors", &tensors);
+        let error = compare(&case, folder.path()).unwrap_err();
+        assert!(matches!(error, Error::Verification { .. }), "{name}: {error}");
     }
 }
 

@@ -129,9 +129,14 @@ fn factors(layer: &StoredLayer) -> Result<&LowRank> {
             Ok(update)
         }
         _ => {
-            let ends: Vec<&str> = layer.tensors.iter().map(|(end, _)| end.as_str()).collect();
-            let reason =
-                format!("has {}; llama.cpp's adapters have only the two factors of LoRA", ends.join(", "));
+            let what = match layer.kind {
+                StoredKind::Adapter(_) => {
+                    let ends: Vec<&str> = layer.tensors.iter().map(|(end, _)| end.as_str()).collect();
+                    ends.join(", ")
+                }
+                other => other.to_string(),
+            };
+            let reason = format!("has {what}; llama.cpp's adapters have only the two factors of LoRA");
             Err(cannot(layer.path.as_str(), &reason))
         }
     }
