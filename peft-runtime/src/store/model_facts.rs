@@ -14,6 +14,11 @@ pub(super) struct ModelFacts<'m> {
 }
 
 impl<'m> ModelFacts<'m> {
+    /// Whether the config is that of a model with an encoder and a decoder.
+    pub(super) fn is_encoder_decoder(&self) -> bool {
+        self.config.and_then(|config| config.get("is_encoder_decoder")?.as_bool()) == Some(true)
+    }
+
     /// Every `model_type` of the config: a model of several parts has one for each.
     pub(super) fn model_types(&self) -> Vec<&'m str> {
         let mut types = Vec::new();

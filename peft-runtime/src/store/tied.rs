@@ -126,9 +126,9 @@ pub(super) enum Tying {
 impl Tying {
     /// What the config, and the names of tensors, say about the head; `has` knows the tensors.
     pub(super) fn of(facts: ModelFacts<'_>, has: &dyn Fn(&str) -> bool) -> Self {
-        let Some(config) = facts.config else {
+        if facts.config.is_none() {
             return Self::Separate;
-        };
+        }
         let heads = named(facts, has, &HEADS, &COMMON_HEADS);
         let tables = named(facts, has, &TABLES, &COMMON_TABLES);
         if heads.is_empty() && !writes_logits(facts) {
@@ -143,14 +143,14 @@ impl Tying {
                     ([table], [head]) => Some(Tie { table: table.clone(), head: head.clone() }),
                     _ => None,
                 };
-                let reason = format!("its `config.json` does not say which, by `{KEY}`");
+                let reason = format!("its `config.json` does not say which: write `{KEY}` there");
                 return Self::Unknown { reason, pair };
             }
         };
         if !is_tied {
             return Self::Separate;
         }
-        if config.get("is_encoder_decoder").and_then(Value::as_bool) == Some(true) {
+        if facts.is_encoder_decoder() {
             return Self::unknown("an encoder and a decoder share the table of its embeddings");
         }
         if heads.is_empty() && has_other_head(facts) {
@@ -223,6 +223,11 @@ fn has_other_head(facts: ModelFacts<'_>) -> bool {
 /// Whether a module of this path is called as heads are.
 pub(super) fn is_head(path: &str) -> bool {
     HEADS.contains(&last_segment(path))
+}
+
+/// Whether a module of this path is called as the table that encoders and decoders share.
+pub(super) fn is_shared_table(path: &str) -> bool {
+    last_segment(path) == "shared"
 }
 
 /// Whether a module of this path is called as embeddings are.

@@ -106,8 +106,20 @@ impl Planner<'_> {
             let same = storage(layer).is_some() && storage(*other_layer) == storage(layer);
             *other != path && same && !is_named(other) && output.is_some_and(|name| other.ends_with(name))
         });
-        if let Some((other, _)) = tied.filter(|(other, _)| !self.contents.contains_key(*other)) {
-            self.contents.insert(other.clone(), PlannedContent::TiedTokens(path.clone()));
+        let Some((other, _)) = tied else { return };
+        match self.contents.get(other) {
+            None => {
+                self.contents.insert(other.clone(), PlannedContent::TiedTokens(path.clone()));
+            }
+            // PEFT's rows act in the output layer too, under its adapter.
+            Some(PlannedContent::Adapter(_)) => {
+                let reason = format!(
+                    "rows of `{path}`, which has the same weight, train in it as well, and a layer has one of the two; leave it out of \
+                     the targets, or merge the adapter into the base model's files"
+                );
+                self.faults.push(Fault::Tokens { path: other.clone(), reason });
+            }
+            Some(_) => {}
         }
     }
 }

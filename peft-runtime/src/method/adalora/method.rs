@@ -176,6 +176,10 @@ impl Method for AdaLoraSettings {
     }
 
     fn for_file(config: &AdaLoraConfig, adapters: &[(&ModulePath, &dyn Adapter)]) -> Option<AdaLoraConfig> {
+        // A config on its own says itself what is kept.
+        if adapters.is_empty() {
+            return None;
+        }
         let kept = |(path, adapter): &(&ModulePath, &dyn Adapter)| {
             Some((path.as_str().to_owned(), adapter.downcast_ref::<AdaLora>()?.kept_ranks()?))
         };

@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::path::ModulePath;
 use crate::store::name_map::NameMap;
 use crate::store::standalone::StoredAdapter;
-use crate::store::tied::{KEY, Tie, Tying, is_head, is_table};
+use crate::store::tied::{KEY, Tie, Tying, is_head, is_shared_table, is_table};
 
 /// Whether head and embeddings are another tensor each once the adapter is merged.
 ///
@@ -97,6 +97,13 @@ impl<B> MergedWeights<B> {
 impl<B: SimpleBackend + 'static> MergedWeights<B> {
     /// Refuses to merge into head or embeddings of a model that may tie the two, or may not.
     pub(super) fn check_tying_is_known(&self) -> Result<()> {
+        if self.facts().is_encoder_decoder()
+            && let Some(module) = self.changed_module(is_shared_table)
+        {
+            let reason = "encoder and decoder have the same weight, each in an embedding of its own, on which the adapter does not \
+                          act; train it on those, or merge with a model";
+            return Err(self.cannot_merge(&ModulePath::from(module.as_str()), reason.to_owned()));
+        }
         let Tying::Unknown { reason, pair } = self.tying.as_ref() else { return Ok(()) };
         let Some(module) = self.changed_module(|module| is_head(module) || is_table(module)) else {
             return Ok(());
@@ -107,8 +114,7 @@ impl<B: SimpleBackend + 'static> MergedWeights<B> {
             return Ok(());
         }
         let reason = format!(
-            "the model's head and its embeddings may be one tensor, and {reason}; write `{KEY}` into `config.json`, or merge \
-             with a model"
+            "the model's head and its embeddings may be one tensor, and {reason}; merge with a model in memory instead"
         );
         Err(self.cannot_merge(&ModulePath::from(module.as_str()), reason))
     }
@@ -124,6 +130,13 @@ impl<B: SimpleBackend + 'static> MergedWeights<B> {
         }
         let mut modules = adapter.layer_keys().into_keys().map(|path| names.place(path).module);
         let Some(module) = modules.find(is_missing) else { return Ok(()) };
+        if let Tying::Unknown { reason, .. } = self.tying.as_ref() {
+            let reason = format!(
+                "the base model has no `{module}.weight`, and {reason}; merge with a model in memory instead"
+            );
+            let adapter = adapter.name().to_owned();
+            return Err(Error::CannotMerge { adapter, path: ModulePath::from(module.as_str()), reason });
+        }
         let reason = format!(
             "the base model has no `{module}.weight`. If its head has the weight of its embeddings, the `config.json` next to its \
              weights has to say so by `{KEY}`"

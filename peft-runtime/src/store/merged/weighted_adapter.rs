@@ -49,12 +49,17 @@ impl WeightedAdapter {
         let plan = plan(&skeleton, method.as_ref(), adapter.name(), Origin::File)
             .map_err(|error| adapter.of_config(error))?;
         check_weight(&adapter, &plan, weight)?;
-        let targets = plan.method.selection().targets;
+        // Of an adapter that keeps two modules tied, the plan has both.
+        let selection = match adapter.method().selection() {
+            selection if selection.ties => selection,
+            _ => plan.method.selection(),
+        };
+        let targets = selection.targets;
         let selector = match targets.filter(|targets| **targets != TargetModules::AllLinear) {
             // If modules are renamed, the config's names would mean other modules.
             Some(targets) if names.is_empty() => {
                 let fault = |fault| Error::Plan { adapter: adapter.name().to_owned(), faults: vec![fault] };
-                Some(selector(&plan.method.selection(), targets).map_err(fault)?)
+                Some(selector(&selection, targets).map_err(fault)?)
             }
             _ => None,
         };
@@ -218,7 +223,8 @@ impl WeightedAdapter {
 
     /// Whether the adapter of a tied head is that of the embeddings.
     pub(super) fn keeps_ties(&self) -> bool {
-        self.plan.method.selection().ties
+        // The plan is that of a file's layers one by one, which ties nothing.
+        self.adapter.method().selection().ties
     }
 
     /// Whether the layer's tensors are those of an embedding.

@@ -135,8 +135,10 @@ fn clean(name: &str, key: &Key) -> String {
         }
         Part::Parameter => key.parameter.clone(),
         Part::BaseLayer | Part::Method | Part::Tokens | Part::Stranger => {
-            let at = name.rfind(&key.path).map_or(0, |at| at + key.path.len());
-            name[at..].trim_start_matches('.').to_owned()
+            let start = format!("{}.", key.path);
+            let begins = |at: &usize| *at == 0 || name[..*at].ends_with('.');
+            let at = name.rmatch_indices(&start).map(|(at, _)| at).find(begins);
+            at.map_or_else(String::new, |at| name[at + start.len()..].to_owned())
         }
     };
     if end.is_empty() { format!("{PREFIX}{}", key.path) } else { format!("{PREFIX}{}.{end}", key.path) }
