@@ -61,8 +61,8 @@ impl TrainableTokens {
         Some(Geometry::Embedding { vocabulary, features, padding: None })
     }
 
-    /// Which rows train in the embeddings of a file, by name: rows of the model's input embedding are those of the only
-    /// embedding with rows among `layers`, which have the ends of their keys.
+    /// Which rows train in the embeddings of a file, by name: rows of the model's input embedding are those of what has rows among
+    /// `layers`, which have the ends of their keys: the embedding, and with it an output layer of the same weight.
     pub(super) fn by_name(
         tokens: Option<&TokenIndices>,
         layers: &BTreeMap<&str, Vec<&str>>,
@@ -70,10 +70,11 @@ impl TrainableTokens {
         let embeddings: Vec<&str> =
             layers.iter().filter(|(_, ends)| ends.contains(&Self::KEY)).map(|(path, _)| *path).collect();
         match (tokens?, embeddings.as_slice()) {
-            (TokenIndices::Input(rows), [path]) => {
-                Some(TokenIndices::ByName([((*path).to_owned(), rows.clone())].into()))
+            (TokenIndices::Input(rows), []) => Some(TokenIndices::Input(rows.clone())),
+            (TokenIndices::Input(rows), paths) => {
+                let lists = paths.iter().map(|path| ((*path).to_owned(), rows.clone()));
+                Some(TokenIndices::ByName(lists.collect()))
             }
-            (TokenIndices::Input(rows), _) => Some(TokenIndices::Input(rows.clone())),
             // A tied output layer that has the rows of the embedding is not in the file.
             (TokenIndices::ByName(lists), paths) => {
                 let is_there = |name: &str| paths.iter().any(|path| path.ends_with(name));

@@ -168,13 +168,19 @@ impl<B: SimpleBackend + 'static> MergedWeights<B> {
         if let Some(adapter) = self.adapters.last() {
             let [table, head] =
                 [tie.table_weight(), tie.head_weight()].map(|name| adapter.replacements_of(&name));
-            let (Some(table), Some(head)) = (table.last(), head.last()) else { return Ok(()) };
-            if !equal(&adapter.peek(&table.key)?, &adapter.peek(&head.key)?)? {
-                let reason = format!(
-                    "its file has another tensor than for `{}`, to which the base model ties it",
-                    tie.table
-                );
-                return Err(self.cannot_merge(&ModulePath::from(tie.head.as_str()), reason));
+            let values = table.last().zip(head.last()).map(|(table, head)| (&table.key, &head.key));
+            // Rows of tokens that both have.
+            let [table, head] = [&tie.table, &tie.head].map(|module| adapter.layers_of(module));
+            let rows = table.iter().zip(head).filter(|(table, _)| adapter.has_tokens(table));
+            let rows = rows.flat_map(|(table, head)| table.keys.iter().zip(&head.keys));
+            for (table, head) in values.into_iter().chain(rows) {
+                if !equal(&adapter.peek(table)?, &adapter.peek(head)?)? {
+                    let reason = format!(
+                        "its file has another tensor than for `{}`, to which the base model ties it",
+                        tie.table
+                    );
+                    return Err(self.cannot_merge(&ModulePath::from(tie.head.as_str()), reason));
+                }
             }
         }
         Ok(())
@@ -200,15 +206,30 @@ impl<B: SimpleBackend + 'static> MergedWeights<B> {
 
     /// The tensor that a tied head begins with: the base model's table, or the values of it that an adapter's file has.
     pub(super) fn shared_table(&self, tie: &Tie, dtype: DType, device: &Device) -> Result<Tensor> {
-        let names = [tie.table_weight(), tie.head_weight()];
-        for (name, adapter) in names.iter().flat_map(|name| self.adapters.iter().map(move |own| (name, own)))
-        {
-            let mut own = adapter.replacements_of(name).iter();
-            if let Some(value) = own.rfind(|value| !value.is_copy && value.rows.is_none()) {
-                return Ok(adapter.read(&value.key, device)?.to_dtype(dtype)?);
-            }
+        match self.shared_value(tie) {
+            Some((adapter, key)) => Ok(adapter.read(key, device)?.to_dtype(dtype)?),
+            None => Ok(self.base.get_unchecked(&tie.table_weight(), dtype, device)?),
         }
-        Ok(self.base.get_unchecked(&tie.table_weight(), dtype, device)?)
+    }
+}
+
+impl<B> MergedWeights<B> {
+    /// The shape of the value that an adapter's file has of the shared tensor.
+    pub(super) fn shared_shape(&self, tie: &Tie) -> Option<Vec<usize>> {
+        let (adapter, key) = self.shared_value(tie)?;
+        Some(adapter.stored_as(key)?.0.to_vec())
+    }
+
+    /// The value of the base model's shared tensor that an adapter's file has, by its key.
+    fn shared_value(&self, tie: &Tie) -> Option<(&WeightedAdapter, &str)> {
+        let names = [tie.table_weight(), tie.head_weight()];
+        names.iter().flat_map(|name| self.adapters.iter().map(move |own| (name, own))).find_map(
+            |(name, adapter)| {
+                let mut own = adapter.replacements_of(name).iter();
+                let value = own.rfind(|value| !value.is_copy && value.rows.is_none())?;
+                Some((adapter.as_ref(), value.key.as_str()))
+            },
+        )
     }
 }
 

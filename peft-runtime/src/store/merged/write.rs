@@ -186,8 +186,9 @@ impl MergedWeights<ModelWeights> {
         let table = self.tie()?.table_weight();
         let mut entries = self.base.files().iter().flat_map(|file| Layout::of(file).tensors);
         let TensorEntry { dtype, shape, .. } = entries.find(|entry| entry.name == table)?;
-        let shape = self.new_shape(name).unwrap_or(shape);
-        Some(Planned { name: name.to_owned(), dtype, shape, kept: None })
+        // It begins as the table does, which may have been resized.
+        let own = self.new_shape(name).or_else(|| self.shared_shape(self.tie()?));
+        Some(Planned { name: name.to_owned(), dtype, shape: own.unwrap_or(shape), kept: None })
     }
 
     /// The bytes of a tensor: the base model's, or the merged ones.
