@@ -96,10 +96,11 @@ fn variables(dtype: DType) -> [Var; 3] {
     [variable(IN), variable(IN), variable(OUT)]
 }
 
-fn assert_same_sum(ours: &Tensor, theirs: &Tensor, what: &str) {
+/// Compares values that a model in `dtype` computed.
+fn assert_same_sum(ours: &Tensor, theirs: &Tensor, dtype: DType, what: &str) {
     assert_eq!((ours.dims(), ours.dtype()), (theirs.dims(), theirs.dtype()), "{what}");
     // The separate ops round the layer's output before they add it.
-    let roundings = match ours.dtype() {
+    let roundings = match dtype {
         DType::BF16 => f64::powi(2.0, -6),
         DType::F16 => f64::powi(2.0, -9),
         _ => 1e-5,
@@ -118,12 +119,12 @@ fn check(model: &Model, dtype: DType, what: &str) {
     let trained = model.trainable_parameters().into_iter().map(|(_, variable)| variable);
     let variables: Vec<Var> = [x.clone(), up.clone(), residual.clone()].into_iter().chain(trained).collect();
     for (ours, theirs) in [plain, gated] {
-        assert_same_sum(&ours, &theirs, what);
+        assert_same_sum(&ours, &theirs, dtype, what);
         let grads = |y: &Tensor| y.sqr().unwrap().sum_all().unwrap().backward().unwrap();
         let (ours, theirs) = (grads(&ours), grads(&theirs));
         for variable in &variables {
             match (ours.get(variable), theirs.get(variable)) {
-                (Some(ours), Some(theirs)) => assert_same_sum(ours, theirs, what),
+                (Some(ours), Some(theirs)) => assert_same_sum(ours, theirs, dtype, what),
                 (ours, theirs) => assert_eq!((ours.is_some(), theirs.is_some()), (false, false), "{what}"),
             }
         }

@@ -4,7 +4,6 @@ use candle_core::WithDType;
 use half::{bf16, f16};
 
 use super::dispatch::dispatched;
-use super::real::Real;
 
 /// A float that f32 holds exactly.
 pub(crate) trait Element: WithDType {
@@ -17,53 +16,6 @@ pub(crate) trait Element: WithDType {
     /// Writes the nearest values into `rounded`, which has the same length; of two that are equally near, the even one.
     fn round(values: &[f32], rounded: &mut [Self]);
 }
-
-/// A float that kernels read and write, whatever they compute in: f32 for half precision, and else the type itself.
-pub(crate) trait Float: WithDType {
-    /// What kernels compute in.
-    type Wide: Real;
-
-    /// The values in the wide type; they are widened into `space` if they have another one.
-    fn read<'a>(values: &'a [Self], space: &'a mut Vec<Self::Wide>) -> &'a [Self::Wide];
-
-    /// Has `compute` fill as many wide values, which are then rounded into `values` if these have another type.
-    fn write(values: &mut [Self], space: &mut Vec<Self::Wide>, compute: impl FnOnce(&mut [Self::Wide]));
-}
-
-macro_rules! impl_float {
-    (wide: $($wide:ty),+; half: $($half:ty),+) => {
-        $(impl Float for $wide {
-            type Wide = Self;
-
-            #[inline(always)]
-            fn read<'a>(values: &'a [Self], _: &'a mut Vec<Self>) -> &'a [Self] {
-                values
-            }
-
-            #[inline(always)]
-            fn write(values: &mut [Self], _: &mut Vec<Self>, compute: impl FnOnce(&mut [Self])) {
-                compute(values);
-            }
-        })+
-        $(impl Float for $half {
-            type Wide = f32;
-
-            fn read<'a>(values: &'a [Self], space: &'a mut Vec<f32>) -> &'a [f32] {
-                space.resize(values.len(), 0.0);
-                Self::widen(values, space);
-                space
-            }
-
-            fn write(values: &mut [Self], space: &mut Vec<f32>, compute: impl FnOnce(&mut [f32])) {
-                space.resize(values.len(), 0.0);
-                compute(space);
-                Self::round(space, values);
-            }
-        })+
-    };
-}
-
-impl_float!(wide: f32, f64; half: bf16, f16);
 
 impl Element for f32 {
     #[inline(always)]

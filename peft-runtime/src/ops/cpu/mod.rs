@@ -10,6 +10,7 @@
 //! | `gemm` | one product on one thread: which kernel computes it, the kernels, what they pack |
 //! | `tile` | the parts of a matrix that threads write |
 //! | `matmul`, `sums` | products on all threads; sums of products of mixed types, rounded once |
+//! | `float` | the floats that kernels read and write, and the type in which they compute |
 //! | `dequantize` | dequantizing blocks |
 //! | `clock` | how long products take |
 //!
@@ -21,6 +22,7 @@ pub(crate) mod dequantize;
 pub(crate) mod dispatch;
 pub(crate) mod element;
 mod exp;
+pub(crate) mod float;
 pub(crate) mod gemm;
 pub(crate) mod matmul;
 pub(crate) mod matrix;

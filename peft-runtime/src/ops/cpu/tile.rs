@@ -57,6 +57,14 @@ pub(crate) fn tiles<T>(
     Ok(tiles)
 }
 
+/// One tile of `rows` rows of `columns` elements that start `row_stride` elements apart, all in the slice; what lies between the rows is
+/// not part of it.
+pub(super) fn rows_of<T>(values: &mut [T], row_stride: usize, rows: usize, columns: usize) -> Tile<'_, T> {
+    let length = if rows * columns == 0 { 0 } else { (rows - 1) * row_stride + columns };
+    let start = values[..length].as_mut_ptr();
+    Tile { start, row_stride, rows: 0..rows, columns: 0..columns, matrix: PhantomData }
+}
+
 /// How far apart the tiles of a result start, in rows and in columns. A tile has at most `limit` columns, or `unit`
 /// if that is more.
 pub(crate) fn steps(rows: usize, columns: usize, unit: usize, limit: usize) -> (usize, usize) {

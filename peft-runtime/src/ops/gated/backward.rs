@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use super::kernel::{Activation, activate_gradient, gate_gradients};
 use super::{Activate, Gated, TASK};
-use crate::ops::cpu::element::Float;
+use crate::ops::cpu::float::Float;
 use crate::ops::elements::Elements;
 
 impl<A: Activation> Activate<A> {

@@ -11,7 +11,7 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 
 use self::kernel::{Activation, GeluErf, GeluTanh, Silu, activate, gate};
-use crate::ops::cpu::element::Float;
+use crate::ops::cpu::float::Float;
 use crate::ops::elements::contiguous_slice;
 
 /// One task computes at least this many elements.

@@ -13,7 +13,7 @@ use super::matmul::SHARED;
 use super::matrix::Write;
 use super::operand::Operand;
 use super::slices::add;
-use super::tile::{Tile, UNIT, steps, tiles};
+use super::tile::{Tile, UNIT, rows_of, steps, tiles};
 
 /// The most rows that a thread works on at once, so that the left factors of its products, widened, stay in its cache.
 const ROWS: usize = 256;
@@ -67,6 +67,27 @@ pub(crate) fn sum_into<T: Element>(
     };
     let tiles = tiles(destination, (rows, columns), (row_step.min(ROWS), column_step))?;
     if threads == 1 { tiles.into_iter().try_for_each(run) } else { tiles.into_par_iter().try_for_each(run) }
+}
+
+/// `destination (+)= scale · lhs · rhs`, summed in f32, on the calling thread only, for callers that run on all threads already. The
+/// rows of the destination start `row_stride` elements apart; what lies between them is left as it is.
+pub(super) fn mixed_serial(
+    destination: &mut [f32],
+    row_stride: usize,
+    write: Write,
+    scale: f64,
+    lhs: Operand<'_>,
+    rhs: Operand<'_>,
+) -> Result<()> {
+    let (rows, columns) = (lhs.rows(), rhs.columns());
+    if rows * columns == 0 {
+        return Ok(());
+    }
+    if row_stride < columns || destination.len() < (rows - 1) * row_stride + columns {
+        bail!("{rows} rows of {columns}, {row_stride} apart, do not fit {} elements", destination.len())
+    }
+    let mut tile = rows_of(destination, row_stride, rows, columns);
+    tile.multiply(write, scale, lhs, rhs)
 }
 
 /// An error if a term or the bias does not fit.
