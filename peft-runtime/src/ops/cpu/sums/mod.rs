@@ -24,7 +24,7 @@ const COLUMNS: usize = 1024;
 /// With fewer rows, the columns are cut into more parts than there are threads: these finish at about the same time even
 /// if some are slowed down.
 const FEW_ROWS: usize = 8;
-const PARTS_OF_FEW_ROWS: usize = 4;
+const PARTS_OF_FEW_ROWS: usize = 2;
 
 /// `scale · lhs · rhs`.
 #[derive(Clone, Copy, Debug)]

@@ -1,11 +1,11 @@
 //! The sums with vectors of AVX2 and of AVX-512.
 
 use std::arch::x86_64::{
-    __m128i, __m256, __m256i, __m512, _mm_loadu_si128, _mm256_add_ps, _mm256_castsi256_ps,
-    _mm256_cvtepu16_epi32, _mm256_cvtph_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256,
-    _mm256_setzero_ps, _mm256_slli_epi32, _mm256_storeu_ps, _mm512_add_ps, _mm512_castsi512_ps,
-    _mm512_cvtepu16_epi32, _mm512_cvtph_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_reduce_add_ps,
-    _mm512_setzero_ps, _mm512_slli_epi32,
+    __m128i, __m256, __m256i, __m512, _MM_HINT_T0, _mm_loadu_si128, _mm_prefetch, _mm256_add_ps,
+    _mm256_castsi256_ps, _mm256_cvtepu16_epi32, _mm256_cvtph_ps, _mm256_fmadd_ps, _mm256_loadu_ps,
+    _mm256_loadu_si256, _mm256_setzero_ps, _mm256_slli_epi32, _mm256_storeu_ps, _mm512_add_ps,
+    _mm512_castsi512_ps, _mm512_cvtepu16_epi32, _mm512_cvtph_ps, _mm512_fmadd_ps, _mm512_loadu_ps,
+    _mm512_reduce_add_ps, _mm512_setzero_ps, _mm512_slli_epi32,
 };
 
 use half::{bf16, f16};
@@ -73,6 +73,12 @@ impl Load for f16 {
     }
 }
 
+const CACHE_LINE: usize = 64;
+
+/// How many bytes before it is read a column is fetched from memory. The processor does so by itself, but not beyond a page; columns
+/// follow one another.
+const AHEAD: usize = 4096;
+
 /// Declares the sums for one kind of vector; `UNROLLED` vectors of the column are under way at once.
 macro_rules! sums {
     ($name:ident, $features:literal, $lanes:literal, $zero:ident, $load:ident, $load_row:ident, $fmadd:ident, $add:ident, $total:ident) => {
@@ -84,6 +90,11 @@ macro_rules! sums {
             let mut sums = [[$zero(); UNROLLED]; M];
             let whole = column.len() / ($lanes * UNROLLED) * ($lanes * UNROLLED);
             for place in (0..whole).step_by($lanes * UNROLLED) {
+                for line in (0..$lanes * UNROLLED * size_of::<T>()).step_by(CACHE_LINE) {
+                    let byte = place * size_of::<T>() + line + AHEAD;
+                    // Nothing is loaded, and an address outside of the memory of the process does nothing.
+                    _mm_prefetch::<_MM_HINT_T0>(column.as_ptr().cast::<i8>().wrapping_add(byte));
+                }
                 for u in 0..UNROLLED {
                     let place = place + u * $lanes;
                     // SAFETY: a whole vector lies before the end of the column, and of each row.
