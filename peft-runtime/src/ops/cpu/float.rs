@@ -4,11 +4,11 @@ use candle_core::{DType, Result, WithDType};
 use half::{bf16, f16};
 
 use super::element::Element;
-use super::matmul::matmul_serial;
+use super::matmul::{matmul_into, matmul_serial};
 use super::matrix::{Matrix, Write};
 use super::operand::Operand;
 use super::real::Real;
-use super::sums::mixed_serial;
+use super::sums::{Term, mixed_serial, sum_into};
 
 /// A float, and the type that kernels compute in for it.
 pub(crate) trait Float: WithDType {
@@ -33,6 +33,17 @@ pub(crate) trait Float: WithDType {
         scale: f64,
         lhs: Factor<'_, Self>,
         rhs: Factor<'_, Self>,
+    ) -> Result<()>;
+
+    /// `destination = lhs · rhs` on all threads, each element rounded once.
+    fn matmul(destination: &mut [Self], lhs: Matrix<'_, Self>, rhs: Matrix<'_, Self>) -> Result<()>;
+
+    /// `destination (+)= lhs · rhs` on all threads.
+    fn matmul_wide(
+        destination: &mut [Self::Wide],
+        write: Write,
+        lhs: Matrix<'_, Self>,
+        rhs: Matrix<'_, Self>,
     ) -> Result<()>;
 }
 
@@ -89,6 +100,19 @@ macro_rules! impl_wide {
                 let (Factor::Read(rhs) | Factor::Computed(rhs)) = rhs;
                 matmul_serial(destination, row_stride, write, scale, lhs, rhs)
             }
+
+            fn matmul(destination: &mut [Self], lhs: Matrix<'_, Self>, rhs: Matrix<'_, Self>) -> Result<()> {
+                matmul_into(destination, Write::Replace, 1.0, lhs, rhs)
+            }
+
+            fn matmul_wide(
+                destination: &mut [Self],
+                write: Write,
+                lhs: Matrix<'_, Self>,
+                rhs: Matrix<'_, Self>,
+            ) -> Result<()> {
+                matmul_into(destination, write, 1.0, lhs, rhs)
+            }
         }
     )+};
 }
@@ -131,6 +155,23 @@ macro_rules! impl_half {
                     Factor::Computed(matrix) => Operand::from(matrix),
                 };
                 mixed_serial(destination, row_stride, write, scale, operand(lhs), operand(rhs))
+            }
+
+            fn matmul(destination: &mut [Self], lhs: Matrix<'_, Self>, rhs: Matrix<'_, Self>) -> Result<()> {
+                let shape = (lhs.rows(), rhs.columns());
+                let term = Term { scale: 1.0, lhs: lhs.into(), rhs: rhs.into() };
+                sum_into(destination, shape, Write::Replace, None, &[term])
+            }
+
+            fn matmul_wide(
+                destination: &mut [f32],
+                write: Write,
+                lhs: Matrix<'_, Self>,
+                rhs: Matrix<'_, Self>,
+            ) -> Result<()> {
+                let shape = (lhs.rows(), rhs.columns());
+                let term = Term { scale: 1.0, lhs: lhs.into(), rhs: rhs.into() };
+                sum_into(destination, shape, write, None, &[term])
             }
         }
     )+};
