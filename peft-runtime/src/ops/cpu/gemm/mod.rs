@@ -1,6 +1,7 @@
 //! One matrix product, by the kernel that suits its shape, its type and the processor: the crate's own on packed panels or
 //! for few rows, those that the environment names, or the library `gemm`.
 
+#[cfg(any(test, target_arch = "x86_64"))]
 mod bf16;
 mod few_rows;
 pub(super) mod named;

@@ -5,6 +5,7 @@ use std::sync::OnceLock;
 use candle_core::{Result, bail};
 use half::bf16;
 
+#[cfg(target_arch = "x86_64")]
 use super::bf16 as pairs;
 use super::panels::Destination;
 use crate::ops::cpu::matrix::Matrix;
