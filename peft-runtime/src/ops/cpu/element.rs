@@ -164,7 +164,7 @@ mod tests {
         );
     }
 
-    /// Values at and beside the middle between two neighbours, with all exponents; infinity, NaN and denormals.
+    /// Values in the middle between two neighbours and next to it, with all exponents; infinity, NaN and denormals.
     #[test]
     fn values_are_rounded_to_the_nearest_as_the_library_half_does() {
         let bits = (0..1u32 << 16)

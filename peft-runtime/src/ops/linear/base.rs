@@ -53,7 +53,7 @@ impl FrozenBase {
     ) -> Result<Tensor> {
         match self {
             Self::Dense(base) => {
-                let weight = base.weight_beside(dtype)?;
+                let weight = base.weight_for(dtype)?;
                 let pairs: Vec<_> = [Some((grad, &weight)), other].into_iter().flatten().collect();
                 sum_of_products(dtype, &pairs)
             }

@@ -35,7 +35,7 @@ impl FrozenLinear {
         let out_features = self.weight.dim(0)?;
         let rows = input_dims[..input_dims.len() - 1].iter().product::<usize>();
         let grad = grad.contiguous()?.reshape((rows, out_features))?;
-        product(&grad, &self.weight_beside(grad.dtype())?, 1.0)?.reshape(input_dims)
+        product(&grad, &self.weight_for(grad.dtype())?, 1.0)?.reshape(input_dims)
     }
 
     /// The product on rows in main memory; the result is initialised with the bias.
@@ -73,7 +73,7 @@ impl FrozenLinear {
         x: Operand<'_>,
         others: Option<Term<'_>>,
     ) -> Result<()> {
-        let weight = self.weight_beside(T::DTYPE)?;
+        let weight = self.weight_for(T::DTYPE)?;
         let elements = Elements::of(&weight);
         let product = Term { scale: 1.0, lhs: x, rhs: elements.operand()?.transposed() };
         let bias = match &self.bias {
@@ -86,8 +86,8 @@ impl FrozenLinear {
         sum_into(y, shape, write, bias.as_deref(), &terms)
     }
 
-    /// The weight for a product with a factor in `dtype`: as it is, except for one in f64 beside a factor that is not.
-    pub(super) fn weight_beside(&self, dtype: DType) -> Result<Tensor> {
+    /// The weight for a product with a factor in `dtype`: as it is, except that one in f64 is rounded to f32 for a factor that is not f64.
+    pub(super) fn weight_for(&self, dtype: DType) -> Result<Tensor> {
         let narrows = self.weight.dtype() == DType::F64 && dtype != DType::F64;
         if narrows { self.weight.to_dtype(DType::F32) } else { Ok(self.weight.clone()) }
     }

@@ -10,7 +10,7 @@ use crate::ops::cpu::operand::Operand;
 use crate::ops::cpu::sums::{Term, sum_into};
 use crate::ops::elements::Elements;
 
-/// A float that hidden states have; the weight has one that a product can have besides.
+/// A float that hidden states have; the weight may have another one, if both are at most f32.
 pub(super) trait OutputLayer: Float {
     /// `logits = hidden·Wᵀ`.
     fn logits(logits: &mut [Self::Wide], hidden: Matrix<'_, Self>, weight: &Elements<'_>) -> Result<()>;

@@ -7,7 +7,7 @@ use std::arch::x86_64::{
 
 use super::block::{BLOCK, Kernel, Line, SumLine};
 
-/// Rows whose sums are in registers at once: sixteen of these, besides two of the right factor.
+/// Rows whose sums are in registers at once: sixteen of these, and two of the right factor.
 const ROWS: usize = 8;
 
 /// Pairs in a step.

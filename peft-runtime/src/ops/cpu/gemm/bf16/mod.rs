@@ -7,9 +7,9 @@
 //! | `avx512`, `amx` | a block of 32×32 sums by one instruction set |
 //! | `twin` | the same sums without it, bit for bit |
 //!
-//! Both instructions read a denormal as zero and write none, and have an order of their own for a sum; `twin` says which. So their results differ
-//! from those of other kernels within the error of a sum in f32, and they are used only where `PEFT_CPU_KERNELS` names them. The order depends
-//! neither on the number of threads nor on how many rows there are.
+//! Both instructions read a denormal as zero and write none, and have an order of their own for a sum; `twin` says which. So their
+//! results differ from those of other kernels within the error of a sum in f32, and they are used only where `PEFT_CPU_KERNELS`
+//! names them. The order depends neither on the number of threads nor on how many rows there are.
 //!
 //! The right factor is packed just before it is used, a group of panels at a time, so that a frozen weight is held as it is.
 

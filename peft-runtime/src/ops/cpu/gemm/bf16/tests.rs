@@ -188,7 +188,7 @@ fn twins_treat_special_values_as_the_instructions_do() {
 #[test]
 fn twins_add_in_the_orders_of_the_instructions() {
     let large = f32::powi(2.0, 12);
-    // Even places: 2²⁴ + 1 rounds to 2²⁴. Odd places: 1 + 1. AMX has 2²⁴ + 2; AVX-512 adds the ones singly, each to 2²⁴ or before it.
+    // Even places: 2²⁴ + 1 rounds to 2²⁴. Odd places: 1 + 1. AMX has 2²⁴ + 2; AVX-512 adds the ones one by one.
     let (x, w) = ([large, 1.0, 1.0, 1.0], [large, 1.0, 1.0, 1.0]);
     let exact = large * large;
     assert_eq!(twin::<Twin<AmxOrder>>(&x, &w), exact + 2.0);

@@ -75,8 +75,8 @@ impl Load for f16 {
 
 const CACHE_LINE: usize = 64;
 
-/// How many bytes before it is read a column is fetched from memory. The processor does so by itself, but not beyond a page; columns
-/// follow one another.
+/// How many bytes ahead a column is fetched from memory. The processor fetches ahead too, but not beyond a page; columns follow one
+/// another.
 const AHEAD: usize = 4096;
 
 /// Declares the sums for one kind of vector; `UNROLLED` vectors of the column are under way at once.
