@@ -34,7 +34,7 @@ use crate::ops::graph::attach::with_gradient;
 pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     let (rows, dims) = check_input(x, weight)?;
     if weight.track_op() && trainable::takes(x, weight) {
-        return add_bias(trainable_linear(x, weight)?, bias);
+        return trainable_linear(x, weight, bias);
     }
     if weight.track_op() {
         let y = x.reshape((rows, weight.dim(1)?))?.matmul(&weight.t()?)?.reshape(dims)?;

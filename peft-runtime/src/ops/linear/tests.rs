@@ -187,17 +187,24 @@ fn a_gated_input_computes_what_the_gate_and_the_layer_do_one_after_the_other() {
 
 #[test]
 fn a_weight_of_half_precision_that_trains_gets_its_gradient_rounded_once() {
-    for [x_dtype, w_dtype, _] in dtypes().filter(|[x, w, _]| [*x, *w] != [DType::F32; 2]) {
+    for [x_dtype, w_dtype, b_dtype] in dtypes().filter(|[x, w, _]| [*x, *w] != [DType::F32; 2]) {
         for shape in SHAPES {
-            let inputs = [stored(x_dtype, "x", shape), stored(w_dtype, "weight", &[OUT, IN])];
-            let ours = |t: &[Tensor]| linear(&t[0], &t[1], None);
+            let x = stored(x_dtype, "x", shape);
+            let weight = stored(w_dtype, "weight", &[OUT, IN]);
+            let bias = stored(b_dtype, "bias", &[OUT]);
+            let what = format!("{x_dtype:?} {w_dtype:?} {b_dtype:?} {shape:?}");
             let exact = |t: &[Tensor]| {
-                let y = t[0].reshape(((), IN))?.matmul(&t[1].t()?)?;
                 let mut dims = t[0].dims().to_vec();
                 dims[t[0].rank() - 1] = OUT;
-                y.reshape(dims)
+                let y = t[0].reshape(((), IN))?.matmul(&t[1].t()?)?;
+                if t.len() > 2 { y.broadcast_add(&t[2])? } else { y }.reshape(dims)
             };
-            check(&ours, &exact, &inputs, x_dtype, &format!("{x_dtype:?} {w_dtype:?} {shape:?}"));
+            let ours = |t: &[Tensor]| linear(&t[0], &t[1], t.get(2));
+            check(&ours, &exact, &[x.clone(), weight.clone()], x_dtype, &what);
+            check(&ours, &exact, &[x.clone(), weight.clone(), bias.clone()], x_dtype, &what);
+            let fixed = |t: &[Tensor]| linear(&t[0], &t[1], Some(&bias));
+            let exact = |t: &[Tensor]| exact(&[t[0].clone(), t[1].clone(), bias.to_dtype(DType::F64)?]);
+            check(&fixed, &exact, &[x, weight], x_dtype, &what);
         }
     }
 }
