@@ -2,6 +2,8 @@
 
 use candle_core::{Layout, Result, Storage, StorageRef, Tensor, WithDType, bail};
 
+use crate::ops::cpu::operand::Operand;
+
 /// A tensor's storage, held for reading.
 pub(crate) struct Elements<'t> {
     storage: StorageRef<'t>,
@@ -22,6 +24,14 @@ impl<'t> Elements<'t> {
     pub(crate) fn data<T: WithDType>(&self) -> Result<&[T]> {
         match &*self.storage {
             Storage::Cpu(storage) => storage.as_slice::<T>(),
+            _ => bail!("an operand of an op on the CPU is on another device"),
+        }
+    }
+
+    /// The tensor as a factor of a product that is summed in f32; fails if it is not a matrix of f32 or half precision.
+    pub(crate) fn operand(&self) -> Result<Operand<'_>> {
+        match &*self.storage {
+            Storage::Cpu(storage) => Operand::from_storage(storage, self.layout),
             _ => bail!("an operand of an op on the CPU is on another device"),
         }
     }

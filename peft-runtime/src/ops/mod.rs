@@ -83,5 +83,15 @@ pub(crate) fn storage_address(tensor: &Tensor) -> (usize, usize) {
 
 /// Whether the tensor's values are in main memory in a precision that the CPU has no arithmetic for.
 pub(crate) fn is_half_on_cpu(tensor: &Tensor) -> bool {
-    tensor.device().is_cpu() && matches!(tensor.dtype(), DType::F16 | DType::BF16)
+    tensor.device().is_cpu() && is_half(tensor.dtype())
+}
+
+/// Whether a value takes 16 bits.
+pub(crate) fn is_half(dtype: DType) -> bool {
+    matches!(dtype, DType::F16 | DType::BF16)
+}
+
+/// Whether f32 holds every value of the dtype: f32 and half precision.
+pub(crate) fn is_at_most_f32(dtype: DType) -> bool {
+    dtype == DType::F32 || is_half(dtype)
 }

@@ -7,11 +7,10 @@ mod op;
 mod options;
 pub(crate) mod rotated;
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::{Result, Tensor};
 
 use self::composed::composed;
 use self::op::FusedAttention;
-use crate::ops::is_half_on_cpu;
 
 pub use self::options::AttentionOptions;
 
@@ -36,10 +35,6 @@ pub use self::options::AttentionOptions;
 /// # Errors
 /// If the shapes do not fit, or the tensors do not hold floats of one dtype.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, options: &AttentionOptions<'_>) -> Result<Tensor> {
-    if is_half_on_cpu(q) {
-        let wide = |tensor: &Tensor| tensor.to_dtype(DType::F32);
-        return attention(&wide(q)?, &wide(k)?, &wide(v)?, options)?.to_dtype(q.dtype());
-    }
     let op = FusedAttention::new(q, k, v, options)?;
     if !q.device().is_cpu() {
         return composed(q, k, v, &op.sizes, op.mask.as_deref(), op.dropout);

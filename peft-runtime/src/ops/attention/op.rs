@@ -4,9 +4,11 @@ use std::sync::OnceLock;
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp3, DType, Device, Layout, Result, Shape, Tensor, bail};
+use half::{bf16, f16};
 
 use super::kernel::{Attention, Backward, Heads, Sizes};
 use super::options::{AttentionOptions, attended, sizes};
+use crate::ops::cpu::float::Float;
 use crate::ops::cpu::real::Real;
 use crate::ops::dropout::DropoutMask;
 use crate::ops::elements::Elements;
@@ -33,14 +35,14 @@ impl FusedAttention {
         self.mask.as_ref().map(|mask| mask.iter().map(bias).collect())
     }
 
-    pub(super) fn forward<T: Real>(
+    pub(super) fn forward<T: Float>(
         &self,
         q: Heads<'_, T>,
         k: Heads<'_, T>,
         v: Heads<'_, T>,
     ) -> Result<Vec<T>> {
         let Sizes { batch, length, heads, .. } = self.sizes;
-        let (bias, dropout) = (self.bias::<T>(), self.dropout);
+        let (bias, dropout) = (self.bias::<T::Wide>(), self.dropout);
         let attention = Attention { sizes: self.sizes, q, k, v, bias: bias.as_deref(), dropout };
         let (y, log_sums) = attention.forward()?;
         // It is set once: an op runs forward once.
@@ -49,13 +51,13 @@ impl FusedAttention {
     }
 
     /// The wanted gradients of queries, keys and values, each in the order of its dimensions.
-    pub(super) fn gradients<T: Real>(
+    pub(super) fn gradients<T: Float>(
         &self,
         inputs: [&Tensor; 3],
         wanted: [bool; 3],
         y: &Tensor,
         grad: &Tensor,
-    ) -> Result<[Option<Vec<T>>; 3]> {
+    ) -> Result<[Option<Vec<T::Wide>>; 3]> {
         let Some(log_sums) = self.log_sums.get() else {
             bail!("the backward pass of an attention came before its forward pass")
         };
@@ -65,7 +67,7 @@ impl FusedAttention {
         let heads = |index: usize| -> Result<Heads<'_, T>> {
             Heads::from_layout(elements[index].data()?, elements[index].layout())
         };
-        let (bias, dropout) = (self.bias::<T>(), self.dropout);
+        let (bias, dropout) = (self.bias::<T::Wide>(), self.dropout);
         let (q, k, v) = (heads(0)?, heads(1)?, heads(2)?);
         let backward = Backward {
             attention: Attention { sizes: self.sizes, q, k, v, bias: bias.as_deref(), dropout },
@@ -77,24 +79,26 @@ impl FusedAttention {
         backward.run()
     }
 
-    fn tracked_gradients<T: Real>(
+    fn tracked_gradients<T: Float>(
         &self,
         inputs: [&Tensor; 3],
         y: &Tensor,
         grad: &Tensor,
     ) -> Result<[Option<Tensor>; 3]> {
-        in_tensors(self.gradients::<T>(inputs, inputs.map(Tensor::track_op), y, grad)?, inputs)
+        in_tensors::<T>(self.gradients::<T>(inputs, inputs.map(Tensor::track_op), y, grad)?, inputs)
     }
 }
 
-/// Gradients in the shapes of the inputs.
-pub(super) fn in_tensors<T: Real>(
-    gradients: [Option<Vec<T>>; 3],
+/// Gradients in the shapes of the inputs, rounded to their type.
+pub(super) fn in_tensors<T: Float>(
+    gradients: [Option<Vec<T::Wide>>; 3],
     inputs: [&Tensor; 3],
 ) -> Result<[Option<Tensor>; 3]> {
     let mut found = [None, None, None];
     for ((found, values), input) in found.iter_mut().zip(gradients).zip(inputs) {
-        *found = values.map(|values| Tensor::from_vec(values, input.dims(), &Device::Cpu)).transpose()?;
+        *found = values
+            .map(|values| Tensor::from_vec(T::round(values), input.dims(), &Device::Cpu))
+            .transpose()?;
     }
     Ok(found)
 }
@@ -130,6 +134,18 @@ impl CustomOp3 for FusedAttention {
                 Heads::from_layout(k, kl)?,
                 Heads::from_layout(v, vl)?,
             )?),
+            (CpuStorage::F16(q), CpuStorage::F16(k), CpuStorage::F16(v)) => CpuStorage::F16(self.forward(
+                Heads::from_layout(q, ql)?,
+                Heads::from_layout(k, kl)?,
+                Heads::from_layout(v, vl)?,
+            )?),
+            (CpuStorage::BF16(q), CpuStorage::BF16(k), CpuStorage::BF16(v)) => {
+                CpuStorage::BF16(self.forward(
+                    Heads::from_layout(q, ql)?,
+                    Heads::from_layout(k, kl)?,
+                    Heads::from_layout(v, vl)?,
+                )?)
+            }
             (q, k, v) => return no_common_float([q, k, v]),
         };
         Ok((y, ql.shape().clone()))
@@ -145,6 +161,8 @@ impl CustomOp3 for FusedAttention {
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let [dq, dk, dv] = match q.dtype() {
             DType::F64 => self.tracked_gradients::<f64>([q, k, v], y, grad)?,
+            DType::F16 => self.tracked_gradients::<f16>([q, k, v], y, grad)?,
+            DType::BF16 => self.tracked_gradients::<bf16>([q, k, v], y, grad)?,
             _ => self.tracked_gradients::<f32>([q, k, v], y, grad)?,
         };
         Ok((dq, dk, dv))

@@ -3,8 +3,9 @@
 use candle_core::{Result, Tensor, WithDType};
 
 use super::unfold::SlidingWindow;
-use crate::ops::cpu::matmul::matmul_into;
+use crate::ops::cpu::float::Float;
 use crate::ops::cpu::matrix::{Matrix, Write};
+use crate::ops::cpu::real::Real;
 
 /// The geometry of a convolution; the same in both dimensions of a two-dimensional one, as candle has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,14 +78,14 @@ impl Sizes {
         vec![T::from_f64(0.0); self.depth() * self.window.places()]
     }
 
-    pub(super) fn forward<T: WithDType>(&self, x: &[T], kernel: &[T]) -> Result<Vec<T>> {
+    pub(super) fn forward<T: Float>(&self, x: &[T], kernel: &[T]) -> Result<Vec<T>> {
         let mut y = vec![T::from_f64(0.0); self.batch * self.groups * self.output_part()];
         let mut columns = self.zero_columns();
         let pictures = x.chunks(self.input_part()).zip(y.chunks_mut(self.output_part()));
         for (part, (x, y)) in pictures.enumerate() {
             self.window.unfold(x, &mut columns);
             let columns = Matrix::contiguous(&columns, self.depth(), self.window.places())?;
-            matmul_into(y, Write::Replace, 1.0, self.kernel_of(kernel, part)?, columns)?;
+            T::matmul(y, self.kernel_of(kernel, part)?, columns)?;
         }
         Ok(y)
     }
@@ -96,21 +97,25 @@ impl Sizes {
     }
 
     /// dx: the kernel's transpose times the gradient, folded.
-    fn input_gradient<T: WithDType>(&self, grad: &[T], kernel: &[T]) -> Result<Vec<T>> {
+    fn input_gradient<T: Float>(&self, grad: &[T], kernel: &[T]) -> Result<Vec<T>> {
         let mut dx = vec![T::from_f64(0.0); self.batch * self.groups * self.input_part()];
-        let mut columns = self.zero_columns();
+        let mut columns = self.zero_columns::<T::Wide>();
+        let mut space = Vec::new();
         let pictures = grad.chunks(self.output_part()).zip(dx.chunks_mut(self.input_part()));
         for (part, (grad, dx)) in pictures.enumerate() {
             let grad = Matrix::contiguous(grad, self.outputs, self.window.places())?;
-            matmul_into(&mut columns, Write::Replace, 1.0, self.kernel_of(kernel, part)?.transposed(), grad)?;
-            self.window.fold(&columns, dx);
+            T::matmul_wide(&mut columns, Write::Replace, self.kernel_of(kernel, part)?.transposed(), grad)?;
+            T::write(dx, &mut space, |dx| {
+                dx.fill(T::Wide::ZERO);
+                self.window.fold(&columns, dx);
+            });
         }
         Ok(dx)
     }
 
     /// dK: the gradient times the transposed columns, summed over the batch.
-    fn kernel_gradient<T: WithDType>(&self, x: &[T], grad: &[T]) -> Result<Vec<T>> {
-        let mut dk = vec![T::from_f64(0.0); self.groups * self.kernel_part()];
+    fn kernel_gradient<T: Float>(&self, x: &[T], grad: &[T]) -> Result<Vec<T>> {
+        let mut dk = vec![T::Wide::ZERO; self.groups * self.kernel_part()];
         let mut columns = self.zero_columns();
         let pictures = x.chunks(self.input_part()).zip(grad.chunks(self.output_part()));
         for (part, (x, grad)) in pictures.enumerate() {
@@ -118,12 +123,12 @@ impl Sizes {
             let columns = Matrix::contiguous(&columns, self.depth(), self.window.places())?.transposed();
             let start = part % self.groups * self.kernel_part();
             let grad = Matrix::contiguous(grad, self.outputs, self.window.places())?;
-            matmul_into(&mut dk[start..start + self.kernel_part()], Write::Add, 1.0, grad, columns)?;
+            T::matmul_wide(&mut dk[start..start + self.kernel_part()], Write::Add, grad, columns)?;
         }
-        Ok(dk)
+        Ok(T::round(dk))
     }
 
-    pub(super) fn gradients<T: WithDType>(
+    pub(super) fn gradients<T: Float>(
         &self,
         x: &Tensor,
         kernel: &Tensor,

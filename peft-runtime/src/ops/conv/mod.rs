@@ -7,6 +7,7 @@ mod kernel;
 mod unfold;
 
 use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor, bail};
+use half::{bf16, f16};
 
 use self::kernel::Sizes;
 use crate::ops::elements::contiguous_slice;
@@ -19,7 +20,7 @@ pub use self::kernel::ConvSettings;
 /// (`[out, in / groups, …]`). Half precision on the CPU is computed in f32 and rounded once.
 pub(crate) fn conv(x: &Tensor, kernel: &Tensor, settings: ConvSettings) -> Result<Tensor> {
     check_input(x.dims(), kernel.dims(), settings)?;
-    if is_half_on_cpu(x) {
+    if is_half_on_cpu(x) && kernel.dtype() != x.dtype() {
         let y = conv(&x.to_dtype(DType::F32)?, &kernel.to_dtype(DType::F32)?, settings)?;
         return y.to_dtype(x.dtype());
     }
@@ -98,7 +99,15 @@ impl CustomOp2 for Conv {
                 let kernel = contiguous_slice(kernel, kernel_layout)?;
                 CpuStorage::F64(sizes.forward(contiguous_slice(x, x_layout)?, kernel)?)
             }
-            _ => bail!("a convolution takes an input and a kernel of one dtype, f32 or f64"),
+            (CpuStorage::F16(x), CpuStorage::F16(kernel)) => {
+                let kernel = contiguous_slice(kernel, kernel_layout)?;
+                CpuStorage::F16(sizes.forward(contiguous_slice(x, x_layout)?, kernel)?)
+            }
+            (CpuStorage::BF16(x), CpuStorage::BF16(kernel)) => {
+                let kernel = contiguous_slice(kernel, kernel_layout)?;
+                CpuStorage::BF16(sizes.forward(contiguous_slice(x, x_layout)?, kernel)?)
+            }
+            _ => bail!("a convolution takes an input and a kernel of floats of one dtype"),
         };
         Ok((y, Shape::from(sizes.output_shape(x_layout.dims().len()))))
     }
@@ -113,6 +122,8 @@ impl CustomOp2 for Conv {
         let sizes = Sizes::new(x.dims(), kernel.dims(), self.settings);
         match x.dtype() {
             DType::F64 => sizes.gradients::<f64>(x, kernel, grad),
+            DType::F16 => sizes.gradients::<f16>(x, kernel, grad),
+            DType::BF16 => sizes.gradients::<bf16>(x, kernel, grad),
             _ => sizes.gradients::<f32>(x, kernel, grad),
         }
     }

@@ -1,7 +1,7 @@
 use candle_core::{DType, Tensor, Var};
 
 use super::{ConvSettings, conv};
-use crate::ops::testing::{assert_close, assert_differences, random};
+use crate::ops::testing::{assert_close, assert_differences, assert_precise, random};
 
 /// Every shape × settings.
 #[test]
@@ -25,6 +25,10 @@ fn the_value_is_candles_and_gradients_are_difference_quotients() {
         };
         assert_close(&ours(&inputs).unwrap(), &theirs.unwrap(), 3e-6, &what);
         assert_differences(&ours, &inputs, 1e-8, &what);
+        // Half a unit in the last place: each result is rounded once.
+        for (dtype, tolerance) in [(DType::F32, 1e-5), (DType::F16, 5e-4), (DType::BF16, 4e-3)] {
+            assert_precise(&ours, &inputs, dtype, tolerance, &what);
+        }
     }
 }
 

@@ -53,3 +53,26 @@ pub(crate) fn has_avx() -> bool {
 pub(crate) fn has_avx2() -> bool {
     is_x86_feature_detected!("avx2")
 }
+
+/// Whether there are vectors of eight f32 with fused products and sums, and conversions of f16.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+pub(crate) fn has_avx2_fma_f16c() -> bool {
+    has_avx2() && has_f16c() && is_x86_feature_detected!("fma")
+}
+
+/// Whether there are vectors of sixteen f32, and instructions for halves in them.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+pub(crate) fn has_avx512() -> bool {
+    is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512vl")
+}
+
+/// Whether the processor converts between f16 and f32.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+pub(crate) fn has_f16c() -> bool {
+    has_avx() && is_x86_feature_detected!("f16c")
+}

@@ -5,12 +5,13 @@ use gemm::Parallelism;
 use rayon::current_num_threads;
 use rayon::prelude::*;
 
-use super::gemm::{multiply, panel_factors};
+use super::gemm::named::check_names;
+use super::gemm::{multiply, own_factors};
 use super::matrix::{Matrix, Write};
 use super::tile::{UNIT, steps, tiles};
 
 /// Products with fewer multiplications than this take less time than waking another thread.
-const SHARED: usize = 1 << 18;
+pub(super) const SHARED: usize = 1 << 18;
 
 /// `destination (+)= scale · lhs · rhs`, with a row-major destination. `T` is f32 or f64.
 pub(crate) fn matmul_into<T: WithDType>(
@@ -28,6 +29,7 @@ pub(crate) fn matmul_into<T: WithDType>(
             destination.len()
         )
     }
+    check_names()?;
     if inner == 0 && write == Write::Replace {
         destination.fill(T::from_f64(0.0));
     }
@@ -35,7 +37,7 @@ pub(crate) fn matmul_into<T: WithDType>(
         return Ok(());
     }
     let threads = if rows * columns * inner < SHARED { 1 } else { current_num_threads() };
-    if threads > 1 && panel_factors(lhs, rhs).is_some() {
+    if threads > 1 && own_factors(lhs, rhs).is_some() {
         let steps = steps(rows, columns, UNIT, columns.div_ceil(threads).next_multiple_of(UNIT));
         return tiles(destination, (rows, columns), steps)?.into_par_iter().try_for_each(|mut tile| {
             let (lhs, rhs) = (lhs.block(tile.rows(), 0..inner)?, rhs.block(0..inner, tile.columns())?);

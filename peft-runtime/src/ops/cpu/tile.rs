@@ -4,12 +4,13 @@ use std::cmp::Reverse;
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use candle_core::{Result, WithDType, bail};
+use candle_core::{DType, Result, WithDType, bail};
 use gemm::Parallelism;
 use rayon::current_num_threads;
 
-use super::gemm::multiply;
+use super::gemm::{Destination, multiply, multiply_mixed};
 use super::matrix::{Matrix, Write};
+use super::operand::Operand;
 
 /// Tile sizes are multiples of this, which is a few of the processor's vectors.
 pub(crate) const UNIT: usize = 16;
@@ -56,6 +57,14 @@ pub(crate) fn tiles<T>(
     Ok(tiles)
 }
 
+/// One tile of `rows` rows of `columns` elements that start `row_stride` elements apart, all in the slice; what lies between the rows is
+/// not part of it.
+pub(super) fn rows_of<T>(values: &mut [T], row_stride: usize, rows: usize, columns: usize) -> Tile<'_, T> {
+    let length = if rows * columns == 0 { 0 } else { (rows - 1) * row_stride + columns };
+    let start = values[..length].as_mut_ptr();
+    Tile { start, row_stride, rows: 0..rows, columns: 0..columns, matrix: PhantomData }
+}
+
 /// How far apart the tiles of a result start, in rows and in columns. A tile has at most `limit` columns, or `unit`
 /// if that is more.
 pub(crate) fn steps(rows: usize, columns: usize, unit: usize, limit: usize) -> (usize, usize) {
@@ -87,7 +96,31 @@ impl<T> Tile<'_, T> {
     }
 }
 
+impl<T> Tile<'_, T> {
+    /// Its part of each row that it covers, from the first to the last.
+    pub(super) fn slices(&mut self) -> impl Iterator<Item = &mut [T]> {
+        let (start, row_stride, width) = (self.start, self.row_stride, self.columns.len());
+        // SAFETY: `tiles` made the tile from rows and columns of a matrix that is borrowed mutably, no two tiles share an
+        // element, and no two rows of one do.
+        (0..self.rows.len())
+            .map(move |row| unsafe { std::slice::from_raw_parts_mut(start.add(row * row_stride), width) })
+    }
+}
+
 impl<T: WithDType> Tile<'_, T> {
+    /// The same elements, if they are f32.
+    pub(super) fn as_f32(&mut self) -> Option<Tile<'_, f32>> {
+        let Tile { start, row_stride, rows, columns, .. } = self;
+        // f32 is the only type of this dtype.
+        (T::DTYPE == DType::F32).then(|| Tile {
+            start: start.cast(),
+            row_stride: *row_stride,
+            rows: rows.clone(),
+            columns: columns.clone(),
+            matrix: PhantomData,
+        })
+    }
+
     /// `tile (+)= scale · lhs · rhs` on the calling thread. `T` is f32 or f64.
     pub(crate) fn matmul(
         &mut self,
@@ -110,6 +143,32 @@ impl<T: WithDType> Tile<'_, T> {
         // a row, no two tiles share an element, and the shape was checked above.
         unsafe { multiply(self.start, self.row_stride, write, scale, lhs, rhs, Parallelism::None) };
         Ok(())
+    }
+}
+
+impl Tile<'_, f32> {
+    /// `tile (+)= scale · lhs · rhs` on the calling thread, for factors of any types.
+    pub(super) fn multiply(
+        &mut self,
+        write: Write,
+        scale: f64,
+        lhs: Operand<'_>,
+        rhs: Operand<'_>,
+    ) -> Result<()> {
+        let shape = (self.rows.len(), self.columns.len());
+        if (lhs.rows(), rhs.columns()) != shape || lhs.columns() != rhs.rows() {
+            bail!(
+                "cannot multiply {}x{} by {}x{} into a tile of shape {shape:?}",
+                lhs.rows(),
+                lhs.columns(),
+                rhs.rows(),
+                rhs.columns()
+            )
+        }
+        let destination =
+            Destination { start: self.start, row_stride: self.row_stride, write, scale: scale as f32 };
+        // SAFETY: as for `matmul`.
+        unsafe { multiply_mixed(destination, lhs, rhs) }
     }
 }
 

@@ -7,9 +7,8 @@ use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Result, Shape, T
 use rayon::prelude::*;
 
 use crate::ops::constant::mul_constant;
-use crate::ops::cpu::real::Real;
+use crate::ops::cpu::float::Float;
 use crate::ops::elements::contiguous_slice;
-use crate::ops::is_half_on_cpu;
 
 pub use self::mask::DropoutMask;
 
@@ -19,9 +18,6 @@ const ROW: usize = 4096;
 
 /// `x` with the elements that `mask` drops as zeros and the others scaled; `x` has any shape and holds floats.
 pub(crate) fn dropout(x: &Tensor, mask: DropoutMask) -> Result<Tensor> {
-    if is_half_on_cpu(x) {
-        return dropout(&x.to_dtype(DType::F32)?, mask)?.to_dtype(x.dtype());
-    }
     if x.device().is_cpu() {
         return x.contiguous()?.apply_op1(Dropped { mask });
     }
@@ -36,12 +32,16 @@ struct Dropped {
 }
 
 impl Dropped {
-    fn apply<T: Real>(&self, x: &[T]) -> Vec<T> {
-        let mut y = vec![T::ZERO; x.len()];
+    fn apply<T: Float>(&self, x: &[T]) -> Vec<T> {
+        let mut y = vec![T::from_f64(0.0); x.len()];
         let rows = y.par_chunks_mut(ROW).zip(x.par_chunks(ROW));
         rows.enumerate().for_each(|(row, (y, x))| {
-            y.copy_from_slice(x);
-            self.mask.apply(row, y);
+            let [mut wide_x, mut wide_y] = [const { Vec::new() }; 2];
+            let x = T::read(x, &mut wide_x);
+            T::write(y, &mut wide_y, |y| {
+                y.copy_from_slice(x);
+                self.mask.apply(row, y);
+            });
         });
         y
     }
@@ -56,6 +56,8 @@ impl CustomOp1 for Dropped {
         let y = match storage {
             CpuStorage::F32(x) => CpuStorage::F32(self.apply(contiguous_slice(x, layout)?)),
             CpuStorage::F64(x) => CpuStorage::F64(self.apply(contiguous_slice(x, layout)?)),
+            CpuStorage::F16(x) => CpuStorage::F16(self.apply(contiguous_slice(x, layout)?)),
+            CpuStorage::BF16(x) => CpuStorage::BF16(self.apply(contiguous_slice(x, layout)?)),
             storage => bail!("dropout takes floats, not {:?}", storage.dtype()),
         };
         Ok((y, layout.shape().clone()))

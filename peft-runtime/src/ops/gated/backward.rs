@@ -1,20 +1,25 @@
 //! The backward passes.
 
 use candle_core::{DType, Device, Result, Tensor};
+use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::kernel::{Activation, activate_gradient, gate_gradients};
 use super::{Activate, Gated, TASK};
-use crate::ops::cpu::real::Real;
+use crate::ops::cpu::float::Float;
 use crate::ops::elements::Elements;
 
 impl<A: Activation> Activate<A> {
-    pub(super) fn gradient<T: Real>(x: &Tensor, grad: &Tensor) -> Result<Tensor> {
+    pub(super) fn gradient<T: Float>(x: &Tensor, grad: &Tensor) -> Result<Tensor> {
         let (x_elements, grad_elements) = (Elements::of(x), Elements::of(grad));
         let (values, dy) = (x_elements.as_slice::<T>()?, grad_elements.as_slice::<T>()?);
-        let mut dx = vec![T::ZERO; values.len()];
+        let mut dx = vec![T::from_f64(0.0); values.len()];
         let blocks = dx.par_chunks_mut(TASK).zip(values.par_chunks(TASK).zip(dy.par_chunks(TASK)));
-        blocks.for_each(|(dx, (x, dy))| activate_gradient::<A, T>(dx, x, dy));
+        blocks.for_each(|(dx, (x, dy))| {
+            let [mut wide_x, mut wide_dy, mut wide_dx] = [const { Vec::new() }; 3];
+            let (x, dy) = (T::read(x, &mut wide_x), T::read(dy, &mut wide_dy));
+            T::write(dx, &mut wide_dx, |dx| activate_gradient::<A, T::Wide>(dx, x, dy));
+        });
         Tensor::from_vec(dx, x.dims(), &Device::Cpu)
     }
 }
@@ -29,11 +34,13 @@ impl<A: Activation> Gated<A> {
         let grad = grad.contiguous()?;
         match gate.dtype() {
             DType::F64 => Self::gradients_as::<f64>(gate, up, &grad),
+            DType::F16 => Self::gradients_as::<f16>(gate, up, &grad),
+            DType::BF16 => Self::gradients_as::<bf16>(gate, up, &grad),
             _ => Self::gradients_as::<f32>(gate, up, &grad),
         }
     }
 
-    fn gradients_as<T: Real>(
+    fn gradients_as<T: Float>(
         gates: &Tensor,
         up: &Tensor,
         grad: &Tensor,
@@ -41,12 +48,18 @@ impl<A: Activation> Gated<A> {
         let elements = [gates, up, grad].map(Elements::of);
         let [gate_values, up_values, dy] =
             [elements[0].as_slice::<T>()?, elements[1].as_slice::<T>()?, elements[2].as_slice::<T>()?];
-        let mut dgate = vec![T::ZERO; dy.len()];
-        let mut dup = vec![T::ZERO; dy.len()];
+        let mut dgate = vec![T::from_f64(0.0); dy.len()];
+        let mut dup = vec![T::from_f64(0.0); dy.len()];
         let outputs = dgate.par_chunks_mut(TASK).zip(dup.par_chunks_mut(TASK));
         let inputs = gate_values.par_chunks(TASK).zip(up_values.par_chunks(TASK)).zip(dy.par_chunks(TASK));
         outputs.zip(inputs).for_each(|((dgate, dup), ((gate, up), dy))| {
-            gate_gradients::<A, T>(dgate, dup, gate, up, dy);
+            let [mut wide_gate, mut wide_up, mut wide_dy] = [const { Vec::new() }; 3];
+            let (gate, up) = (T::read(gate, &mut wide_gate), T::read(up, &mut wide_up));
+            let dy = T::read(dy, &mut wide_dy);
+            let [mut wide_dgate, mut wide_dup] = [const { Vec::new() }; 2];
+            T::write(dgate, &mut wide_dgate, |dgate| {
+                T::write(dup, &mut wide_dup, |dup| gate_gradients::<A, T::Wide>(dgate, dup, gate, up, dy));
+            });
         });
         let tensor = |of: &Tensor, values: Vec<T>| {
             of.track_op().then(|| Tensor::from_vec(values, of.dims(), &Device::Cpu)).transpose()

@@ -7,12 +7,12 @@ use std::marker::PhantomData;
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, DType, Layout, Result, Shape, Tensor, bail};
+use half::{bf16, f16};
 use rayon::prelude::*;
 
 use self::kernel::{Activation, GeluErf, GeluTanh, Silu, activate, gate};
-use crate::ops::cpu::real::Real;
+use crate::ops::cpu::float::Float;
 use crate::ops::elements::contiguous_slice;
-use crate::ops::is_half_on_cpu;
 
 /// One task computes at least this many elements.
 const TASK: usize = 4096;
@@ -27,7 +27,7 @@ pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     gated::<Silu>(gate, up, Tensor::silu)
 }
 
-/// The gradients of gate and up of [`swiglu`] on the CPU in f32 or f64, where they are part of a graph.
+/// The gradients of gate and up of [`swiglu`] on the CPU, where they are part of a graph.
 pub(super) fn swiglu_gradients(
     gate: &Tensor,
     up: &Tensor,
@@ -69,9 +69,6 @@ pub fn gelu_erf(x: &Tensor) -> Result<Tensor> {
 
 /// The op on the CPU; elsewhere `activation`, which is candle's own.
 fn activated<A: Activation>(x: &Tensor, activation: fn(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
-    if is_half_on_cpu(x) {
-        return activated::<A>(&x.to_dtype(DType::F32)?, activation)?.to_dtype(x.dtype());
-    }
     if x.device().is_cpu() { x.contiguous()?.apply_op1(Activate::<A>(PhantomData)) } else { activation(x) }
 }
 
@@ -90,10 +87,6 @@ fn gated<A: Activation>(
             up.dtype()
         )
     }
-    if is_half_on_cpu(gate) {
-        let (wide_gate, wide_up) = (gate.to_dtype(DType::F32)?, up.to_dtype(DType::F32)?);
-        return gated::<A>(&wide_gate, &wide_up, activation)?.to_dtype(gate.dtype());
-    }
     if gate.device().is_cpu() {
         return gate.contiguous()?.apply_op2(&up.contiguous()?, Gated::<A>(PhantomData));
     }
@@ -103,10 +96,14 @@ fn gated<A: Activation>(
 struct Activate<A>(PhantomData<A>);
 
 impl<A: Activation> Activate<A> {
-    fn forward<T: Real>(x: &[T]) -> Vec<T> {
-        let mut y = vec![T::ZERO; x.len()];
+    fn forward<T: Float>(x: &[T]) -> Vec<T> {
+        let mut y = vec![T::from_f64(0.0); x.len()];
         let blocks = y.par_chunks_mut(TASK).zip(x.par_chunks(TASK));
-        blocks.for_each(|(y, x)| activate::<A, T>(y, x));
+        blocks.for_each(|(y, x)| {
+            let (mut wide_x, mut wide_y) = (Vec::new(), Vec::new());
+            let x = T::read(x, &mut wide_x);
+            T::write(y, &mut wide_y, |y| activate::<A, T::Wide>(y, x));
+        });
         y
     }
 }
@@ -120,6 +117,8 @@ impl<A: Activation> CustomOp1 for Activate<A> {
         let y = match storage {
             CpuStorage::F32(x) => CpuStorage::F32(Self::forward(contiguous_slice(x, layout)?)),
             CpuStorage::F64(x) => CpuStorage::F64(Self::forward(contiguous_slice(x, layout)?)),
+            CpuStorage::F16(x) => CpuStorage::F16(Self::forward(contiguous_slice(x, layout)?)),
+            CpuStorage::BF16(x) => CpuStorage::BF16(Self::forward(contiguous_slice(x, layout)?)),
             storage => bail!("an activation takes floats, not {:?}", storage.dtype()),
         };
         Ok((y, layout.shape().clone()))
@@ -129,6 +128,8 @@ impl<A: Activation> CustomOp1 for Activate<A> {
         let grad = grad.contiguous()?;
         Ok(Some(match x.dtype() {
             DType::F64 => Self::gradient::<f64>(x, &grad)?,
+            DType::F16 => Self::gradient::<f16>(x, &grad)?,
+            DType::BF16 => Self::gradient::<bf16>(x, &grad)?,
             _ => Self::gradient::<f32>(x, &grad)?,
         }))
     }
@@ -137,10 +138,14 @@ impl<A: Activation> CustomOp1 for Activate<A> {
 struct Gated<A>(PhantomData<A>);
 
 impl<A: Activation> Gated<A> {
-    fn forward<T: Real>(gates: &[T], up: &[T]) -> Vec<T> {
-        let mut y = vec![T::ZERO; gates.len()];
+    fn forward<T: Float>(gates: &[T], up: &[T]) -> Vec<T> {
+        let mut y = vec![T::from_f64(0.0); gates.len()];
         let blocks = y.par_chunks_mut(TASK).zip(gates.par_chunks(TASK).zip(up.par_chunks(TASK)));
-        blocks.for_each(|(y, (gates, up))| gate::<A, T>(y, gates, up));
+        blocks.for_each(|(y, (gates, up))| {
+            let [mut wide_gates, mut wide_up, mut wide_y] = [const { Vec::new() }; 3];
+            let (gates, up) = (T::read(gates, &mut wide_gates), T::read(up, &mut wide_up));
+            T::write(y, &mut wide_y, |y| gate::<A, T::Wide>(y, gates, up));
+        });
         y
     }
 }
@@ -165,6 +170,14 @@ impl<A: Activation> CustomOp2 for Gated<A> {
             (CpuStorage::F64(gate), CpuStorage::F64(up)) => {
                 let up = contiguous_slice(up, up_layout)?;
                 CpuStorage::F64(Self::forward(contiguous_slice(gate, gate_layout)?, up))
+            }
+            (CpuStorage::F16(gate), CpuStorage::F16(up)) => {
+                let up = contiguous_slice(up, up_layout)?;
+                CpuStorage::F16(Self::forward(contiguous_slice(gate, gate_layout)?, up))
+            }
+            (CpuStorage::BF16(gate), CpuStorage::BF16(up)) => {
+                let up = contiguous_slice(up, up_layout)?;
+                CpuStorage::BF16(Self::forward(contiguous_slice(gate, gate_layout)?, up))
             }
             (gate, _) => bail!("a gated activation takes floats, not {:?}", gate.dtype()),
         };

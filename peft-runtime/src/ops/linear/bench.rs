@@ -1,8 +1,9 @@
 //! Linear layers: frozen, and with LoRA.
 
-use candle_core::{Result, Tensor, Var};
+use candle_core::{DType, Result, Tensor, Var};
 use candle_nn::{Linear, Module};
 use divan::Bencher;
+use divan::counter::{BytesCount, ItemsCount};
 use peft_runtime::prelude::*;
 
 use super::{ROWS, SIZE, WIDE, backward, random, variable};
@@ -46,6 +47,42 @@ impl Composed {
         let hidden = x.matmul(&self.a.t()?)?;
         self.base.forward(x)? + (hidden.matmul(&self.b.t()?)? * 2.0)?
     }
+}
+
+/// Rows, inputs and outputs. Many rows count operations; a single one counts the bytes that are read of the weight.
+const PRODUCTS: [(usize, usize, usize); 6] = [
+    (256, SIZE, SIZE),
+    (256, SIZE, WIDE),
+    (256, WIDE, SIZE),
+    (1, SIZE, SIZE),
+    (1, SIZE, WIDE),
+    (1, SIZE, 49_152),
+];
+
+fn frozen_as(bencher: Bencher, (rows, inputs, outputs): (usize, usize, usize), dtype: DType) {
+    let as_dtype = |tensor: Tensor| tensor.to_dtype(dtype).unwrap();
+    let layer = Adapted::new(Linear::new(as_dtype(random(&[outputs, inputs])), None));
+    let x = as_dtype(random(&[rows, inputs]));
+    let bencher = match rows {
+        1 => bencher.counter(BytesCount::new(inputs * outputs * dtype.size_in_bytes())),
+        _ => bencher.counter(ItemsCount::new(2 * rows * inputs * outputs)),
+    };
+    bencher.bench_local(|| layer.forward(&x).unwrap());
+}
+
+#[divan::bench(args = PRODUCTS, max_time = 1)]
+fn product_f32(bencher: Bencher, sizes: (usize, usize, usize)) {
+    frozen_as(bencher, sizes, DType::F32);
+}
+
+#[divan::bench(args = PRODUCTS, max_time = 1)]
+fn product_bf16(bencher: Bencher, sizes: (usize, usize, usize)) {
+    frozen_as(bencher, sizes, DType::BF16);
+}
+
+#[divan::bench(args = PRODUCTS, max_time = 1)]
+fn product_f16(bencher: Bencher, sizes: (usize, usize, usize)) {
+    frozen_as(bencher, sizes, DType::F16);
 }
 
 #[divan::bench(args = SIZES, max_time = 1)]

@@ -2,18 +2,23 @@
 
 use std::sync::{Arc, OnceLock};
 
+use candle_core::backend::BackendStorage;
 use candle_core::quantized::QTensor;
 use candle_core::{CpuStorage, CustomOp3, DType, Device, Layout, Result, Shape, Tensor, bail};
 
+use crate::ops::cpu::element::Element;
 use crate::ops::cpu::matmul::matmul_into;
 use crate::ops::cpu::matrix::{Matrix, Write};
+use crate::ops::cpu::operand::Operand;
 use crate::ops::cpu::real::Real;
+use crate::ops::cpu::sums::{Term, sum_into};
 use crate::ops::elements::contiguous_slice;
 use crate::ops::linear::base::FrozenBase;
+use crate::ops::linear::frozen::{FrozenLinear, as_rows};
 use crate::ops::linear::quantized::{FrozenQuantized, quantized_linear};
-use crate::ops::linear::{FrozenLinear, check_input, linear, output_dims};
-use crate::ops::matmul::{add_product, product};
-use crate::ops::{add_promoted, is_half_on_cpu};
+use crate::ops::linear::{check_input, linear, output_dims};
+use crate::ops::matmul::product_as;
+use crate::ops::{add_promoted, is_at_most_f32, is_half};
 
 /// The factors of a low-rank product: A of shape `[rank, in]`, B of shape `[out, rank]`, and the scaling.
 #[derive(Clone, Debug)]
@@ -33,15 +38,13 @@ pub(crate) fn low_rank(x: &Tensor, terms: &LowRank) -> Result<Tensor> {
     if let Some(last) = dims.last_mut() {
         *last = terms.b.dim(0)?;
     }
-    let x = x.to_dtype(terms.a.dtype())?;
-    if is_half_on_cpu(&x) {
-        let wide = |tensor: &Tensor| tensor.to_dtype(DType::F32);
-        let terms = LowRank { a: wide(&terms.a)?, b: wide(&terms.b)?, scaling: terms.scaling };
-        return low_rank(&wide(&x)?, &terms)?.to_dtype(x.dtype());
-    }
+    let dtype = terms.a.dtype();
     if x.device().is_cpu() {
-        return x.contiguous()?.apply_op3(&terms.a, &terms.b, LowRankLinear::new(None, terms.scaling));
+        // The product reads halves as they are.
+        let x = if one_sum(&[x, &terms.a, &terms.b]) { x.clone() } else { x.to_dtype(dtype)? };
+        return x.contiguous()?.apply_op3(&terms.a, &terms.b, LowRankLinear::new(None, terms.scaling, dtype));
     }
+    let x = x.to_dtype(dtype)?;
     let hidden = x.reshape((rows, terms.a.dim(1)?))?.matmul(&terms.a.t()?)?;
     (hidden.matmul(&terms.b.t()?)? * terms.scaling)?.reshape(dims)
 }
@@ -78,14 +81,20 @@ pub(crate) fn quantized_linear_low_rank(
 }
 
 fn fused(x: &Tensor, base: FrozenBase, terms: &LowRank) -> Result<Tensor> {
-    x.contiguous()?.apply_op3(&terms.a, &terms.b, LowRankLinear::new(Some(base), terms.scaling))
+    let op = LowRankLinear::new(Some(base), terms.scaling, x.dtype());
+    x.contiguous()?.apply_op3(&terms.a, &terms.b, op)
 }
 
-/// Whether layer and product can be one op: the layer is frozen and in main memory, and there is one dtype throughout.
+/// Whether one sum can have products of these tensors: all are f64, or all f32 or half precision.
+pub(super) fn one_sum(tensors: &[&Tensor]) -> bool {
+    let all = |fits: fn(DType) -> bool| tensors.iter().all(|tensor| fits(tensor.dtype()));
+    all(|dtype| dtype == DType::F64) || all(is_at_most_f32)
+}
+
+/// Whether layer and product can be one op: the layer is frozen and in main memory, and one sum can have both.
 pub(crate) fn can_fuse(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, terms: &LowRank) -> bool {
     let frozen = !weight.track_op() && !bias.is_some_and(Tensor::track_op);
-    let one_dtype = x.dtype() == weight.dtype() && x.dtype() == terms.a.dtype();
-    frozen && one_dtype && x.device().is_cpu() && !is_half_on_cpu(x)
+    frozen && x.device().is_cpu() && one_sum(&[x, weight, &terms.a, &terms.b])
 }
 
 /// [`can_fuse`] for a quantized weight, which has the dtype of the input once it is dense.
@@ -104,13 +113,39 @@ pub(crate) fn can_fuse_quantized(
 struct LowRankLinear {
     base: Option<FrozenBase>,
     scaling: f64,
+    /// That of the output.
+    dtype: DType,
     /// x·Aᵀ of the forward pass, `[rows, rank]`: small, and the backward pass needs it again.
     hidden: OnceLock<Tensor>,
 }
 
 impl LowRankLinear {
-    fn new(base: Option<FrozenBase>, scaling: f64) -> Self {
-        Self { base, scaling, hidden: OnceLock::new() }
+    fn new(base: Option<FrozenBase>, scaling: f64, dtype: DType) -> Self {
+        Self { base, scaling, dtype, hidden: OnceLock::new() }
+    }
+
+    /// y in `T` where not everything is f32: summed in f32 and rounded once.
+    fn forward_mixed<T: Element>(&self, x: Operand<'_>, a: Operand<'_>, b: Operand<'_>) -> Result<Vec<T>> {
+        let hidden = hidden(x, a)?;
+        let low_rank = Term {
+            scale: self.scaling,
+            lhs: Matrix::contiguous(&hidden, x.rows(), a.rows())?.into(),
+            rhs: b.transposed(),
+        };
+        let mut y = vec![T::from_f64(0.0); x.rows() * b.rows()];
+        match &self.base {
+            Some(FrozenBase::Dense(base)) => base.sum_mixed(&mut y, Write::Replace, x, Some(low_rank))?,
+            Some(FrozenBase::Quantized(_)) => bail!("a quantized layer takes f32 or f64"),
+            None => sum_into(&mut y, (x.rows(), b.rows()), Write::Replace, None, &[low_rank])?,
+        }
+        let _ = self.hidden.set(Tensor::from_vec(hidden, (x.rows(), a.rows()), &Device::Cpu)?);
+        Ok(y)
+    }
+
+    /// Whether everything is f32, or f64.
+    fn is_uniform(&self, dtypes: [DType; 3]) -> bool {
+        let mixed = self.base.as_ref().is_some_and(|base| base.mixed(self.dtype).is_some());
+        !mixed && !is_half(self.dtype) && dtypes == [self.dtype; 3]
     }
 
     fn forward_rows<T: Real>(&self, x: &[T], a: Matrix<'_, T>, b: Matrix<'_, T>) -> Result<Vec<T>> {
@@ -143,6 +178,20 @@ pub(super) fn multiply_low_rank<T: Real>(
     Ok(hidden)
 }
 
+/// What sums in a dtype are computed in.
+pub(super) fn wide(dtype: DType) -> DType {
+    if dtype == DType::F64 { DType::F64 } else { DType::F32 }
+}
+
+/// h = x·Aᵀ in f32, `[rows, rank]`.
+pub(super) fn hidden(x: Operand<'_>, a: Operand<'_>) -> Result<Vec<f32>> {
+    let shape = (x.rows(), a.rows());
+    let mut hidden = vec![0f32; shape.0 * shape.1];
+    let term = Term { scale: 1.0, lhs: x, rhs: a.transposed() };
+    sum_into(&mut hidden, shape, Write::Replace, None, &[term])?;
+    Ok(hidden)
+}
+
 impl CustomOp3 for LowRankLinear {
     fn name(&self) -> &'static str {
         "low-rank-linear"
@@ -160,6 +209,19 @@ impl CustomOp3 for LowRankLinear {
         let mut dims = x_layout.dims().to_vec();
         if let Some(last) = dims.last_mut() {
             *last = b_layout.shape().dims2()?.0;
+        }
+        if !self.is_uniform([x, a, b].map(BackendStorage::dtype)) {
+            let in_features = a_layout.shape().dims2()?.1;
+            let rows = x_layout.shape().elem_count() / in_features.max(1);
+            let x = as_rows(x, x_layout, rows, in_features)?;
+            let (a, b) = (Operand::from_storage(a, a_layout)?, Operand::from_storage(b, b_layout)?);
+            let y = match self.dtype {
+                DType::F32 => CpuStorage::F32(self.forward_mixed(x, a, b)?),
+                DType::BF16 => CpuStorage::BF16(self.forward_mixed(x, a, b)?),
+                DType::F16 => CpuStorage::F16(self.forward_mixed(x, a, b)?),
+                dtype => bail!("a low-rank product in {dtype:?} takes operands of that dtype"),
+            };
+            return Ok((y, Shape::from(dims)));
         }
         let y = match (x, a, b) {
             (CpuStorage::F32(x), CpuStorage::F32(a), CpuStorage::F32(b)) => {
@@ -194,20 +256,21 @@ impl CustomOp3 for LowRankLinear {
         let rows = x.elem_count() / factor_a.dim(1)?.max(1);
         let x_rows = x.detach().reshape((rows, factor_a.dim(1)?))?;
         let grad = grad.contiguous()?.reshape((rows, factor_b.dim(0)?))?;
-        let grad_hidden = product(&grad, &factor_b, self.scaling)?;
+        let wide = wide(x.dtype());
+        let grad_hidden = product_as(wide, &grad, &factor_b, self.scaling)?;
         let grad_b = match self.hidden.get() {
-            Some(hidden) if b.track_op() => Some(product(&grad.t()?, hidden, self.scaling)?),
+            Some(hidden) if b.track_op() => Some(product_as(b.dtype(), &grad.t()?, hidden, self.scaling)?),
             _ => None,
         };
-        let grad_a = if a.track_op() { Some(product(&grad_hidden.t()?, &x_rows, 1.0)?) } else { None };
+        let grad_a =
+            a.track_op().then(|| product_as(a.dtype(), &grad_hidden.t()?, &x_rows, 1.0)).transpose()?;
+        let through_product = (&grad_hidden, &factor_a);
         let grad_x = match (x.track_op(), &self.base) {
             (false, _) => None,
-            (true, Some(base)) => {
-                let through_base = base.input_gradient(&grad)?;
-                Some(add_product(through_base, &grad_hidden, &factor_a, 1.0)?.reshape(x.dims())?)
-            }
-            (true, None) => Some(product(&grad_hidden, &factor_a, 1.0)?.reshape(x.dims())?),
+            (true, Some(base)) => Some(base.input_gradient(x.dtype(), &grad, Some(through_product))?),
+            (true, None) => Some(product_as(x.dtype(), &grad_hidden, &factor_a, 1.0)?),
         };
+        let grad_x = grad_x.map(|grad| grad.reshape(x.dims())).transpose()?;
         Ok((grad_x, grad_a, grad_b))
     }
 }

@@ -1,20 +1,19 @@
 //! The frozen linear map: y = x·Wᵀ + b with a gradient only for x.
 
 mod base;
+mod frozen;
 pub(crate) mod input;
 pub(crate) mod low_rank;
 pub(crate) mod quantized;
 pub(crate) mod residual;
+mod trainable;
 
-use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Storage, Tensor, WithDType, bail};
-use half::{bf16, f16};
+use candle_core::{Result, Tensor, bail};
 
+use self::frozen::FrozenLinear;
+use self::trainable::trainable_linear;
 use crate::ops::add_promoted;
-use crate::ops::cpu::matmul::matmul_into;
-use crate::ops::cpu::matrix::{Matrix, Write};
-use crate::ops::elements::contiguous_slice;
 use crate::ops::graph::attach::with_gradient;
-use crate::ops::matmul::product;
 
 /// `x·Wᵀ + b` for `x` of shape `[…, in]` and `weight` of shape `[out, in]` with any strides.
 ///
@@ -34,6 +33,9 @@ use crate::ops::matmul::product;
 /// If `x` does not end in the weight's input size.
 pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     let (rows, dims) = check_input(x, weight)?;
+    if weight.track_op() && trainable::takes(x, weight) {
+        return trainable_linear(x, weight, bias);
+    }
     if weight.track_op() {
         let y = x.reshape((rows, weight.dim(1)?))?.matmul(&weight.t()?)?.reshape(dims)?;
         return add_bias(y, bias);
@@ -86,92 +88,5 @@ pub(super) fn output_dims(
     Ok((rows, dims))
 }
 
-pub(super) struct FrozenLinear {
-    pub(super) weight: Tensor,
-    pub(super) bias: Option<Tensor>,
-}
-
-impl FrozenLinear {
-    /// dx = dy·W.
-    fn input_gradient(&self, grad: &Tensor, input_dims: &[usize]) -> Result<Tensor> {
-        let out_features = self.weight.dim(0)?;
-        let rows = input_dims[..input_dims.len() - 1].iter().product::<usize>();
-        product(&grad.contiguous()?.reshape((rows, out_features))?, &self.weight, 1.0)?.reshape(input_dims)
-    }
-
-    /// The product on rows in main memory; the result is initialised with the bias.
-    pub(super) fn forward_rows<T: WithDType>(&self, x: &[T], rows: usize) -> Result<Vec<T>> {
-        let (mut y, write) = match &self.bias {
-            Some(bias) => (bias.to_vec1::<T>()?.repeat(rows), Write::Add),
-            None => (vec![T::from_f64(0.0); rows * self.weight.dim(0)?], Write::Replace),
-        };
-        self.multiply(&mut y, write, x, rows)?;
-        Ok(y)
-    }
-
-    /// `y (+)= x·Wᵀ` on rows in main memory.
-    pub(super) fn multiply<T: WithDType>(
-        &self,
-        y: &mut [T],
-        write: Write,
-        x: &[T],
-        rows: usize,
-    ) -> Result<()> {
-        let in_features = self.weight.dim(1)?;
-        let (storage, layout) = self.weight.storage_and_layout();
-        let Storage::Cpu(storage) = &*storage else {
-            bail!("the weight of a linear layer is on another device")
-        };
-        let weight = Matrix::from_layout(storage.as_slice::<T>()?, layout)?.transposed();
-        matmul_into(y, write, 1.0, Matrix::contiguous(x, rows, in_features)?, weight)
-    }
-
-    /// The product of half-precision rows, summed in f32 and rounded once.
-    fn forward_half<T: WithDType>(
-        &self,
-        x: &[T],
-        rows: usize,
-        widen: impl Fn(T) -> f32,
-        round: impl Fn(f32) -> T,
-    ) -> Result<Vec<T>> {
-        let wide = Self {
-            weight: self.weight.to_dtype(DType::F32)?,
-            bias: self.bias.as_ref().map(|bias| bias.to_dtype(DType::F32)).transpose()?,
-        };
-        let x: Vec<f32> = x.iter().map(|value| widen(*value)).collect();
-        Ok(wide.forward_rows(&x, rows)?.into_iter().map(round).collect())
-    }
-}
-
-impl CustomOp1 for FrozenLinear {
-    fn name(&self) -> &'static str {
-        "frozen-linear"
-    }
-
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (out_features, in_features) = self.weight.dims2()?;
-        let rows = layout.shape().elem_count() / in_features.max(1);
-        let y = match storage {
-            CpuStorage::F32(x) => CpuStorage::F32(self.forward_rows(contiguous_slice(x, layout)?, rows)?),
-            CpuStorage::F64(x) => CpuStorage::F64(self.forward_rows(contiguous_slice(x, layout)?, rows)?),
-            CpuStorage::F16(x) => {
-                let x = contiguous_slice(x, layout)?;
-                CpuStorage::F16(self.forward_half(x, rows, f16::to_f32, f16::from_f32)?)
-            }
-            CpuStorage::BF16(x) => {
-                let x = contiguous_slice(x, layout)?;
-                CpuStorage::BF16(self.forward_half(x, rows, bf16::to_f32, bf16::from_f32)?)
-            }
-            _ => bail!("a linear layer takes floats only"),
-        };
-        let mut dims = layout.dims().to_vec();
-        if let Some(last) = dims.last_mut() {
-            *last = out_features;
-        }
-        Ok((y, Shape::from(dims)))
-    }
-
-    fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        Ok(Some(self.input_gradient(grad, x.dims())?))
-    }
-}
+#[cfg(test)]
+mod tests;

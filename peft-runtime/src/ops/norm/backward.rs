@@ -5,6 +5,7 @@ use rayon::prelude::*;
 
 use super::Norm;
 use super::kernel::{add_parameter_gradients, input_gradient};
+use crate::ops::cpu::float::Float;
 use crate::ops::cpu::real::Real;
 use crate::ops::cpu::slices::add;
 use crate::ops::elements::Elements;
@@ -14,7 +15,7 @@ const ROWS_OF_TASK: usize = 32;
 
 impl Norm {
     /// The gradients of input, weight and bias, where they are part of a graph.
-    pub(super) fn gradients<T: Real>(
+    pub(super) fn gradients<T: Float>(
         self,
         x: &Tensor,
         weight: &Tensor,
@@ -39,39 +40,43 @@ impl Norm {
         let width = weight.elem_count();
         let mut dweight = self.parameter_gradients(values, dy, width);
         let dbias = dweight.split_off(width);
-        let tensor = |wanted: bool, values: Vec<T>| {
+        let tensor = |wanted: bool, values: Vec<T::Wide>| {
             wanted.then(|| Tensor::from_vec(values, width, &Device::Cpu)).transpose()
         };
         Ok([dx, tensor(weight_tracks, dweight)?, tensor(bias_tracks, dbias)?])
     }
 
-    fn input_gradient<T: Real>(self, x: &[T], weight: &[T], dy: &[T]) -> Vec<T> {
+    fn input_gradient<T: Float>(self, x: &[T], weight: &[T::Wide], dy: &[T]) -> Vec<T> {
         let width = weight.len().max(1);
-        let mut dx = vec![T::ZERO; x.len()];
+        let mut dx = vec![T::from_f64(0.0); x.len()];
         let rows = dx.par_chunks_mut(width).zip(x.par_chunks(width).zip(dy.par_chunks(width)));
-        rows.for_each(|(dx, (x, dy))| {
-            input_gradient(dx, x, dy, weight, T::of(self.eps), self.centred);
+        rows.for_each_init(<[Vec<T::Wide>; 3]>::default, |[wide_x, wide_dy, wide_dx], (dx, (x, dy))| {
+            let (x, dy) = (T::read(x, wide_x), T::read(dy, wide_dy));
+            let eps = T::Wide::of(self.eps);
+            T::write(dx, wide_dx, |dx| input_gradient(dx, x, dy, weight, eps, self.centred));
         });
         dx
     }
 
     /// The gradients of weight and bias, one after the other. The order of additions does not depend on the threads.
-    fn parameter_gradients<T: Real>(self, x: &[T], dy: &[T], width: usize) -> Vec<T> {
+    fn parameter_gradients<T: Float>(self, x: &[T], dy: &[T], width: usize) -> Vec<T::Wide> {
         let row = width.max(1);
         let task = ROWS_OF_TASK * row;
-        let shares: Vec<Vec<T>> = x
+        let shares: Vec<Vec<T::Wide>> = x
             .par_chunks(task)
             .zip(dy.par_chunks(task))
             .map(|(x, dy)| {
-                let mut share = vec![T::ZERO; 2 * width];
+                let mut share = vec![T::Wide::ZERO; 2 * width];
                 let (dweight, dbias) = share.split_at_mut(width);
+                let [mut wide_x, mut wide_dy] = [const { Vec::new() }; 2];
                 for (x, dy) in x.chunks(row).zip(dy.chunks(row)) {
-                    add_parameter_gradients(dweight, dbias, x, dy, T::of(self.eps), self.centred);
+                    let (x, dy) = (T::read(x, &mut wide_x), T::read(dy, &mut wide_dy));
+                    add_parameter_gradients(dweight, dbias, x, dy, T::Wide::of(self.eps), self.centred);
                 }
                 share
             })
             .collect();
-        let mut sum = vec![T::ZERO; 2 * width];
+        let mut sum = vec![T::Wide::ZERO; 2 * width];
         for share in &shares {
             add(&mut sum, share);
         }

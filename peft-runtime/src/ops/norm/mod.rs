@@ -5,13 +5,14 @@ mod kernel;
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, D, DType, Layout, Result, Shape, Tensor, bail};
+use half::{bf16, f16};
 use rayon::prelude::*;
 
 use self::kernel::normalise;
 use crate::ops::constant::add_constant;
+use crate::ops::cpu::float::{Float, wide_dtype};
 use crate::ops::cpu::real::Real;
 use crate::ops::elements::contiguous_slice;
-use crate::ops::is_half_on_cpu;
 use crate::ops::scale::scale_features;
 
 /// `(x − mean) / √(variance + eps) · weight + bias`, in the dtype of `x`. <https://arxiv.org/abs/1607.06450>
@@ -52,11 +53,8 @@ impl Norm {
         if !x.device().is_cpu() {
             return self.composed(x, weight, bias);
         }
-        if is_half_on_cpu(x) {
-            return self.apply(&x.to_dtype(DType::F32)?, weight, bias)?.to_dtype(x.dtype());
-        }
         let x = x.contiguous()?;
-        let parameter = |tensor: &Tensor| tensor.to_dtype(x.dtype())?.contiguous();
+        let parameter = |tensor: &Tensor| tensor.to_dtype(wide_dtype(x.dtype()))?.contiguous();
         let weight = parameter(weight)?;
         match bias {
             Some(bias) => x.apply_op3(&weight, &parameter(bias)?, self),
@@ -86,13 +84,62 @@ impl Norm {
         y.to_dtype(x.dtype())
     }
 
-    fn forward<T: Real>(self, x: &[T], weight: &[T], bias: Option<&[T]>) -> Vec<T> {
+    fn forward<T: Float>(self, x: &[T], weight: &[T::Wide], bias: Option<&[T::Wide]>) -> Vec<T> {
         let width = weight.len().max(1);
-        let mut y = vec![T::ZERO; x.len()];
-        y.par_chunks_mut(width).zip(x.par_chunks(width)).for_each(|(y, x)| {
-            normalise(y, x, weight, bias, T::of(self.eps), self.centred);
+        let mut y = vec![T::from_f64(0.0); x.len()];
+        let rows = y.par_chunks_mut(width).zip(x.par_chunks(width));
+        rows.for_each_init(<(Vec<_>, Vec<_>)>::default, |(wide_x, wide_y), (y, x)| {
+            let x = T::read(x, wide_x);
+            let eps = T::Wide::of(self.eps);
+            T::write(y, wide_y, |y| normalise(y, x, weight, bias, eps, self.centred));
         });
         y
+    }
+
+    /// The forward pass for a weight and, perhaps, a bias in the wide type.
+    fn values<T: Float>(
+        self,
+        (x, xl): (&[T], &Layout),
+        (weight, wl): (&CpuStorage, &Layout),
+        bias: Option<(&CpuStorage, &Layout)>,
+    ) -> Result<CpuStorage> {
+        let weight = contiguous_slice(weight.as_slice::<T::Wide>()?, wl)?;
+        let bias = match bias {
+            Some((bias, bl)) => Some(contiguous_slice(bias.as_slice::<T::Wide>()?, bl)?),
+            None => None,
+        };
+        Ok(T::to_cpu_storage_owned(self.forward(contiguous_slice(x, xl)?, weight, bias)))
+    }
+
+    fn forward_storage(
+        self,
+        (x, xl): (&CpuStorage, &Layout),
+        weight: (&CpuStorage, &Layout),
+        bias: Option<(&CpuStorage, &Layout)>,
+    ) -> Result<(CpuStorage, Shape)> {
+        let y = match x {
+            CpuStorage::F32(x) => self.values((x, xl), weight, bias)?,
+            CpuStorage::F64(x) => self.values((x, xl), weight, bias)?,
+            CpuStorage::F16(x) => self.values((x, xl), weight, bias)?,
+            CpuStorage::BF16(x) => self.values((x, xl), weight, bias)?,
+            x => bail!("a norm takes floats, not {:?}", x.dtype()),
+        };
+        Ok((y, xl.shape().clone()))
+    }
+
+    fn gradients_of(
+        self,
+        x: &Tensor,
+        weight: &Tensor,
+        bias: Option<&Tensor>,
+        grad: &Tensor,
+    ) -> Result<[Option<Tensor>; 3]> {
+        match x.dtype() {
+            DType::F64 => self.gradients::<f64>(x, weight, bias, grad),
+            DType::F16 => self.gradients::<f16>(x, weight, bias, grad),
+            DType::BF16 => self.gradients::<bf16>(x, weight, bias, grad),
+            _ => self.gradients::<f32>(x, weight, bias, grad),
+        }
     }
 }
 
@@ -108,16 +155,7 @@ impl CustomOp2 for Norm {
         weight: &CpuStorage,
         wl: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let y = match (x, weight) {
-            (CpuStorage::F32(x), CpuStorage::F32(weight)) => {
-                CpuStorage::F32(self.forward(contiguous_slice(x, xl)?, contiguous_slice(weight, wl)?, None))
-            }
-            (CpuStorage::F64(x), CpuStorage::F64(weight)) => {
-                CpuStorage::F64(self.forward(contiguous_slice(x, xl)?, contiguous_slice(weight, wl)?, None))
-            }
-            (x, _) => bail!("a norm takes floats, not {:?}", x.dtype()),
-        };
-        Ok((y, xl.shape().clone()))
+        self.forward_storage((x, xl), (weight, wl), None)
     }
 
     fn bwd(
@@ -127,10 +165,7 @@ impl CustomOp2 for Norm {
         _: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let [dx, dweight, _] = match x.dtype() {
-            DType::F64 => self.gradients::<f64>(x, weight, None, grad)?,
-            _ => self.gradients::<f32>(x, weight, None, grad)?,
-        };
+        let [dx, dweight, _] = self.gradients_of(x, weight, None, grad)?;
         Ok((dx, dweight))
     }
 }
@@ -149,20 +184,7 @@ impl CustomOp3 for Norm {
         bias: &CpuStorage,
         bl: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let y = match (x, weight, bias) {
-            (CpuStorage::F32(x), CpuStorage::F32(weight), CpuStorage::F32(bias)) => {
-                let bias = contiguous_slice(bias, bl)?;
-                let weight = contiguous_slice(weight, wl)?;
-                CpuStorage::F32(self.forward(contiguous_slice(x, xl)?, weight, Some(bias)))
-            }
-            (CpuStorage::F64(x), CpuStorage::F64(weight), CpuStorage::F64(bias)) => {
-                let bias = contiguous_slice(bias, bl)?;
-                let weight = contiguous_slice(weight, wl)?;
-                CpuStorage::F64(self.forward(contiguous_slice(x, xl)?, weight, Some(bias)))
-            }
-            (x, _, _) => bail!("a norm takes floats, not {:?}", x.dtype()),
-        };
-        Ok((y, xl.shape().clone()))
+        self.forward_storage((x, xl), (weight, wl), Some((bias, bl)))
     }
 
     fn bwd(
@@ -173,10 +195,7 @@ impl CustomOp3 for Norm {
         _: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let [dx, dweight, dbias] = match x.dtype() {
-            DType::F64 => self.gradients::<f64>(x, weight, Some(bias), grad)?,
-            _ => self.gradients::<f32>(x, weight, Some(bias), grad)?,
-        };
+        let [dx, dweight, dbias] = self.gradients_of(x, weight, Some(bias), grad)?;
         Ok((dx, dweight, dbias))
     }
 }

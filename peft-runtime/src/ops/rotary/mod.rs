@@ -4,13 +4,14 @@ mod kernel;
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Result, Shape, Tensor, bail};
+use half::{bf16, f16};
 use rayon::prelude::*;
 
 use self::kernel::rotate;
 use crate::ops::constant::mul_constant;
+use crate::ops::cpu::float::{Float, wide_dtype};
 use crate::ops::cpu::real::Real;
 use crate::ops::elements::{Elements, contiguous_slice};
-use crate::ops::is_half_on_cpu;
 
 /// Rotates every head of `x` by the angles of its position. <https://arxiv.org/abs/2104.09864>
 ///
@@ -32,14 +33,11 @@ use crate::ops::is_half_on_cpu;
 /// # Errors
 /// If the shapes do not fit, or `x` does not hold floats.
 pub fn rotary(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
-    if is_half_on_cpu(x) {
-        return rotary(&x.to_dtype(DType::F32)?, cos, sin)?.to_dtype(x.dtype());
-    }
     let op = Rotary::new(x, cos, sin)?;
     if x.device().is_cpu() { x.contiguous()?.apply_op1(op) } else { op.composed(x) }
 }
 
-/// A rotation by constant angles, in the dtype of the tensor that is rotated.
+/// A rotation by constant angles, in the dtype in which it is computed.
 pub(super) struct Rotary {
     cos: Tensor,
     sin: Tensor,
@@ -49,7 +47,8 @@ impl Rotary {
     /// The rotation of tensors with the length and dtype of `x`.
     pub(super) fn new(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Self> {
         Self::check(x, cos, sin)?;
-        let angles = |tensor: &Tensor| tensor.detach().to_dtype(x.dtype())?.contiguous();
+        let dtype = if x.device().is_cpu() { wide_dtype(x.dtype()) } else { x.dtype() };
+        let angles = |tensor: &Tensor| tensor.detach().to_dtype(dtype)?.contiguous();
         Ok(Self { cos: angles(cos)?, sin: angles(sin)? })
     }
 
@@ -84,39 +83,47 @@ impl Rotary {
     }
 
     /// The rotation (`direction` 1) or the rotation back (−1) of elements in order, `[batch, length, heads, head_dim]`.
-    pub(super) fn rotated<T: Real>(&self, x: &[T], dims: &[usize], direction: f64) -> Result<Vec<T>> {
-        let mut y = vec![T::ZERO; x.len()];
+    pub(super) fn rotated<T: Float>(&self, x: &[T], dims: &[usize], direction: f64) -> Result<Vec<T>> {
+        let mut y = vec![T::from_f64(0.0); x.len()];
         let row = row_size(dims)?;
-        self.for_each_row(&mut y, dims, |index, y, cos, sin| {
-            y.copy_from_slice(&x[index * row..][..y.len()]);
-            rotate(y, cos, sin, T::of(direction));
+        self.for_each_row(&mut y, dims, |index, y: &mut [T], cos, sin| {
+            let [mut wide_x, mut wide_y] = [const { Vec::new() }; 2];
+            let x = T::read(&x[index * row..][..y.len()], &mut wide_x);
+            T::write(y, &mut wide_y, |y| {
+                y.copy_from_slice(x);
+                rotate(y, cos, sin, T::Wide::of(direction));
+            });
         })?;
         Ok(y)
     }
 
     /// [`rotated`](Self::rotated) for a contiguous tensor, outside of any graph.
-    pub(super) fn rotated_tensor<T: Real>(&self, x: &Tensor, direction: f64) -> Result<Tensor> {
+    pub(super) fn rotated_tensor<T: Float>(&self, x: &Tensor, direction: f64) -> Result<Tensor> {
         let elements = Elements::of(x);
         let y = self.rotated(elements.as_slice::<T>()?, x.dims(), direction)?;
         Tensor::from_vec(y, x.dims(), &Device::Cpu)
     }
 
     /// The rotation back, in place.
-    pub(super) fn rotate_back<T: Real>(&self, values: &mut [T], dims: &[usize]) -> Result<()> {
+    pub(super) fn rotate_back<T: Real + Float<Wide = T>>(
+        &self,
+        values: &mut [T],
+        dims: &[usize],
+    ) -> Result<()> {
         self.for_each_row(values, dims, |_, values, cos, sin| rotate(values, cos, sin, T::of(-1.0)))
     }
 
     /// Calls `f` for the heads of each token, with the token's index, the elements, and the cosines and sines of its
     /// position.
-    fn for_each_row<T: Real>(
+    fn for_each_row<T: Float>(
         &self,
         values: &mut [T],
         dims: &[usize],
-        f: impl Fn(usize, &mut [T], &[T], &[T]) + Sync,
+        f: impl Fn(usize, &mut [T], &[T::Wide], &[T::Wide]) + Sync,
     ) -> Result<()> {
         let (row, (length, half)) = (row_size(dims)?, self.cos.dims2()?);
         let (cos, sin) = (Elements::of(&self.cos), Elements::of(&self.sin));
-        let (cos, sin) = (cos.as_slice::<T>()?, sin.as_slice::<T>()?);
+        let (cos, sin) = (cos.as_slice::<T::Wide>()?, sin.as_slice::<T::Wide>()?);
         values.par_chunks_mut(row).enumerate().for_each(|(index, values)| {
             let start = index % length * half;
             f(index, values, &cos[start..][..half], &sin[start..][..half]);
@@ -144,6 +151,12 @@ impl CustomOp1 for Rotary {
             CpuStorage::F64(x) => {
                 CpuStorage::F64(self.rotated(contiguous_slice(x, layout)?, layout.dims(), 1.0)?)
             }
+            CpuStorage::F16(x) => {
+                CpuStorage::F16(self.rotated(contiguous_slice(x, layout)?, layout.dims(), 1.0)?)
+            }
+            CpuStorage::BF16(x) => {
+                CpuStorage::BF16(self.rotated(contiguous_slice(x, layout)?, layout.dims(), 1.0)?)
+            }
             storage => bail!("a rotary embedding takes floats, not {:?}", storage.dtype()),
         };
         Ok((y, layout.shape().clone()))
@@ -153,6 +166,8 @@ impl CustomOp1 for Rotary {
         let grad = grad.contiguous()?;
         Ok(Some(match x.dtype() {
             DType::F64 => self.rotated_tensor::<f64>(&grad, -1.0)?,
+            DType::F16 => self.rotated_tensor::<f16>(&grad, -1.0)?,
+            DType::BF16 => self.rotated_tensor::<bf16>(&grad, -1.0)?,
             _ => self.rotated_tensor::<f32>(&grad, -1.0)?,
         }))
     }

@@ -5,11 +5,11 @@
 
 use std::ops::Range;
 
-use candle_core::Result;
+use candle_core::{Result, WithDType};
 use rayon::prelude::*;
 
 use super::{Attention, Block, Heads, QUERY_BLOCK, Sizes};
-use crate::ops::cpu::matmul::matmul_serial;
+use crate::ops::cpu::float::{Factor, Float};
 use crate::ops::cpu::matrix::{Matrix, Write};
 use crate::ops::cpu::real::Real;
 use crate::ops::cpu::slices::{add, dot};
@@ -19,12 +19,12 @@ use crate::ops::cpu::softmax::{softmax_again, softmax_gradient};
 const ENOUGH_TASKS: usize = 16;
 
 /// What a backward pass reads.
-pub(crate) struct Backward<'a, T> {
+pub(crate) struct Backward<'a, T: Float> {
     pub(crate) attention: Attention<'a, T>,
     /// The output and its gradient, in order.
     pub(crate) y: &'a [T],
     pub(crate) dy: &'a [T],
-    pub(crate) log_sums: &'a [T],
+    pub(crate) log_sums: &'a [T::Wide],
     /// Whether the queries, the keys and the values need gradients.
     pub(crate) wanted: [bool; 3],
 }
@@ -38,14 +38,17 @@ struct TaskGradients<T> {
 }
 
 /// What a task reuses from block to block.
+#[derive(Default)]
 struct Scratch<T> {
     probabilities: Vec<T>,
     gradients: Vec<T>,
+    /// Room for a row of the output, and for its gradient.
+    rows: [Vec<T>; 2],
 }
 
-impl<T: Real> Backward<'_, T> {
+impl<T: Float> Backward<'_, T> {
     /// The gradients of queries, keys and values, each in the order of its dimensions.
-    pub(crate) fn run(&self) -> Result<[Option<Vec<T>>; 3]> {
+    pub(crate) fn run(&self) -> Result<[Option<Vec<T::Wide>>; 3]> {
         let Sizes { batch, length, keys, heads, kv_heads, size, .. } = self.attention.sizes;
         let share = self.heads_of_task();
         let tasks = heads / share;
@@ -56,7 +59,7 @@ impl<T: Real> Backward<'_, T> {
                 let first = task % tasks * share;
                 self.part(task / tasks, first..first + share)
             })
-            .collect::<Result<Vec<TaskGradients<T>>>>()?;
+            .collect::<Result<Vec<TaskGradients<T::Wide>>>>()?;
 
         let of_queries = self.wanted[0].then(|| {
             interleaved([batch, length, heads, size], |piece, batch, row, head| {
@@ -65,7 +68,7 @@ impl<T: Real> Backward<'_, T> {
             })
         });
         let parts_of_head = tasks / kv_heads;
-        let of_keys = |select: fn(&TaskGradients<T>) -> &[T]| {
+        let of_keys = |select: fn(&TaskGradients<T::Wide>) -> &[T::Wide]| {
             interleaved([batch, keys, kv_heads, size], |piece, batch, row, head| {
                 let first = batch * tasks + head * parts_of_head;
                 for part in &parts[first..first + parts_of_head] {
@@ -85,15 +88,16 @@ impl<T: Real> Backward<'_, T> {
     }
 
     /// The gradients through query heads that share their keys.
-    fn part(&self, batch: usize, heads: Range<usize>) -> Result<TaskGradients<T>> {
+    fn part(&self, batch: usize, heads: Range<usize>) -> Result<TaskGradients<T::Wide>> {
         let Sizes { length, keys, size, .. } = self.attention.sizes;
-        let buffer = |wanted: bool, elements: usize| vec![T::ZERO; if wanted { elements * size } else { 0 }];
+        let buffer =
+            |wanted: bool, elements: usize| vec![T::Wide::ZERO; if wanted { elements * size } else { 0 }];
         let mut part = TaskGradients {
             queries: buffer(self.wanted[0], heads.len() * length),
             keys: buffer(self.wanted[1], keys),
             values: buffer(self.wanted[2], keys),
         };
-        let mut scratch = Scratch { probabilities: Vec::new(), gradients: Vec::new() };
+        let mut scratch = Scratch::default();
         for (index, head) in heads.enumerate() {
             for start in (0..length).step_by(QUERY_BLOCK) {
                 let rows = start..(start + QUERY_BLOCK).min(length);
@@ -110,12 +114,12 @@ impl<T: Real> Backward<'_, T> {
         Ok(part)
     }
 
-    fn probabilities(&self, block: &Block, visible: usize, probabilities: &mut Vec<T>) -> Result<()> {
-        probabilities.resize(block.rows.len() * visible, T::ZERO);
+    fn probabilities(&self, block: &Block, visible: usize, probabilities: &mut Vec<T::Wide>) -> Result<()> {
+        probabilities.resize(block.rows.len() * visible, T::Wide::ZERO);
         self.attention.scores(block, visible, probabilities)?;
         for (row, scores) in block.rows.clone().zip(probabilities.chunks_mut(visible)) {
             let (seen, unseen) = scores.split_at_mut(self.attention.sizes.visible(row));
-            unseen.fill(T::ZERO);
+            unseen.fill(T::Wide::ZERO);
             let bias = self.attention.bias_of(block.batch, seen.len());
             softmax_again(seen, bias, self.log_sums[self.row_index(block, row)]);
         }
@@ -127,8 +131,8 @@ impl<T: Real> Backward<'_, T> {
         &self,
         block: &Block,
         visible: usize,
-        scratch: &mut Scratch<T>,
-        part: &mut TaskGradients<T>,
+        scratch: &mut Scratch<T::Wide>,
+        part: &mut TaskGradients<T::Wide>,
     ) -> Result<()> {
         if !self.wanted[2] {
             return Ok(());
@@ -138,8 +142,9 @@ impl<T: Real> Backward<'_, T> {
             self.attention.drop_keys(block, row, probabilities);
         }
         let probabilities = Matrix::contiguous(&scratch.probabilities, block.rows.len(), visible)?;
+        let probabilities = Factor::Computed(probabilities.transposed());
         let values = &mut part.values[..visible * size];
-        matmul_serial(values, size, Write::Add, 1.0, probabilities.transposed(), self.output_gradient(block)?)
+        T::multiply(values, size, Write::Add, 1.0, probabilities, self.output_gradient(block)?)
     }
 
     /// dQ += s·dS·K and dK += s·dSᵀ·Q; `index` is the place of the block's head in the task.
@@ -148,43 +153,62 @@ impl<T: Real> Backward<'_, T> {
         block: &Block,
         visible: usize,
         index: usize,
-        scratch: &mut Scratch<T>,
-        part: &mut TaskGradients<T>,
+        scratch: &mut Scratch<T::Wide>,
+        part: &mut TaskGradients<T::Wide>,
     ) -> Result<()> {
         if !self.wanted[0] && !self.wanted[1] {
             return Ok(());
         }
         let Sizes { length, size, scale, .. } = self.attention.sizes;
         let (rows, kv_head) = (block.rows.len(), block.head / self.attention.sizes.group());
-        scratch.gradients.resize(rows * visible, T::ZERO);
-        let values = self.attention.v.rows(block.batch, kv_head, 0..visible)?.transposed();
+        scratch.gradients.resize(rows * visible, T::Wide::ZERO);
+        let values = Factor::Read(self.attention.v.rows(block.batch, kv_head, 0..visible)?.transposed());
         let gradients = &mut scratch.gradients;
-        matmul_serial(gradients, visible, Write::Replace, 1.0, self.output_gradient(block)?, values)?;
+        T::multiply(gradients, visible, Write::Replace, 1.0, self.output_gradient(block)?, values)?;
         let pairs = gradients.chunks_mut(visible).zip(scratch.probabilities.chunks(visible));
         for (row, (gradients, probabilities)) in block.rows.clone().zip(pairs) {
-            let start = self.row_index(block, row) * size;
-            let mean = dot(&self.y[start..][..size], &self.dy[start..][..size]);
             self.attention.drop_keys(block, row, gradients);
+            let mean = self.mean(block, row, gradients, probabilities, &mut scratch.rows);
             softmax_gradient(gradients, probabilities, mean);
         }
         let gradients = Matrix::contiguous(&scratch.gradients, rows, visible)?;
         if self.wanted[0] {
-            let keys = self.attention.k.rows(block.batch, kv_head, 0..visible)?;
+            let keys = Factor::Read(self.attention.k.rows(block.batch, kv_head, 0..visible)?);
             let start = (index * length + block.rows.start) * size;
             let queries = &mut part.queries[start..][..rows * size];
-            matmul_serial(queries, size, Write::Replace, scale, gradients, keys)?;
+            T::multiply(queries, size, Write::Replace, scale, Factor::Computed(gradients), keys)?;
         }
         if self.wanted[1] {
-            let queries = self.attention.q.rows(block.batch, block.head, block.rows.clone())?;
+            let queries = Factor::Read(self.attention.q.rows(block.batch, block.head, block.rows.clone())?);
             let keys = &mut part.keys[..visible * size];
-            matmul_serial(keys, size, Write::Add, scale, gradients.transposed(), queries)?;
+            T::multiply(keys, size, Write::Add, scale, Factor::Computed(gradients.transposed()), queries)?;
         }
         Ok(())
     }
 
-    fn output_gradient(&self, block: &Block) -> Result<Matrix<'_, T>> {
+    /// rowsum(dO ∘ O) of a query, which is rowsum(dP ∘ P): the second where O was rounded.
+    fn mean(
+        &self,
+        block: &Block,
+        row: usize,
+        gradients: &[T::Wide],
+        probabilities: &[T::Wide],
+        [wide_y, wide_dy]: &mut [Vec<T::Wide>; 2],
+    ) -> T::Wide {
+        if T::DTYPE != T::Wide::DTYPE {
+            let seen = self.attention.sizes.visible(row).min(gradients.len());
+            return dot(&gradients[..seen], &probabilities[..seen]);
+        }
+        let size = self.attention.sizes.size;
+        let start = self.row_index(block, row) * size;
+        let (y, dy) = (&self.y[start..][..size], &self.dy[start..][..size]);
+        dot(T::read(y, wide_y), T::read(dy, wide_dy))
+    }
+
+    fn output_gradient(&self, block: &Block) -> Result<Factor<'_, T>> {
         let Sizes { length, heads, size, .. } = self.attention.sizes;
-        Heads::contiguous(self.dy, [length, heads, size]).rows(block.batch, block.head, block.rows.clone())
+        let gradient = Heads::contiguous(self.dy, [length, heads, size]);
+        Ok(Factor::Read(gradient.rows(block.batch, block.head, block.rows.clone())?))
     }
 
     /// The place of a query in `[batch, length, heads]`.

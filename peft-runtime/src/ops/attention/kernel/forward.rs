@@ -6,7 +6,7 @@ use candle_core::Result;
 use rayon::prelude::*;
 
 use super::{Attention, Block, QUERY_BLOCK, Sizes};
-use crate::ops::cpu::matmul::matmul_serial;
+use crate::ops::cpu::float::{Factor, Float};
 use crate::ops::cpu::matrix::{Matrix, Write};
 use crate::ops::cpu::real::Real;
 use crate::ops::cpu::softmax::softmax;
@@ -38,48 +38,68 @@ impl Sizes {
     }
 }
 
-impl<T: Real> Attention<'_, T> {
+/// What a thread reuses from task to task: the scores of a block, its part of the output, and room for a row of that.
+#[derive(Default)]
+struct Scratch<W> {
+    scores: Vec<W>,
+    output: Vec<W>,
+    row: Vec<W>,
+}
+
+impl<T: Float> Attention<'_, T> {
     /// The output, `[batch, length, heads, size]`, and the logarithm of each row's sum, `[batch, length, heads]`.
-    pub(crate) fn forward(&self) -> Result<(Vec<T>, Vec<T>)> {
+    pub(crate) fn forward(&self) -> Result<(Vec<T>, Vec<T::Wide>)> {
         let Sizes { batch, length, heads, size, .. } = self.sizes;
-        let mut y = vec![T::ZERO; batch * length * heads * size];
-        let mut log_sums = vec![T::NEG_INFINITY; batch * length * heads];
+        let mut y = vec![T::from_f64(0.0); batch * length * heads * size];
+        let mut log_sums = vec![T::Wide::NEG_INFINITY; batch * length * heads];
         let (task_rows, task_heads) = self.sizes.task_sizes();
         let (rows_of_task, rows_of_batch) = (task_rows * task_heads, (length * heads).max(1));
         let batches = y.par_chunks_mut(rows_of_batch * size).zip(log_sums.par_chunks_mut(rows_of_batch));
         batches.enumerate().try_for_each(|(batch, (y, log_sums))| {
             let tasks = y.par_chunks_mut(rows_of_task * size).zip(log_sums.par_chunks_mut(rows_of_task));
-            tasks.enumerate().with_max_len(1).try_for_each_init(Vec::new, |scores, (index, (y, log_sums))| {
-                self.forward_task(&self.sizes.task(batch, index), y, log_sums, scores)
+            let tasks = tasks.enumerate().with_max_len(1);
+            tasks.try_for_each_init(Scratch::default, |scratch, (index, (y, log_sums))| {
+                self.forward_task(&self.sizes.task(batch, index), y, log_sums, scratch)
             })
         })?;
         Ok((y, log_sums))
     }
 
     /// `y` and `log_sums` start as zeros and −∞, which rows that see nothing keep.
-    fn forward_task(&self, task: &Task, y: &mut [T], log_sums: &mut [T], scores: &mut Vec<T>) -> Result<()> {
+    fn forward_task(
+        &self,
+        task: &Task,
+        y: &mut [T],
+        log_sums: &mut [T::Wide],
+        scratch: &mut Scratch<T::Wide>,
+    ) -> Result<()> {
         let Sizes { size, .. } = self.sizes;
         let (rows, heads) = (task.rows.len(), task.heads.len());
         let visible = self.sizes.visible(task.rows.end - 1);
         if visible == 0 {
             return Ok(());
         }
-        scores.resize(rows * visible, T::ZERO);
+        scratch.scores.resize(rows * visible, T::Wide::ZERO);
+        scratch.output.resize(rows * size, T::Wide::ZERO);
         for (index, head) in task.heads.clone().enumerate() {
+            let scores = &mut scratch.scores;
             let block = Block { batch: task.batch, head, rows: task.rows.clone() };
             self.scores(&block, visible, scores)?;
             for (offset, scores) in scores.chunks_mut(visible).enumerate() {
                 let row = task.rows.start + offset;
                 let (seen, unseen) = scores.split_at_mut(self.sizes.visible(row));
-                unseen.fill(T::ZERO);
+                unseen.fill(T::Wide::ZERO);
                 let bias = self.bias_of(task.batch, seen.len());
                 log_sums[offset * heads + index] = softmax(seen, bias);
                 self.drop_keys(&block, row, seen);
             }
-            let probabilities = Matrix::contiguous(scores, rows, visible)?;
-            let values = self.v.rows(task.batch, head / self.sizes.group(), 0..visible)?;
-            let y = &mut y[index * size..];
-            matmul_serial(y, heads * size, Write::Replace, 1.0, probabilities, values)?;
+            let probabilities = Factor::Computed(Matrix::contiguous(scores, rows, visible)?);
+            let values = Factor::Read(self.v.rows(task.batch, head / self.sizes.group(), 0..visible)?);
+            T::multiply(&mut scratch.output, size, Write::Replace, 1.0, probabilities, values)?;
+            for (y, output) in y.chunks_mut(heads * size).zip(scratch.output.chunks(size)) {
+                let y = &mut y[index * size..][..size];
+                T::write(y, &mut scratch.row, |y| y.copy_from_slice(output));
+            }
         }
         Ok(())
     }

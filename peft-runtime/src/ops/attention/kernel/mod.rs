@@ -7,9 +7,8 @@ use std::ops::Range;
 
 use candle_core::{Layout, Result, bail};
 
-use crate::ops::cpu::matmul::matmul_serial;
+use crate::ops::cpu::float::{Factor, Float};
 use crate::ops::cpu::matrix::{Matrix, Write};
-use crate::ops::cpu::real::Real;
 use crate::ops::dropout::DropoutMask;
 
 pub(crate) use backward::Backward;
@@ -90,33 +89,34 @@ struct Block {
 
 /// The operands of one call.
 #[derive(Clone, Copy)]
-pub(crate) struct Attention<'a, T> {
+pub(crate) struct Attention<'a, T: Float> {
     pub(crate) sizes: Sizes,
     pub(crate) q: Heads<'a, T>,
     pub(crate) k: Heads<'a, T>,
     pub(crate) v: Heads<'a, T>,
     /// `[batch, keys]`: zero where a key may be attended to, −∞ where not.
-    pub(crate) bias: Option<&'a [T]>,
+    pub(crate) bias: Option<&'a [T::Wide]>,
     /// Which probabilities are dropped: a row of the mask for each query of each head, a place in it for each key.
     pub(crate) dropout: Option<DropoutMask>,
 }
 
-impl<T: Real> Attention<'_, T> {
+impl<T: Float> Attention<'_, T> {
     /// Scaled scores of a block's queries with the first `visible` keys.
-    fn scores(&self, block: &Block, visible: usize, scores: &mut [T]) -> Result<()> {
+    fn scores(&self, block: &Block, visible: usize, scores: &mut [T::Wide]) -> Result<()> {
         let queries = self.q.rows(block.batch, block.head, block.rows.clone())?;
         let keys = self.k.rows(block.batch, block.head / self.sizes.group(), 0..visible)?;
-        matmul_serial(scores, visible, Write::Replace, self.sizes.scale, queries, keys.transposed())
+        let (queries, keys) = (Factor::Read(queries), Factor::Read(keys));
+        T::multiply(scores, visible, Write::Replace, self.sizes.scale, queries, keys.transposed())
     }
 
     /// Drops probabilities of the query at `row`, or gradients of them.
-    fn drop_keys(&self, block: &Block, row: usize, values: &mut [T]) {
+    fn drop_keys(&self, block: &Block, row: usize, values: &mut [T::Wide]) {
         if let Some(mask) = &self.dropout {
             mask.apply(self.sizes.row_index(block.batch, row, block.head), values);
         }
     }
 
-    fn bias_of(&self, batch: usize, keys: usize) -> Option<&[T]> {
+    fn bias_of(&self, batch: usize, keys: usize) -> Option<&[T::Wide]> {
         self.bias.map(|bias| &bias[batch * self.sizes.keys..][..keys])
     }
 }

@@ -1,13 +1,13 @@
 //! Attention that rotates queries and keys itself, in both passes: the graph keeps only the unrotated ones.
 
 use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor};
+use half::{bf16, f16};
 
 use crate::ops::attention::kernel::Heads;
 use crate::ops::attention::op::{FusedAttention, in_tensors, no_common_float};
 use crate::ops::attention::{AttentionOptions, attention};
-use crate::ops::cpu::real::Real;
+use crate::ops::cpu::float::Float;
 use crate::ops::elements::contiguous_slice;
-use crate::ops::is_half_on_cpu;
 use crate::ops::rotary::{Rotary, rotary};
 
 /// [`attention`] of queries and keys that [`rotary`] rotates; both have to belong to the same tokens.
@@ -43,7 +43,7 @@ pub fn rotary_attention(
     sin: &Tensor,
     options: &AttentionOptions<'_>,
 ) -> Result<Tensor> {
-    if !q.device().is_cpu() || is_half_on_cpu(q) {
+    if !q.device().is_cpu() {
         return attention(&rotary(q, cos, sin)?, &rotary(k, cos, sin)?, v, options);
     }
     Rotary::check(k, cos, sin)?;
@@ -61,7 +61,7 @@ struct RotaryAttention {
 }
 
 impl RotaryAttention {
-    fn forward<T: Real>(&self, q: &[T], k: &[T], v: &[T], layouts: [&Layout; 3]) -> Result<Vec<T>> {
+    fn forward<T: Float>(&self, q: &[T], k: &[T], v: &[T], layouts: [&Layout; 3]) -> Result<Vec<T>> {
         let [q_layout, k_layout, v_layout] = layouts;
         let q = self.rotation.rotated(contiguous_slice(q, q_layout)?, q_layout.dims(), 1.0)?;
         let k = self.rotation.rotated(contiguous_slice(k, k_layout)?, k_layout.dims(), 1.0)?;
@@ -72,7 +72,7 @@ impl RotaryAttention {
         )
     }
 
-    fn gradients<T: Real>(
+    fn gradients<T: Float>(
         &self,
         inputs: [&Tensor; 3],
         y: &Tensor,
@@ -88,7 +88,7 @@ impl RotaryAttention {
                 self.rotation.rotate_back(gradient, input.dims())?;
             }
         }
-        in_tensors(found, inputs)
+        in_tensors::<T>(found, inputs)
     }
 }
 
@@ -114,6 +114,12 @@ impl CustomOp3 for RotaryAttention {
             (CpuStorage::F64(q), CpuStorage::F64(k), CpuStorage::F64(v)) => {
                 CpuStorage::F64(self.forward(q, k, v, layouts)?)
             }
+            (CpuStorage::F16(q), CpuStorage::F16(k), CpuStorage::F16(v)) => {
+                CpuStorage::F16(self.forward(q, k, v, layouts)?)
+            }
+            (CpuStorage::BF16(q), CpuStorage::BF16(k), CpuStorage::BF16(v)) => {
+                CpuStorage::BF16(self.forward(q, k, v, layouts)?)
+            }
             (q, k, v) => return no_common_float([q, k, v]),
         };
         Ok((y, ql.shape().clone()))
@@ -129,6 +135,8 @@ impl CustomOp3 for RotaryAttention {
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let [dq, dk, dv] = match q.dtype() {
             DType::F64 => self.gradients::<f64>([q, k, v], y, grad)?,
+            DType::F16 => self.gradients::<f16>([q, k, v], y, grad)?,
+            DType::BF16 => self.gradients::<bf16>([q, k, v], y, grad)?,
             _ => self.gradients::<f32>([q, k, v], y, grad)?,
         };
         Ok((dq, dk, dv))

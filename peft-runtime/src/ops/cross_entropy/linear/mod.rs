@@ -3,21 +3,23 @@
 //! The gradient of the hidden states is computed in the forward pass, while the logits of its rows exist, and is scaled
 //! in the backward pass.
 
+mod products;
+
 use std::sync::OnceLock;
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use crate::ops::cpu::matmul::matmul_into;
-use crate::ops::cpu::matrix::{Matrix, Write};
+use crate::ops::cpu::matrix::Matrix;
 use crate::ops::cpu::real::Real;
 use crate::ops::cpu::softmax::{log_sum_exp, softmax};
+use crate::ops::cross_entropy::linear::products::OutputLayer;
 use crate::ops::cross_entropy::logits::mean_loss;
 use crate::ops::cross_entropy::targets::{Kept, Targets, index_tensors};
 use crate::ops::elements::{Elements, contiguous_slice};
 use crate::ops::graph::attach::with_gradient;
-use crate::ops::is_half_on_cpu;
+use crate::ops::is_half;
 use crate::ops::linear::linear;
 
 /// How many bytes of logits should exist at a time. They come on top of everything the model keeps for the backward
@@ -40,8 +42,7 @@ const MOST_LOGITS_BYTES: usize = 32 << 20;
 /// `hidden` has shape `[…, size]`, `weight` `[vocabulary, size]`, `targets` the shape of `hidden` without the last
 /// dimension, in integers. Rows whose target is `ignore_index` do not count and cost nothing. The
 /// weight is a constant: one that is a variable, or part of a graph, gets its gradient through the logits
-/// of all rows. The loss of half-precision hidden states is f32; on the CPU it is computed from a copy of the weight in
-/// f32.
+/// of all rows. The loss of half-precision hidden states is f32.
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};
@@ -80,13 +81,14 @@ pub fn linear_cross_entropy(
     if !hidden.device().is_cpu() {
         return composed(hidden, weight, &targets);
     }
-    let hidden = if is_half_on_cpu(hidden) { hidden.to_dtype(DType::F32)? } else { hidden.contiguous()? };
-    let op = LinearCrossEntropy {
-        weight: weight.to_dtype(hidden.dtype())?,
-        targets,
-        wants_gradient: hidden.track_op(),
-        gradient: OnceLock::new(),
+    // A product in f32 reads a weight of half precision as it is.
+    let weight = match (hidden.dtype(), weight.dtype()) {
+        (DType::F64, _) => weight.to_dtype(DType::F64)?,
+        (_, DType::F64) => weight.to_dtype(DType::F32)?,
+        _ => weight.clone(),
     };
+    let op =
+        LinearCrossEntropy { weight, targets, wants_gradient: hidden.track_op(), gradient: OnceLock::new() };
     hidden.contiguous()?.apply_op1(op)
 }
 
@@ -107,14 +109,13 @@ struct LinearCrossEntropy {
 }
 
 impl LinearCrossEntropy {
-    fn forward<T: Real>(&self, hidden: &[T], dims: &[usize]) -> Result<T> {
+    fn forward<T: OutputLayer>(&self, hidden: &[T], dims: &[usize]) -> Result<T::Wide> {
         let weight = Elements::of(&self.weight);
-        let weight = Matrix::from_layout(weight.data::<T>()?, weight.layout())?;
-        let (vocabulary, size) = (weight.rows(), weight.columns());
+        let (vocabulary, size) = self.weight.dims2()?;
         let kept = self.targets.kept();
-        let rows = rows_at_a_time(vocabulary, size_of::<T>()).min(kept.len());
-        let mut gradient = vec![T::ZERO; if self.wants_gradient { hidden.len() } else { 0 }];
-        let mut logits = vec![T::ZERO; rows * vocabulary];
+        let rows = rows_at_a_time(vocabulary, size_of::<T::Wide>()).min(kept.len());
+        let mut gradient = vec![T::from_f64(0.0); if self.wants_gradient { hidden.len() } else { 0 }];
+        let mut logits = vec![T::Wide::ZERO; rows * vocabulary];
         let mut inputs = Vec::with_capacity(rows * size);
         let mut sum = 0.0;
         for kept in kept.chunks(rows.max(1)) {
@@ -123,12 +124,11 @@ impl LinearCrossEntropy {
                 inputs.extend_from_slice(&hidden[row * size..][..size]);
             }
             let logits = &mut logits[..kept.len() * vocabulary];
-            let hidden = Matrix::contiguous(&inputs, kept.len(), size)?;
-            matmul_into(logits, Write::Replace, 1.0, hidden, weight.transposed())?;
+            T::logits(logits, Matrix::contiguous(&inputs, kept.len(), size)?, &weight)?;
             sum += self.losses(logits, kept, vocabulary).iter().sum::<f64>();
             if self.wants_gradient {
                 let slopes = Matrix::contiguous(logits, kept.len(), vocabulary)?;
-                matmul_into(&mut inputs, Write::Replace, 1.0 / self.targets.divisor(), slopes, weight)?;
+                T::gradient(&mut inputs, 1.0 / self.targets.divisor(), slopes, &weight)?;
                 for (Kept { row, .. }, values) in kept.iter().zip(inputs.chunks(size.max(1))) {
                     gradient[row * size..][..size].copy_from_slice(values);
                 }
@@ -138,7 +138,7 @@ impl LinearCrossEntropy {
             // It is set once: an op runs forward once.
             let _ = self.gradient.set(Tensor::from_vec(gradient, dims, &Device::Cpu)?);
         }
-        Ok(T::of(sum / self.targets.divisor()))
+        Ok(T::Wide::of(sum / self.targets.divisor()))
     }
 
     /// The loss of each row; where a gradient is wanted, its logits become softmax − one-hot.
@@ -172,6 +172,12 @@ impl CustomOp1 for LinearCrossEntropy {
             CpuStorage::F64(hidden) => {
                 CpuStorage::F64(vec![self.forward(contiguous_slice(hidden, layout)?, layout.dims())?])
             }
+            CpuStorage::F16(hidden) => {
+                CpuStorage::F32(vec![self.forward(contiguous_slice(hidden, layout)?, layout.dims())?])
+            }
+            CpuStorage::BF16(hidden) => {
+                CpuStorage::F32(vec![self.forward(contiguous_slice(hidden, layout)?, layout.dims())?])
+            }
             storage => bail!("a cross-entropy takes floats, not {:?}", storage.dtype()),
         };
         Ok((loss, Shape::from(())))
@@ -182,7 +188,13 @@ impl CustomOp1 for LinearCrossEntropy {
             bail!("the backward pass of a cross-entropy came before its forward pass")
         };
         let factor = grad.to_dtype(DType::F64)?.to_scalar::<f64>()?;
-        Ok(Some(if factor == 1.0 { gradient.clone() } else { gradient.affine(factor, 0.0)? }))
+        if factor == 1.0 {
+            return Ok(Some(gradient.clone()));
+        }
+        // candle would round the factor to half precision.
+        let dtype = gradient.dtype();
+        let wide = if is_half(dtype) { gradient.to_dtype(DType::F32)? } else { gradient.clone() };
+        wide.affine(factor, 0.0)?.to_dtype(dtype).map(Some)
     }
 }
 

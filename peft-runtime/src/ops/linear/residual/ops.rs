@@ -8,7 +8,7 @@ use crate::ops::graph::handover::GradientHandover;
 use crate::ops::graph::precomputed::Precomputed;
 use crate::ops::linear::base::FrozenBase;
 use crate::ops::linear::input::LayerInput;
-use crate::ops::matmul::{add_product, product};
+use crate::ops::matmul::product_as;
 
 /// How many vectors of the last dimension there are.
 pub(super) fn rows_of(tensor: &Tensor) -> usize {
@@ -35,7 +35,7 @@ pub(super) struct FrozenSum {
 impl FrozenSum {
     /// The gradient of x, as a matrix.
     fn input_gradient(&self, grad: &Tensor) -> Result<Tensor> {
-        self.base.input_gradient(&matrix(grad)?)
+        self.base.input_gradient(grad.dtype(), &matrix(grad)?, None)
     }
 }
 
@@ -107,11 +107,9 @@ impl Hidden {
     /// dA = dhᵀ·x, and through both ops dx = dy·W + dh·A: the gradients of the parts of x and of A.
     fn gradients(&self, x: LayerInput<'_>, a: &Tensor, grad: &Tensor) -> Result<[Option<Tensor>; 3]> {
         let dy = self.shared.handover.take()?;
-        let grad_a = wanted(a, || product(&grad.t()?, &matrix(&x.constant()?)?, 1.0))?;
-        let (first, second) = x.gradients(|| {
-            let through_base = self.shared.base.input_gradient(&dy)?;
-            add_product(through_base, grad, &a.detach(), 1.0)
-        })?;
+        let grad_a = wanted(a, || product_as(a.dtype(), &grad.t()?, &matrix(&x.constant()?)?, 1.0))?;
+        let (first, second) =
+            x.gradients(|| self.shared.base.input_gradient(dy.dtype(), &dy, Some((grad, &a.detach()))))?;
         Ok([first, second, grad_a])
     }
 }
@@ -201,8 +199,8 @@ impl CustomOp3 for LowRankSum {
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let dy = matrix(grad)?;
-        let grad_b = wanted(b, || product(&dy.t()?, &hidden.detach(), self.scaling))?;
-        let grad_hidden = wanted(hidden, || product(&dy, &b.detach(), self.scaling))?;
+        let grad_b = wanted(b, || product_as(b.dtype(), &dy.t()?, &hidden.detach(), self.scaling))?;
+        let grad_hidden = wanted(hidden, || product_as(hidden.dtype(), &dy, &b.detach(), self.scaling))?;
         if hidden.track_op() {
             self.shared.handover.leave(dy);
         }

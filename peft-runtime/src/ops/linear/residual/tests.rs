@@ -209,7 +209,9 @@ fn what_cannot_be_one_pass_is_left_and_what_does_not_fit_is_refused() {
     assert!(left(&t[0], &weight(), &t[1].narrow(0, 0, 1).unwrap()), "candle's sums broadcast, or refuse");
     assert!(left(&t[0], &weight(), &t[1].to_dtype(DType::F32).unwrap()), "two dtypes");
     let half = |tensor: &Tensor| tensor.to_dtype(DType::BF16).unwrap();
-    assert!(left(&half(&t[0]), &half(&weight()), &half(&t[1])), "half precision");
+    assert!(!left(&half(&t[0]), &half(&weight()), &half(&t[1])));
+    assert!(left(&half(&t[0]), &half(&weight()), &t[1].to_dtype(DType::F32).unwrap()), "another residual");
+    assert!(left(&half(&t[0]), &weight(), &half(&t[1])), "f64 among half precision");
     assert!(sum(&t[1], &weight(), &t[1]).is_err(), "an input of another size");
     let first = t[0].narrow(0, 0, 1).unwrap();
     let product = LayerInput::Swiglu { gate: &t[0], up: &first };

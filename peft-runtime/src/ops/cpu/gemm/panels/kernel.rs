@@ -8,12 +8,12 @@ use crate::ops::cpu::matrix::{Matrix, Write};
 
 /// Where a product goes: rows that are `row_stride` elements apart.
 #[derive(Clone, Copy)]
-pub(in crate::ops::cpu::gemm) struct Destination {
-    pub(in crate::ops::cpu::gemm) start: *mut f32,
-    pub(in crate::ops::cpu::gemm) row_stride: usize,
-    pub(in crate::ops::cpu::gemm) write: Write,
+pub(in crate::ops::cpu) struct Destination {
+    pub(in crate::ops::cpu) start: *mut f32,
+    pub(in crate::ops::cpu) row_stride: usize,
+    pub(in crate::ops::cpu) write: Write,
     /// The factor of the product.
-    pub(in crate::ops::cpu::gemm) scale: f32,
+    pub(in crate::ops::cpu) scale: f32,
 }
 
 /// Some rows and columns of B: rows that are `stride` elements apart.

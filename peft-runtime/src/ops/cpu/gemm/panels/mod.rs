@@ -1,4 +1,5 @@
-//! Products of f32 matrices, `C (+)= s·A·B`, on one thread and on packed panels of B.
+//! Products `C (+)= s·A·B` that are summed in f32, on one thread and on packed panels of B, which may be of half
+//! precision: it is widened while it is packed.
 //!
 //! The library `gemm` packs a large part of B on all threads, which all wait for each other before they multiply with
 //! it. Here, the thread that multiplies a part of C packs the panel of B that it needs next, into memory of its own
@@ -14,15 +15,16 @@ use pulp::{Arch, Simd, WithSimd};
 
 use self::kernel::Panel;
 use self::pack::pack;
+use crate::ops::cpu::element::Element;
 use crate::ops::cpu::matrix::{Matrix, Write};
 
-pub(super) use self::kernel::Destination;
+pub(in crate::ops::cpu) use self::kernel::Destination;
 
 /// With fewer rows of A, packing B costs more than it saves.
-const MIN_ROWS: usize = 8;
+pub(super) const MIN_ROWS: usize = 8;
 
 /// The most rows of B that a panel has, so that it stays in a core's own cache.
-const DEPTH: usize = 1024;
+pub(super) const DEPTH: usize = 1024;
 
 /// The most vectors of the processor that a row of a panel has.
 const VECTORS: usize = 3;
@@ -30,7 +32,7 @@ const VECTORS: usize = 3;
 /// A panel starts at a cache line, so that none of its vectors crosses a line.
 const CACHE_LINE: usize = 64;
 
-/// Whether this module multiplies such matrices: enough rows of A, and B with contiguous rows or columns.
+/// Whether panels of the right one are worth packing: enough rows of A, and B with contiguous rows or columns.
 pub(super) fn takes(lhs: Matrix<'_, f32>, rhs: Matrix<'_, f32>) -> bool {
     let (row_stride, column_stride) = rhs.strides();
     lhs.rows() >= MIN_ROWS && (row_stride == 1 || column_stride == 1)
@@ -41,7 +43,11 @@ pub(super) fn takes(lhs: Matrix<'_, f32>, rhs: Matrix<'_, f32>) -> bool {
 /// # Safety
 /// The destination has as many rows as `lhs` and as many columns as `rhs`, and nothing else reads or writes them
 /// meanwhile.
-pub(super) unsafe fn multiply(destination: Destination, lhs: Matrix<'_, f32>, rhs: Matrix<'_, f32>) {
+pub(super) unsafe fn multiply<R: Element>(
+    destination: Destination,
+    lhs: Matrix<'_, f32>,
+    rhs: Matrix<'_, R>,
+) {
     Arch::new().dispatch(Product { destination, lhs, rhs });
 }
 
@@ -50,13 +56,13 @@ thread_local! {
     static SCRATCH: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
 }
 
-struct Product<'a> {
+struct Product<'a, R> {
     destination: Destination,
     lhs: Matrix<'a, f32>,
-    rhs: Matrix<'a, f32>,
+    rhs: Matrix<'a, R>,
 }
 
-impl WithSimd for Product<'_> {
+impl<R: Element> WithSimd for Product<'_, R> {
     type Output = ();
 
     #[inline(always)]
@@ -66,7 +72,7 @@ impl WithSimd for Product<'_> {
     }
 }
 
-impl Product<'_> {
+impl<R: Element> Product<'_, R> {
     #[inline(always)]
     fn run<S: Simd, const ROWS: usize>(self, simd: S) {
         let (columns, inner) = (self.rhs.columns(), self.lhs.columns());
@@ -103,13 +109,14 @@ impl Product<'_> {
         let width = WIDTH * S::F32_LANES;
         let (row_stride, column_stride) = self.rhs.strides();
         // A panel that is used once or twice is read in place.
-        let in_place = self.lhs.rows() <= 2 * ROWS && column_stride == 1 && columns.len() == width;
-        let (values, stride) = if in_place {
-            (&self.rhs.data()[depth.start * row_stride + columns.start..], row_stride)
-        } else {
-            let packed = &mut scratch[..depth.len() * width];
-            pack::<S, WIDTH>(self.rhs, depth.clone(), columns.clone(), packed);
-            (&*packed, width)
+        let packs = self.lhs.rows() > 2 * ROWS || column_stride != 1 || columns.len() < width;
+        let (values, stride) = match self.rhs.as_f32() {
+            Some(rhs) if !packs => (&rhs.data()[depth.start * row_stride + columns.start..], row_stride),
+            _ => {
+                let packed = &mut scratch[..depth.len() * width];
+                pack::<S, R, WIDTH>(self.rhs, depth.clone(), columns.clone(), packed);
+                (&*packed, width)
+            }
         };
         let mut destination = self.destination;
         destination.start = destination.start.wrapping_add(columns.start);
@@ -125,9 +132,11 @@ impl Product<'_> {
 
 #[cfg(test)]
 mod tests {
+    use half::{bf16, f16};
     use pulp::{Arch, Scalar, Simd};
 
     use super::{Destination, Product, takes};
+    use crate::ops::cpu::element::Element;
     use crate::ops::cpu::matrix::{Matrix, Write};
 
     /// Small integers, so that sums are exact in any order.
@@ -139,7 +148,7 @@ mod tests {
         matrix.data()[row * matrix.strides().0 + column * matrix.strides().1]
     }
 
-    fn matrix(data: &[f32], rows: usize, columns: usize, transposed: bool) -> Matrix<'_, f32> {
+    fn matrix<T>(data: &[T], rows: usize, columns: usize, transposed: bool) -> Matrix<'_, T> {
         if transposed {
             Matrix::contiguous(data, columns, rows).unwrap().transposed()
         } else {
@@ -148,11 +157,11 @@ mod tests {
     }
 
     /// Runs a product with the vectors of one kind of processor.
-    type Way = Box<dyn Fn(Product<'_>)>;
+    type Way<R> = Box<dyn Fn(Product<'_, R>)>;
 
     /// The ways that this processor has.
-    fn ways() -> Vec<Way> {
-        let mut ways: Vec<Way> = vec![
+    fn ways<R: Element>() -> Vec<Way<R>> {
+        let mut ways: Vec<Way<R>> = vec![
             Box::new(|product| Arch::new().dispatch(product)),
             Box::new(|product| Scalar::new().vectorize(product)),
         ];
@@ -164,10 +173,10 @@ mod tests {
     }
 
     /// The destination after the product, if all its elements were 100 before and its rows are `stride` apart.
-    fn product(
-        way: &Way,
+    fn product<R: Element>(
+        way: &Way<R>,
         lhs: Matrix<'_, f32>,
-        rhs: Matrix<'_, f32>,
+        rhs: Matrix<'_, R>,
         stride: usize,
         write: Write,
     ) -> Vec<f32> {
@@ -192,23 +201,49 @@ mod tests {
         (0..a.rows() * stride).map(element).collect()
     }
 
-    #[test]
-    fn products_of_any_size_and_order_are_those_of_the_definition() {
-        let sizes =
-            [(8, 1, 1), (9, 5, 3), (13, 17, 49), (16, 64, 48), (33, 70, 95), (64, 40, 130), (8, 1030, 20)];
+    /// Every product with a right operand of type `R`, which holds the integers exactly.
+    fn check<R: Element>() {
+        let sizes = [
+            (8, 1, 1),
+            (9, 5, 3),
+            (13, 17, 49),
+            (16, 64, 48),
+            (33, 70, 95),
+            (64, 40, 130),
+            (8, 1030, 20),
+            (3, 9, 50),
+        ];
         let orders = [(false, false), (false, true), (true, false), (true, true)];
         for ((rows, inner, columns), (left, right)) in
             sizes.into_iter().flat_map(|size| orders.map(|order| (size, order)))
         {
             let (a, b) = (integers(rows * inner, 11), integers(inner * columns, 7));
+            let mut narrow = vec![R::from_f64(0.0); b.len()];
+            R::round(&b, &mut narrow);
             let (a, b) = (matrix(&a, rows, inner, left), matrix(&b, inner, columns, right));
-            assert!(takes(a, b));
+            let narrow = matrix(&narrow, inner, columns, right);
             for write in [Write::Replace, Write::Add] {
                 let stride = columns + 2;
                 let expected = expected(a, b, stride, write);
-                let all = ways().iter().all(|way| product(way, a, b, stride, write) == expected);
-                assert!(all, "{rows}x{inner}x{columns} {left} {right} {write:?}");
+                let all = ways().iter().all(|way| product(way, a, narrow, stride, write) == expected);
+                assert!(all, "{:?} {rows}x{inner}x{columns} {left} {right} {write:?}", R::DTYPE);
             }
+        }
+    }
+
+    #[test]
+    fn products_of_any_size_and_order_are_those_of_the_definition() {
+        check::<f32>();
+        check::<bf16>();
+        check::<f16>();
+    }
+
+    #[test]
+    fn rows_and_columns_that_are_both_apart_are_packed_value_by_value() {
+        let (a, b) = (integers(9 * 5, 11), integers(5 * 30 * 4, 7));
+        let (a, b) = (matrix(&a, 9, 5, false), Matrix::new(&b, (5, 30), (120, 3)).unwrap());
+        for way in ways() {
+            assert_eq!(product(&way, a, b, 30, Write::Replace), expected(a, b, 30, Write::Replace));
         }
     }
 

@@ -1,22 +1,26 @@
 //! Packs panels of B into contiguous memory.
 
+use std::array::from_fn;
 use std::ops::Range;
 
+use candle_core::DType;
 use pulp::Simd;
 
 #[cfg(target_arch = "x86_64")]
 use crate::ops::cpu::dispatch;
+use crate::ops::cpu::element::Element;
+use crate::ops::cpu::gemm::turn::BLOCK;
+#[cfg(target_arch = "x86_64")]
+use crate::ops::cpu::gemm::turn::turn_block;
 use crate::ops::cpu::matrix::Matrix;
 
-/// A block of this many rows and columns is transposed in registers.
-const BLOCK: usize = 8;
+/// How many values of a column are widened before they are turned.
+const RUN: usize = 64;
 
-/// Copies some rows and columns of `matrix` into rows of `WIDTH` vectors, padded with zeros.
-///
-/// The matrix has contiguous rows or columns.
+/// Copies some rows and columns of `matrix` into rows of `WIDTH` vectors of f32, padded with zeros.
 #[inline(always)]
-pub(super) fn pack<S: Simd, const WIDTH: usize>(
-    matrix: Matrix<'_, f32>,
+pub(super) fn pack<S: Simd, R: Element, const WIDTH: usize>(
+    matrix: Matrix<'_, R>,
     rows: Range<usize>,
     columns: Range<usize>,
     packed: &mut [f32],
@@ -25,17 +29,17 @@ pub(super) fn pack<S: Simd, const WIDTH: usize>(
     if columns.len() < width {
         packed.fill(0.0);
     }
-    if matrix.strides().1 == 1 {
-        pack_rows::<S, WIDTH>(matrix, rows, columns, packed);
-    } else {
-        pack_columns(matrix, rows, columns, width, packed);
+    match matrix.strides() {
+        (_, 1) => pack_rows::<S, R, WIDTH>(matrix, rows, columns, packed),
+        (1, _) => pack_columns(matrix, rows, columns, width, packed),
+        _ => pack_any(matrix, rows, columns, width, packed),
     }
 }
 
 /// [`pack`] for contiguous rows.
 #[inline(always)]
-fn pack_rows<S: Simd, const WIDTH: usize>(
-    matrix: Matrix<'_, f32>,
+fn pack_rows<S: Simd, R: Element, const WIDTH: usize>(
+    matrix: Matrix<'_, R>,
     rows: Range<usize>,
     columns: Range<usize>,
     packed: &mut [f32],
@@ -44,14 +48,14 @@ fn pack_rows<S: Simd, const WIDTH: usize>(
     for (row, packed) in rows.zip(packed.chunks_exact_mut(WIDTH * S::F32_LANES)) {
         let start = row * row_stride + columns.start;
         let values = &matrix.data()[start..start + columns.len()];
-        if values.len() < packed.len() {
-            packed[..values.len()].copy_from_slice(values);
+        if R::DTYPE != DType::F32 || values.len() < packed.len() {
+            R::widen(values, &mut packed[..values.len()]);
             continue;
         }
         // A whole row: a fixed number of vectors, without the function call that copying a slice of any length takes.
         let (from, to) = (values.as_ptr().cast::<S::f32s>(), packed.as_mut_ptr().cast::<S::f32s>());
         for vector in 0..WIDTH {
-            // SAFETY: both slices have `WIDTH` vectors, of any alignment.
+            // SAFETY: both slices have `WIDTH` vectors of f32, of any alignment.
             unsafe { to.add(vector).write_unaligned(from.add(vector).read_unaligned()) };
         }
     }
@@ -59,30 +63,65 @@ fn pack_rows<S: Simd, const WIDTH: usize>(
 
 /// [`pack`] for contiguous columns.
 #[inline(always)]
-fn pack_columns(
-    matrix: Matrix<'_, f32>,
+fn pack_columns<R: Element>(
+    matrix: Matrix<'_, R>,
     rows: Range<usize>,
     columns: Range<usize>,
     width: usize,
     packed: &mut [f32],
 ) {
-    let column_stride = matrix.strides().1;
-    let column = |place: usize| {
-        let start = (columns.start + place) * column_stride + rows.start;
-        &matrix.data()[start..start + rows.len()]
-    };
     let whole = columns.len() / BLOCK * BLOCK;
     for place in (0..whole).step_by(BLOCK) {
-        turn(std::array::from_fn(|i| column(place + i)), width, place, packed);
+        let block = |i| columns.start + place + i;
+        match matrix.as_f32() {
+            Some(matrix) => turn(from_fn(|i| column(matrix, block(i), &rows)), width, place, packed),
+            None => turn_wide(from_fn(|i| column(matrix, block(i), &rows)), width, place, packed),
+        }
     }
     for place in whole..columns.len() {
-        for (value, packed) in column(place).iter().zip(packed.chunks_exact_mut(width)) {
-            packed[place] = *value;
+        let values = column(matrix, columns.start + place, &rows);
+        for (value, packed) in values.iter().zip(packed.chunks_exact_mut(width)) {
+            packed[place] = value.wide();
+        }
+    }
+}
+
+/// Some rows of a column, which is contiguous.
+#[inline(always)]
+fn column<'a, R>(matrix: Matrix<'a, R>, column: usize, rows: &Range<usize>) -> &'a [R] {
+    &matrix.data()[column * matrix.strides().1 + rows.start..][..rows.len()]
+}
+
+/// [`pack`] for any strides.
+fn pack_any<R: Element>(
+    matrix: Matrix<'_, R>,
+    rows: Range<usize>,
+    columns: Range<usize>,
+    width: usize,
+    packed: &mut [f32],
+) {
+    let (row_stride, column_stride) = matrix.strides();
+    for (row, packed) in rows.zip(packed.chunks_exact_mut(width)) {
+        for (column, packed) in columns.clone().zip(packed) {
+            *packed = matrix.data()[row * row_stride + column * column_stride].wide();
         }
     }
 }
 
 /// Writes `BLOCK` columns into rows of `width` elements, beginning at `place`.
+#[inline(always)]
+fn turn_wide<R: Element>(columns: [&[R]; BLOCK], width: usize, place: usize, packed: &mut [f32]) {
+    let mut wide = [[0f32; RUN]; BLOCK];
+    for start in (0..columns[0].len()).step_by(RUN) {
+        let length = (columns[0].len() - start).min(RUN);
+        for (wide, column) in wide.iter_mut().zip(columns) {
+            R::widen(&column[start..start + length], &mut wide[..length]);
+        }
+        turn(wide.each_ref().map(|wide| &wide[..length]), width, place, &mut packed[start * width..]);
+    }
+}
+
+/// [`turn_wide`] for columns of f32.
 #[inline(always)]
 fn turn(columns: [&[f32]; BLOCK], width: usize, place: usize, packed: &mut [f32]) {
     let rows = columns[0].len();
@@ -94,58 +133,12 @@ fn turn(columns: [&[f32]; BLOCK], width: usize, place: usize, packed: &mut [f32]
             let from = columns.map(|column| &column[row..row + BLOCK]);
             let to = &mut packed[row * width + place..][..(BLOCK - 1) * width + BLOCK];
             // SAFETY: the processor has AVX; each slice has a vector, and each of the eight rows of `to` as well.
-            unsafe { avx::turn_block(from.map(<[f32]>::as_ptr), to.as_mut_ptr(), width) };
+            unsafe { turn_block(from.map(<[f32]>::as_ptr), to.as_mut_ptr(), width) };
         }
     }
     for row in done..rows {
         for (i, column) in columns.iter().enumerate() {
             packed[row * width + place + i] = column[row];
-        }
-    }
-}
-
-/// Transposes a block by hand: compilers would move it value by value.
-#[cfg(target_arch = "x86_64")]
-mod avx {
-    use std::arch::x86_64::{
-        __m256, _mm256_loadu_ps, _mm256_permute2f128_ps, _mm256_shuffle_ps, _mm256_storeu_ps,
-        _mm256_unpackhi_ps, _mm256_unpacklo_ps,
-    };
-
-    use super::BLOCK;
-
-    /// Writes eight columns of eight values as rows, `stride` elements apart.
-    ///
-    /// # Safety
-    /// Eight values may be read from each of `from`, and written to each row of `to`.
-    #[inline]
-    #[target_feature(enable = "avx")]
-    pub(super) unsafe fn turn_block(from: [*const f32; BLOCK], to: *mut f32, stride: usize) {
-        // SAFETY: the caller vouches for eight values each.
-        let a = from.map(|column| unsafe { _mm256_loadu_ps(column) });
-        let pairs = |low: usize| {
-            let (x, y) = (a[low], a[low + 1]);
-            (_mm256_unpacklo_ps(x, y), _mm256_unpackhi_ps(x, y))
-        };
-        // Each half of a vector has the rows 0..4 or 4..8 of four columns.
-        let fours = |first: usize| -> [__m256; 4] {
-            let ((low, high), (next_low, next_high)) = (pairs(first), pairs(first + 2));
-            [
-                _mm256_shuffle_ps::<0b01_00_01_00>(low, next_low),
-                _mm256_shuffle_ps::<0b11_10_11_10>(low, next_low),
-                _mm256_shuffle_ps::<0b01_00_01_00>(high, next_high),
-                _mm256_shuffle_ps::<0b11_10_11_10>(high, next_high),
-            ]
-        };
-        let (left, right) = (fours(0), fours(4));
-        for row in 0..BLOCK / 2 {
-            let upper = _mm256_permute2f128_ps::<0x20>(left[row], right[row]);
-            let lower = _mm256_permute2f128_ps::<0x31>(left[row], right[row]);
-            // SAFETY: the caller vouches for eight values in each of the eight rows.
-            unsafe {
-                _mm256_storeu_ps(to.add(row * stride), upper);
-                _mm256_storeu_ps(to.add((row + BLOCK / 2) * stride), lower);
-            }
         }
     }
 }

@@ -1,0 +1,103 @@
+//! The linear map of half precision whose weight trains: candle's own product has no bf16 on the CPU.
+
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Tensor};
+
+use crate::ops::linear::frozen::FrozenLinear;
+use crate::ops::matmul::product_as;
+use crate::ops::{is_at_most_f32, is_half};
+
+/// Whether the map is this op: on the CPU, of half precision at one place at least.
+pub(super) fn takes(x: &Tensor, weight: &Tensor) -> bool {
+    let dtypes = [x.dtype(), weight.dtype()];
+    let mixed = dtypes[0] != dtypes[1] || is_half(dtypes[0]);
+    x.device().is_cpu() && mixed && dtypes.into_iter().all(is_at_most_f32)
+}
+
+/// y = x·Wᵀ + b, rounded once, with gradients for all that is part of a graph.
+pub(super) fn trainable_linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    let map = FrozenLinear { weight: weight.detach(), bias: bias.map(Tensor::detach) };
+    let (x, op) = (x.contiguous()?, TrainableLinear(map));
+    match bias {
+        Some(bias) if bias.track_op() => x.apply_op3(weight, bias, op),
+        _ => x.apply_op2(weight, op),
+    }
+}
+
+struct TrainableLinear(FrozenLinear);
+
+impl TrainableLinear {
+    /// dx = dy·W, dW = dyᵀ·x.
+    fn gradients(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let (out_features, in_features) = weight.dims2()?;
+        let dx = x.track_op().then(|| self.0.input_gradient(grad, x.dims())).transpose()?;
+        let dy = grad.contiguous()?.reshape(((), out_features))?;
+        let rows = x.detach().reshape(((), in_features))?;
+        let dw = weight.track_op().then(|| product_as(weight.dtype(), &dy.t()?, &rows, 1.0));
+        Ok((dx, dw.transpose()?))
+    }
+}
+
+impl CustomOp2 for TrainableLinear {
+    fn name(&self) -> &'static str {
+        "linear"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        layout: &Layout,
+        _: &CpuStorage,
+        _: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        CustomOp1::cpu_fwd(&self.0, x, layout)
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        self.gradients(x, weight, grad)
+    }
+}
+
+impl CustomOp3 for TrainableLinear {
+    fn name(&self) -> &'static str {
+        "linear-with-bias"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        layout: &Layout,
+        _: &CpuStorage,
+        _: &Layout,
+        _: &CpuStorage,
+        _: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        CustomOp1::cpu_fwd(&self.0, x, layout)
+    }
+
+    /// db is the sum of dy over all rows.
+    fn bwd(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        bias: &Tensor,
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let (dx, dw) = self.gradients(x, weight, grad)?;
+        let dy = grad.contiguous()?.reshape(((), bias.elem_count()))?;
+        let ones = Tensor::ones((1, dy.dim(0)?), DType::F32, dy.device())?;
+        let db = product_as(bias.dtype(), &ones, &dy, 1.0)?.reshape(bias.dims())?;
+        Ok((dx, dw, Some(db)))
+    }
+}
