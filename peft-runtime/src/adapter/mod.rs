@@ -21,6 +21,8 @@ use std::sync::Arc;
 
 use candle_core::{Tensor, Var};
 
+use crate::ops::widened;
+
 pub use crate::ops::conv::ConvSettings;
 pub use crate::ops::linear::low_rank::LowRank;
 pub use call::Call;
@@ -270,6 +272,23 @@ pub struct LinearParameters {
     pub weight: Tensor,
     /// The bias, if the layer has one.
     pub bias: Option<Tensor>,
+}
+
+impl LinearParameters {
+    /// The parameters in f32 instead of half precision, for sums that are rounded once.
+    pub(crate) fn widened(&self) -> candle_core::Result<Self> {
+        let bias = self.bias.as_ref().map(widened).transpose()?;
+        Ok(Self { weight: widened(&self.weight)?, bias })
+    }
+
+    /// The parameters in the dtypes that those of `own` have.
+    pub(crate) fn rounded_as(&self, own: &Self) -> candle_core::Result<Self> {
+        let bias = match (&self.bias, &own.bias) {
+            (Some(bias), Some(own)) => Some(bias.to_dtype(own.dtype())?),
+            (bias, _) => bias.clone(),
+        };
+        Ok(Self { weight: self.weight.to_dtype(own.weight.dtype())?, bias })
+    }
 }
 
 /// Why an adapter could not be merged into a layer.

@@ -1,6 +1,7 @@
 //! The frozen linear map: y = x·Wᵀ + b with a gradient only for x.
 
 mod base;
+mod bias;
 pub(crate) mod input;
 pub(crate) mod low_rank;
 pub(crate) mod quantized;
@@ -9,16 +10,18 @@ pub(crate) mod residual;
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Storage, Tensor, WithDType, bail};
 use half::{bf16, f16};
 
-use crate::ops::add_promoted;
 use crate::ops::cpu::matmul::matmul_into;
 use crate::ops::cpu::matrix::{Matrix, Write};
 use crate::ops::elements::contiguous_slice;
 use crate::ops::graph::attach::with_gradient;
+use crate::ops::linear::bias::with_bias_gradient;
 use crate::ops::matmul::product;
+use crate::ops::{add_promoted, is_half_on_cpu, widened};
 
 /// `x·Wᵀ + b` for `x` of shape `[…, in]` and `weight` of shape `[out, in]` with any strides.
 ///
-/// A weight or bias that is a variable trains through candle's own ops; a frozen one never gets a gradient.
+/// A weight that is a variable trains through candle's own ops; a frozen one never gets a gradient. The output has the dtype of
+/// `x`, whatever that of the weight is.
 ///
 /// ```
 /// use candle_core::{Device, Tensor};
@@ -34,12 +37,17 @@ use crate::ops::matmul::product;
 /// If `x` does not end in the weight's input size.
 pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     let (rows, dims) = check_input(x, weight)?;
+    if x.dtype() != weight.dtype() || weight.track_op() && is_half_on_cpu(x) {
+        let wide = widened(x)?;
+        let bias = bias.map(|bias| bias.to_dtype(wide.dtype())).transpose()?;
+        return linear(&wide, &weight.to_dtype(wide.dtype())?, bias.as_ref())?.to_dtype(x.dtype());
+    }
     if weight.track_op() {
         let y = x.reshape((rows, weight.dim(1)?))?.matmul(&weight.t()?)?.reshape(dims)?;
         return add_bias(y, bias);
     }
     match bias {
-        Some(bias) if bias.track_op() => add_bias(frozen_linear(x, weight, None)?, Some(bias)),
+        Some(bias) if bias.track_op() => with_bias_gradient(&frozen_linear(x, weight, Some(bias))?, bias),
         bias => frozen_linear(x, weight, bias),
     }
 }
