@@ -1,6 +1,6 @@
 //! The factors of one layer of a combination.
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 
 use super::Lora;
 use crate::adapter::{Combination, CombinationPart, CombinedLayer, Geometry, LowRank};
@@ -133,9 +133,12 @@ fn merge_tensors(
     // Checked before: those that need a density have one.
     let density = options.density.unwrap_or(1.0);
     let merge = options.combination.merge();
-    // PEFT has the weights as a tensor in f32, whatever the adapters are held in.
+    // PEFT has the weights as a tensor in f32, which only adapters in double precision would notice.
     #[expect(clippy::cast_possible_truncation, reason = "that is the point")]
-    let weights: Vec<f64> = weights.iter().map(|weight| f64::from(*weight as f32)).collect();
+    let rounded = |weight: f64| f64::from(weight as f32);
+    let is_double = tensors.iter().any(|tensor| tensor.dtype() == DType::F64);
+    let weights: Vec<f64> =
+        weights.iter().map(|weight| if is_double { *weight } else { rounded(*weight) }).collect();
     let mut kept = Vec::with_capacity(tensors.len());
     for (number, tensor) in tensors.into_iter().enumerate() {
         kept.push(match merge {
@@ -170,7 +173,7 @@ fn concatenate(
         b.push(up.reshape((geometry.out_features(), rank / groups))?);
         Ok(())
     };
-    let mut dtype = candle_core::DType::F32;
+    let mut dtype = DType::F32;
     let mut device = Device::Cpu;
     for (part, lora) in states {
         let terms = lora.constant_terms()?;
