@@ -10,6 +10,7 @@ mod init;
 mod keys;
 mod layer_settings;
 mod layer_shapes;
+mod linear_parameters;
 mod method;
 mod selection;
 mod site;
@@ -20,8 +21,6 @@ use std::fmt::Debug;
 use std::sync::Arc;
 
 use candle_core::{Tensor, Var};
-
-use crate::ops::widened;
 
 pub use crate::ops::conv::ConvSettings;
 pub use crate::ops::linear::low_rank::LowRank;
@@ -35,6 +34,7 @@ pub use keys::KeyedShapes;
 pub use layer_settings::{Built, LayerSettings};
 pub use layer_shapes::LayerShapes;
 pub(crate) use layer_shapes::{convolution_of, linear_of};
+pub use linear_parameters::LinearParameters;
 pub use method::{
     AdapterMethod, Combination, CombinationPart, Combined, CombinedLayer, PlainLora, Shared, TiedMethod,
 };
@@ -263,32 +263,6 @@ pub struct PlainFactors {
     pub scaling: f64,
     /// Whether they are for a base weight that the adapter's init had changed.
     pub restores: bool,
-}
-
-/// A weight and a bias, which is all that merging changes.
-#[derive(Clone, Debug)]
-pub struct LinearParameters {
-    /// The weight in the shape the layer stores.
-    pub weight: Tensor,
-    /// The bias, if the layer has one.
-    pub bias: Option<Tensor>,
-}
-
-impl LinearParameters {
-    /// The parameters in f32 instead of half precision, for sums that are rounded once.
-    pub(crate) fn widened(&self) -> candle_core::Result<Self> {
-        let bias = self.bias.as_ref().map(widened).transpose()?;
-        Ok(Self { weight: widened(&self.weight)?, bias })
-    }
-
-    /// The parameters in the dtypes that those of `own` have.
-    pub(crate) fn rounded_as(&self, own: &Self) -> candle_core::Result<Self> {
-        let bias = match (&self.bias, &own.bias) {
-            (Some(bias), Some(own)) => Some(bias.to_dtype(own.dtype())?),
-            (bias, _) => bias.clone(),
-        };
-        Ok(Self { weight: self.weight.to_dtype(own.weight.dtype())?, bias })
-    }
 }
 
 /// Why an adapter could not be merged into a layer.

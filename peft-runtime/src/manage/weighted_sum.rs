@@ -1,6 +1,6 @@
 //! Weighted combinations: a new adapter made from several.
 
-use super::{autocasts, check_known, method_of};
+use super::{check_known, method_of};
 use crate::adapter::{AdapterMethod, Combination, CombinationPart, Combined, CombinedLayer, Site};
 use crate::config::CombineOptions;
 use crate::error::{CombinationError, Error, Result};
@@ -20,10 +20,6 @@ pub(crate) fn add_weighted_adapter<M: Injectable + ?Sized>(
     check_parts(model, adapters, options)?;
     let Combined { method, mut tensors } = combine(model, adapters, options)?;
     let plan = plan_sum(model, adapters, method.as_ref(), name)?;
-    // In half precision only if all parts are.
-    let all = leaves(model);
-    let autocasts = adapters.iter().any(|(part, _)| autocasts(&all, part));
-    let plan = plan.with_autocasts(autocasts);
     for (path, leaf) in leaves(model).iter().filter(|(path, _)| plan.copies(path)) {
         let copy = owner_of_copy(*leaf, adapters).filter(|_| !options.restarts);
         let copied = |name: &str| copy.and_then(|(_, copies)| copies.iter().find(|copy| copy.name == name));

@@ -13,7 +13,6 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use peft_runtime::{CombinationType, MajoritySign, NameMap, StoredAdapter};
 
 use crate::check::arguments::CheckArguments;
-use crate::float_type::parse_float_type;
 pub use crate::written_format::{Component, Format};
 
 /// Inspect, merge, combine, compare and convert adapters saved by Python PEFT, by peft-runtime or by other programs.
@@ -162,7 +161,7 @@ pub struct CombineArguments {
     #[arg(long, num_args = 1.., value_name = "DIR|FILE")]
     pub base: Vec<PathBuf>,
     /// Round the numbers of the result to this type: bf16, f16 or f32. Without it they stay as they are computed, in f32.
-    #[arg(long, value_name = "TYPE", value_parser = parse_float_type)]
+    #[arg(long, value_name = "TYPE", value_parser = crate::float_type::parse_float_type)]
     pub dtype: Option<DType>,
     /// Replace an adapter in the output folder.
     #[arg(long)]
