@@ -2,6 +2,7 @@
 
 pub mod batches;
 pub mod bench;
+pub mod float_type;
 pub mod memory;
 pub mod plot;
 pub mod progress;

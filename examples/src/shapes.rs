@@ -77,9 +77,9 @@ pub struct RandomWeights {
 }
 
 impl RandomWeights {
-    /// A `VarBuilder` over such weights in f32.
-    pub fn builder(seed: u64, device: &Device) -> VarBuilder<'static> {
-        VarBuilder::from_backend(Box::new(Self { seed }), DType::F32, device.clone())
+    /// A `VarBuilder` over such weights; half precision has the values of f32, rounded.
+    pub fn builder(seed: u64, dtype: DType, device: &Device) -> VarBuilder<'static> {
+        VarBuilder::from_backend(Box::new(Self { seed }), dtype, device.clone())
     }
 }
 

@@ -84,7 +84,7 @@ pub use candle_nn;
 pub use config::{Bias, CombinationType, CombineOptions, MajoritySign, TokenIndices};
 pub use display::{LayerStatus, ModelStatus, Uniform};
 pub use error::{Error, Result};
-pub use inject::{InjectionReport, UnmatchedPattern};
+pub use inject::{InjectOptions, InjectionReport, UnmatchedPattern};
 pub use layer::{Adapted, no_grad};
 pub use manage::{MergeOptions, RequantizeReport, RequantizedLayer};
 pub use method::{

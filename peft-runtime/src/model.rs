@@ -10,7 +10,7 @@ use crate::adapter::AdapterMethod;
 use crate::config::CombineOptions;
 use crate::display::{self, LayerStatus, ModelStatus};
 use crate::error::{ConfigError, Error, Result};
-use crate::inject::{self, InjectionReport};
+use crate::inject::{self, InjectOptions, InjectionReport};
 use crate::manage::{self, MergeOptions, RequantizeReport};
 use crate::method::LoraConfig;
 use crate::method::lora::eva::initialise_eva;
@@ -29,7 +29,20 @@ pub trait PeftModel: Injectable {
     /// # Errors
     /// [`Error::Plan`] with every fault found: names that match nothing, layers the method cannot adapt, invalid values.
     fn inject_adapter(&mut self, config: &dyn AdapterMethod, name: &str) -> Result<InjectionReport> {
-        inject::inject_adapter(self, config, name)
+        self.inject_adapter_with(config, name, InjectOptions::new())
+    }
+
+    /// [`inject_adapter`](Self::inject_adapter) with options.
+    ///
+    /// # Errors
+    /// As [`inject_adapter`](Self::inject_adapter).
+    fn inject_adapter_with(
+        &mut self,
+        config: &dyn AdapterMethod,
+        name: &str,
+        options: InjectOptions,
+    ) -> Result<InjectionReport> {
+        inject::inject_adapter(self, config, name, options)
     }
 
     /// Gives the adapter `name`, injected with [`with_eva`](LoraConfig::with_eva), the directions in which the inputs of its

@@ -1,6 +1,7 @@
 //! What a user of adapters needs: `use peft_runtime::prelude::*`.
 
 pub use crate::config::{Bias, CombinationType, CombineOptions};
+pub use crate::inject::InjectOptions;
 pub use crate::layer::{Adapted, no_grad};
 pub use crate::manage::MergeOptions;
 pub use crate::method::{

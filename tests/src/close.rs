@@ -117,7 +117,8 @@ pub fn assert_close(found: &Tensor, expected: &Tensor, tolerance: Tolerance, wha
     }
 }
 
-fn elements(tensor: &Tensor) -> Result<Vec<f64>, String> {
+/// The elements as f64, in row-major order.
+pub(crate) fn elements(tensor: &Tensor) -> Result<Vec<f64>, String> {
     if tensor.elem_count() == 0 {
         return Ok(Vec::new());
     }

@@ -27,7 +27,57 @@ pub const FLOAT_TYPES: [FloatType; 4] = [
     FloatType { dtype: DType::F16, specimen: Tolerance::absolute(0.04), rounding: 0.05 / 8.0 },
 ];
 
+/// A float type of the base model, and how adapters are held on it.
+#[derive(Clone, Copy, Debug)]
+pub struct Holding {
+    /// The type of the base model.
+    pub float: FloatType,
+    /// Whether adapters on half precision are held in f32.
+    pub autocasts: bool,
+}
+
+impl Holding {
+    /// The row of a type, with adapters held as they are by default.
+    ///
+    /// # Panics
+    /// If the type is not in the table.
+    pub fn of(dtype: DType) -> Self {
+        Self { float: FloatType::of(dtype), autocasts: true }
+    }
+
+    /// The type of the base model.
+    pub fn dtype(self) -> DType {
+        self.float.dtype
+    }
+
+    /// The type of adapters.
+    pub fn adapter_dtype(self) -> DType {
+        match self.dtype() {
+            half @ (DType::BF16 | DType::F16) if !self.autocasts => half,
+            DType::F64 => DType::F64,
+            _ => DType::F32,
+        }
+    }
+}
+
+/// Every float type, half precision with adapters in f32 and in half.
+pub fn every_holding() -> impl Iterator<Item = Holding> {
+    let kept = FLOAT_TYPES.into_iter().filter(|float| float.unit_roundoff() > 1e-6);
+    let both = FLOAT_TYPES.into_iter().map(|float| (float, true)).chain(kept.map(|float| (float, false)));
+    both.map(|(float, autocasts)| Holding { float, autocasts })
+}
+
 impl FloatType {
+    /// The largest relative error of rounding to this type.
+    pub fn unit_roundoff(self) -> f64 {
+        match self.dtype {
+            DType::BF16 => 2f64.powi(-8),
+            DType::F16 => 2f64.powi(-11),
+            DType::F32 => 2f64.powi(-24),
+            _ => 2f64.powi(-53),
+        }
+    }
+
     /// The row of a type.
     ///
     /// # Panics

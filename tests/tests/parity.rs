@@ -1,4 +1,4 @@
-//! Replays every folder of `parity/cases` as a test of that name: `cargo test -p peft-tests --test parity lora_bert`.
+//! Replays every folder of `parity/cases`, and of `parity/half` those in half precision, as a test of that name: `cargo test -p peft-tests --test parity lora_bert`.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -24,9 +24,10 @@ fn replay(folder: &Path, name: &str) -> Result<(), Failed> {
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
-    let cases = Path::new(env!("CARGO_MANIFEST_DIR")).join("parity/cases");
+    let parity = Path::new(env!("CARGO_MANIFEST_DIR")).join("parity");
     // A missing or empty folder is a failure whatever tests are selected.
-    let folders: Result<Vec<PathBuf>, Failure> = find_cases(&[cases]).into_iter().collect();
+    let folders: Result<Vec<PathBuf>, Failure> =
+        find_cases(&["cases", "half"].map(|folder| parity.join(folder))).into_iter().collect();
     match folders {
         Ok(folders) => libtest_mimic::run(&arguments, folders.into_iter().map(trial).collect()).exit_code(),
         Err(failure) => {

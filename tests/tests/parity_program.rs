@@ -16,11 +16,25 @@ fn lines(output: &Output) -> Vec<String> {
     String::from_utf8(output.stdout.clone()).unwrap().lines().map(str::to_owned).collect()
 }
 
+/// A case in half precision.
+fn half_case() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("parity/half/lora-mlp")
+}
+
 /// Copies the case into `folder`, with a change to the text of `case.json`.
 fn copy_case(folder: &Path, change: impl FnOnce(String) -> String) {
     copy_folder(&case(), folder);
-    let path = folder.join("case.json");
-    let text = change(std::fs::read_to_string(&path).unwrap());
+    change_file(&folder.join("case.json"), change);
+}
+
+/// Copies the case in half precision into `folder`, with a change to the text of one of its files.
+fn copy_half_case(folder: &Path, file: &str, change: impl FnOnce(String) -> String) {
+    copy_folder(&half_case(), folder);
+    change_file(&folder.join(file), change);
+}
+
+fn change_file(path: &Path, change: impl FnOnce(String) -> String) {
+    let text = change(std::fs::read_to_string(path).unwrap());
     std::fs::write(path, text).unwrap();
 }
 
@@ -72,6 +86,49 @@ fn a_case_that_differs_fails_with_its_step_and_the_others_are_still_replayed() {
     assert!(lines[1].contains("`backward`"), "{}", lines[1]);
     assert!(lines[2].starts_with("ok lora_mlp "), "{}", lines[2]);
     assert_eq!(lines[3], "1 passed, 2 failed");
+}
+
+#[test]
+fn a_case_in_half_precision_gets_a_line_with_its_share_of_what_rounding_may_cost() {
+    let output = parity(&[&half_case()]);
+    assert!(output.status.success());
+    let lines = lines(&output);
+    let share: f64 = lines[0].strip_prefix("ok lora-mlp share=").unwrap().parse().unwrap();
+    assert!(share > 0.1 && share <= 1.0, "{share}");
+    assert_eq!(lines[1], "1 passed, 0 failed");
+}
+
+#[test]
+fn a_case_in_half_precision_fails_if_an_error_is_over_its_limit_or_a_file_is_not_as_the_format_says() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = |name: &str| folder.path().join(name);
+    let smaller = |what: &'static str| {
+        move |text: String| {
+            let mut value: serde_json::Value = serde_json::from_str(&text).unwrap();
+            value.as_object_mut().unwrap().values_mut().for_each(|tolerance| tolerance[what] = 1e-3.into());
+            value.to_string()
+        }
+    };
+    copy_half_case(&place("a_rms"), "tolerances.json", smaller("rms"));
+    copy_half_case(&place("b_max"), "tolerances.json", smaller("max"));
+    copy_half_case(&place("c_unit"), "tolerances.json", smaller("unit"));
+    copy_half_case(&place("d_names"), "tolerances.json", |_| "{}".to_owned());
+    copy_half_case(&place("e_dtype"), "case.json", |text| text.replace("\"bf16\"", "\"f64\""));
+    copy_half_case(&place("f_kept"), "case.json", |text| {
+        text.replace("\"autocast_adapter_dtype\": true", "\"autocast_adapter_dtype\": false")
+    });
+    let lines = lines(&parity(&[folder.path()]));
+    for (line, (op, reason)) in lines.iter().zip([
+        (" op=forward: ", "the root mean square error"),
+        (" op=forward: ", "the largest error"),
+        (" op=", "units together"),
+        (" op=open: ", "is in only one of exact.safetensors and tolerances.json"),
+        (" op=open: ", "unknown variant `f64`"),
+        (" op=", ""),
+    ]) {
+        assert!(line.starts_with("FAIL ") && line.contains(op) && line.contains(reason), "{line}");
+    }
+    assert_eq!(lines[6], "0 passed, 6 failed");
 }
 
 #[test]

@@ -3,9 +3,10 @@
 use std::time::Instant;
 
 use anyhow::{Result, ensure};
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use clap::Parser;
 use peft_examples::bench::median;
+use peft_examples::float_type::float_type;
 use peft_examples::progress::{result, say};
 use peft_examples::shapes::{ModelShape, RandomWeights, random_tokens};
 use peft_examples::threads::on_threads;
@@ -28,6 +29,9 @@ struct Arguments {
     /// How often everything except loading is measured; the median counts.
     #[arg(long, default_value_t = 9)]
     rounds: usize,
+    /// The precision of the base model and of what it computes: bf16, f16 or f32. Adapters train in f32.
+    #[arg(long, value_parser = float_type, value_name = "TYPE", default_value = "f32")]
+    dtype: DType,
     /// Threads to compute on; all cores by default.
     #[arg(long)]
     threads: Option<usize>,
@@ -168,7 +172,10 @@ fn main() -> Result<()> {
 fn run(arguments: &Arguments) -> Result<()> {
     ensure!(arguments.rounds > 0, "`--rounds` must be at least 1");
     ensure!(arguments.adapters >= ROWS, "a mixed batch needs {ROWS} adapters");
-    let base = LlamaModel::new(&arguments.shape.config()?, RandomWeights::builder(0, &Device::Cpu))?;
+    let base = LlamaModel::new(
+        &arguments.shape.config()?,
+        RandomWeights::builder(0, arguments.dtype, &Device::Cpu),
+    )?;
     say("injecting");
     result(arguments.injection(&base)?.to_string());
     say(format!("loading {} adapters", arguments.adapters));

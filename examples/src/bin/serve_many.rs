@@ -71,7 +71,7 @@ impl Arguments {
             return Ok(LlamaModel::from_folder(folder, DType::F32, &Device::Cpu)?);
         }
         let config = config_of("llama", [4096, self.size, 4 * self.size, self.blocks, 8, 4])?;
-        Ok(LlamaModel::new(&config, RandomWeights::builder(self.seed, &Device::Cpu))?)
+        Ok(LlamaModel::new(&config, RandomWeights::builder(self.seed, DType::F32, &Device::Cpu))?)
     }
 }
 

@@ -25,6 +25,7 @@ mod check;
 mod commands;
 mod failure;
 mod files;
+mod float_type;
 mod heat_map;
 mod mlx_adapter;
 mod table;

@@ -4,6 +4,7 @@ use candle_core::{Tensor, Var};
 
 use super::Geometry;
 use crate::ops::random::DropoutStream;
+use crate::ops::widened;
 
 /// One forward pass through one layer.
 pub struct Call<'a> {
@@ -25,6 +26,15 @@ impl Call<'_> {
     /// The variable as part of the graph, or only its value if the adapter does not train.
     pub fn tensor(&self, var: &Var) -> Tensor {
         if self.tracks { var.as_tensor().clone() } else { var.as_detached_tensor() }
+    }
+
+    /// [`tensor`](Self::tensor), in f32 if the adapter is held in half precision: what is computed with it is then rounded only
+    /// at the end, and so is its gradient.
+    ///
+    /// # Errors
+    /// If a device operation fails.
+    pub fn wide_tensor(&self, var: &Var) -> candle_core::Result<Tensor> {
+        widened(&self.tensor(var))
     }
 
     /// The input with elements dropped at random, in training mode.

@@ -10,6 +10,7 @@ mod init;
 mod keys;
 mod layer_settings;
 mod layer_shapes;
+mod linear_parameters;
 mod method;
 mod selection;
 mod site;
@@ -33,6 +34,7 @@ pub use keys::KeyedShapes;
 pub use layer_settings::{Built, LayerSettings};
 pub use layer_shapes::LayerShapes;
 pub(crate) use layer_shapes::{convolution_of, linear_of};
+pub use linear_parameters::LinearParameters;
 pub use method::{
     AdapterMethod, Combination, CombinationPart, Combined, CombinedLayer, PlainLora, Shared, TiedMethod,
 };
@@ -261,15 +263,6 @@ pub struct PlainFactors {
     pub scaling: f64,
     /// Whether they are for a base weight that the adapter's init had changed.
     pub restores: bool,
-}
-
-/// A weight and a bias, which is all that merging changes.
-#[derive(Clone, Debug)]
-pub struct LinearParameters {
-    /// The weight in the shape the layer stores.
-    pub weight: Tensor,
-    /// The bias, if the layer has one.
-    pub bias: Option<Tensor>,
 }
 
 /// Why an adapter could not be merged into a layer.

@@ -21,6 +21,8 @@ pub struct Site<'a> {
     pub device: &'a Device,
     /// Its bias.
     pub bias: Option<Tensor>,
+    /// Whether adapters on half precision are held in f32.
+    pub(crate) autocasts: bool,
     /// Its weight, made dense when it is asked for.
     pub(crate) weight: &'a dyn Fn() -> candle_core::Result<Tensor>,
 }
@@ -39,8 +41,17 @@ impl Site<'_> {
         (self.weight)()
     }
 
-    /// The dtype of adapter tensors on this layer: its own, but f32 instead of half precision, as in PEFT.
+    /// The dtype of adapter tensors on this layer: its own, but f32 instead of half precision, as in PEFT. Where the adapter is
+    /// to be held in the base model's precision (`autocast_adapter_dtype`), half precision stays.
     pub fn adapter_dtype(&self) -> DType {
+        match self.dtype {
+            half @ (DType::F16 | DType::BF16) if !self.autocasts => half,
+            _ => self.wide_dtype(),
+        }
+    }
+
+    /// The dtype in which start values are computed.
+    pub(crate) fn wide_dtype(&self) -> DType {
         match self.dtype {
             DType::F64 => DType::F64,
             _ => DType::F32,

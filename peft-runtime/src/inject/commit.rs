@@ -6,6 +6,7 @@ use std::sync::Arc;
 use candle_core::{Tensor, Var};
 
 use super::make::{LayerChange, LayerChanges, Tensors, make};
+use super::options::InjectOptions;
 use super::plan::{Origin, Plan};
 use super::planning::plan;
 use super::report::InjectionReport;
@@ -21,8 +22,9 @@ pub(crate) fn inject_adapter<M: Injectable + ?Sized>(
     model: &mut M,
     method: &dyn AdapterMethod,
     name: &str,
+    options: InjectOptions,
 ) -> Result<InjectionReport> {
-    let plan = plan(model, method, name, Origin::Caller)?;
+    let plan = plan(model, method, name, Origin::Caller)?.with_autocasts(options.autocasts());
     let changes = make(model, &plan, Tensors::Fresh)?;
     commit(model, &plan, changes, true)
 }
@@ -174,7 +176,8 @@ fn push_slot(
     if let Some(stack) = layer.stack_mut() {
         let dropout = DropoutStream::new(plan.method.seed(), format!("{}/{path}/dropout", plan.adapter));
         let (name, method) = (plan.adapter.clone(), Arc::clone(&plan.method));
-        stack.push(Slot { name, method, content, trainable, dropout });
+        let autocasts = plan.autocasts;
+        stack.push(Slot { name, method, content, trainable, autocasts, dropout });
     }
 }
 

@@ -155,6 +155,7 @@ fn make_adapter(
         dtype,
         device: &device,
         bias: own("bias").map(Tensor::detach),
+        autocasts: plan.autocasts,
         weight: &weight,
     };
     let built = match tensors {

@@ -3,6 +3,7 @@
 mod commit;
 mod copied_bias;
 mod make;
+mod options;
 mod plan;
 mod planning;
 mod report;
@@ -11,6 +12,7 @@ mod tied;
 pub(crate) use commit::{commit, inject_adapter, swap};
 pub(crate) use copied_bias::{CopiedBias, base_key};
 pub(crate) use make::{LayerChanges, Tensors, keep_weights, make, make_from_memory};
+pub use options::InjectOptions;
 pub(crate) use plan::{Origin, Plan};
 pub(crate) use planning::{exactly_targeted, plan, selector, stored_paths};
 pub use report::{InjectionReport, UnmatchedPattern};

@@ -33,6 +33,8 @@ pub(crate) struct Plan {
     pub(super) stored_paths: BTreeMap<ModulePath, ModulePath>,
     /// The blocks that the model gets first, by their numbers in the current list.
     pub(super) replication: Option<Vec<usize>>,
+    /// Whether the adapter is held in f32 on layers in half precision.
+    pub(super) autocasts: bool,
 }
 
 /// What one layer gets.
@@ -68,6 +70,11 @@ impl PlannedContent {
 }
 
 impl Plan {
+    /// The plan of an adapter that is held in f32 on layers in half precision, or as those are.
+    pub(crate) fn with_autocasts(self, autocasts: bool) -> Self {
+        Self { autocasts, ..self }
+    }
+
     pub(super) fn content(&self, path: &ModulePath) -> Option<&PlannedContent> {
         self.layers.get(path)?.content.as_ref()
     }

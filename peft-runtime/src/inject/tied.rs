@@ -42,9 +42,7 @@ pub(super) fn check_tied(
     };
     for (key, value) in values {
         if !stored.repeats(&key, &value)? {
-            let reason = format!(
-                "`{key}` has other values than those of the embedding, which `ensure_weight_tying` says it shares"
-            );
+            let reason = format!("`{key}` has other values than those of the embedding, whose weight it has");
             return Err(Error::Unsupported { operation: "load", adapter: plan.adapter.clone(), reason });
         }
     }
@@ -52,6 +50,7 @@ pub(super) fn check_tied(
 }
 
 fn stored_values(path: &ModulePath, adapter: &dyn Adapter) -> Result<Vec<(String, Tensor)>> {
-    let tensors = adapter.tensors().into_iter().filter(|tensor| tensor.stored);
+    // Also those that are saved under the other layer only: a file of all embeddings has them twice.
+    let tensors = adapter.tensors().into_iter();
     tensors.map(|tensor| Ok((path.parameter(tensor.key), adapter.stored_tensor(&tensor)?))).collect()
 }

@@ -7,8 +7,8 @@ use super::parameters::{map_weight_and_bias, weight_and_bias};
 use super::{BaseLayer, ParameterMap, python_tuple};
 use crate::adapter::{ConvSettings, Geometry};
 use crate::error::Result;
-use crate::ops::add_promoted;
 use crate::ops::conv::conv;
+use crate::ops::{add_promoted, is_half_on_cpu, widened};
 use crate::schema::{Family, LayerKind};
 
 fn geometry(weight: &Tensor, settings: ConvSettings) -> Geometry {
@@ -29,6 +29,13 @@ fn forward(
     bias: Option<&Tensor>,
     settings: ConvSettings,
 ) -> candle_core::Result<Tensor> {
+    if is_half_on_cpu(x) || x.dtype() != weight.dtype() {
+        // Sum and bias are rounded together.
+        let wide = widened(x)?;
+        let bias = bias.map(|bias| bias.to_dtype(wide.dtype())).transpose()?;
+        let weight = weight.to_dtype(wide.dtype())?;
+        return forward(&wide, &weight, bias.as_ref(), settings)?.to_dtype(x.dtype());
+    }
     let y = conv(x, weight, settings)?;
     match bias {
         Some(bias) => {

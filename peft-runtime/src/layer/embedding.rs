@@ -1,11 +1,13 @@
 //! candle's `Embedding`, and one with a row for padding.
 
-use candle_core::{D, Tensor};
+use candle_core::{D, Result as CandleResult, Tensor};
 use candle_nn::{Embedding, Module};
 
 use super::{BaseLayer, ParameterMap};
 use crate::adapter::{Geometry, without_padding_gradient};
 use crate::error::{Error, Result};
+use crate::ops::graph::attach::with_gradient;
+use crate::ops::widened;
 use crate::schema::{Family, LayerKind};
 
 fn geometry(table: &Tensor, padding: Option<u32>) -> Geometry {
@@ -13,6 +15,22 @@ fn geometry(table: &Tensor, padding: Option<u32>) -> Geometry {
         [vocabulary, features] => Geometry::Embedding { vocabulary, features, padding },
         _ => Geometry::Opaque,
     }
+}
+
+/// The rows of `ids`. A lookup has no gradient for a table that is not a variable; that of a table in half precision is
+/// summed in f32.
+fn look_up(table: &Tensor, ids: &Tensor) -> CandleResult<Tensor> {
+    let features = table.dim(D::Minus1)?;
+    let rows = Embedding::new(table.detach(), features).forward(ids)?;
+    if !table.track_op() {
+        return Ok(rows);
+    }
+    let (ids, like) = (ids.flatten_all()?, table.detach());
+    with_gradient(table, rows, move |grad| {
+        let grad = widened(grad)?.reshape(((), features))?;
+        let sum = Tensor::zeros(like.shape(), grad.dtype(), grad.device())?.index_add(&ids, &grad, 0)?;
+        sum.to_dtype(like.dtype())
+    })
 }
 
 impl BaseLayer for Embedding {
@@ -33,8 +51,7 @@ impl BaseLayer for Embedding {
     }
 
     fn forward_base(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        // A lookup has no gradient for a table that is not a variable.
-        self.forward(x)
+        look_up(self.embeddings(), x)
     }
 
     fn describe(&self) -> String {
@@ -89,7 +106,7 @@ impl BaseLayer for PaddedEmbedding {
     }
 
     fn forward_base(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        let rows = self.table.forward(&x.flatten_all()?)?;
+        let rows = look_up(self.embeddings(), &x.flatten_all()?)?;
         let dims = [x.dims(), &[rows.dim(D::Minus1)?]].concat();
         without_padding_gradient(rows, &x.flatten_all()?, self.padding)?.reshape(dims)
     }

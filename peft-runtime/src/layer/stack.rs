@@ -39,6 +39,8 @@ pub struct Slot {
     pub content: Content,
     /// Whether the adapter's tensors are part of the graph.
     pub trainable: bool,
+    /// Whether the adapter's tensors are held in f32 if the layer is in half precision.
+    pub autocasts: bool,
     pub(crate) dropout: DropoutStream,
 }
 

@@ -159,8 +159,9 @@ pub(super) fn merge_layer(
     if all.len() == stack.merged().len() {
         return Ok(None);
     }
-    let own = layer.parameters();
-    let find = |wanted: &str| own.iter().find(|(name, _)| *name == wanted).map(|(_, tensor)| tensor.detach());
+    let held = layer.parameters();
+    let find =
+        |wanted: &str| held.iter().find(|(name, _)| *name == wanted).map(|(_, tensor)| tensor.detach());
     let weight = match (find(layer.weight_name()), layer.quantized_weight()) {
         (Some(weight), _) => weight,
         (None, Some(_)) if quantized == QuantizedWeights::Dense => {
@@ -178,16 +179,19 @@ pub(super) fn merge_layer(
         dtype,
         device: &device,
         bias: bias.clone(),
+        autocasts: true,
         weight: &dense,
     };
-    let mut parameters = LinearParameters { weight, bias };
+    let own = LinearParameters { weight, bias };
+    let mut parameters = own.widened().map_err(Error::on_layer(path))?;
     for name in &all {
         let Some(adapter) = stack.slot(name).and_then(|slot| slot.adapter()) else { continue };
         parameters = adapter.merge(&site, parameters).map_err(|error| merge_error(error, name, path))?;
         if check_finite {
-            check_parameters(&parameters, name, path)?;
+            check_parameters(&parameters.rounded_as(&own).map_err(Error::on_layer(path))?, name, path)?;
         }
     }
+    let parameters = parameters.rounded_as(&own).map_err(Error::on_layer(path))?;
     Ok(Some(MergedLayer { names: all, parameters }))
 }
 

@@ -56,6 +56,12 @@ pub(crate) fn check_known<S: AsRef<str>>(leaves: &[(ModulePath, &dyn Layer)], na
     }
 }
 
+/// Whether the adapter is held in f32 on layers in half precision.
+pub(crate) fn autocasts(leaves: &[(ModulePath, &dyn Layer)], name: &str) -> bool {
+    let mut slots = leaves.iter().filter_map(|(_, leaf)| leaf.stack()?.slot(name));
+    slots.next().is_none_or(|slot| slot.autocasts)
+}
+
 /// The settings of an adapter.
 pub(crate) fn method_of<M: Injectable + ?Sized>(model: &M, name: &str) -> Result<Arc<dyn AdapterMethod>> {
     let leaves = leaves(model);

@@ -126,7 +126,8 @@ fn combine<M: Injectable + ?Sized>(
         let state =
             |part: &CombinationPart<'_>| stack.slot(part.name).and_then(Slot::adapter).map(AsRef::as_ref);
         let adapters: Vec<_> = parts.iter().map(state).collect();
-        let site = Site { path, kind: layer.kind(), geometry, dtype: *dtype, device, bias: None, weight };
+        let (kind, dtype) = (layer.kind(), *dtype);
+        let site = Site { path, kind, geometry, dtype, device, bias: None, autocasts: true, weight };
         adapters.iter().any(Option::is_some).then_some(CombinedLayer { site, adapters })
     });
     let request = Combination { layers: layers.collect(), parts: parts.clone(), options };

@@ -51,7 +51,7 @@ pub(crate) mod task_vectors;
 #[cfg(test)]
 pub(crate) mod testing;
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::{DType, Result, Tensor, Var};
 
 /// The dtype that holds a sum of the two without loss, as PyTorch promotes floats.
 pub(crate) fn promoted(a: DType, b: DType) -> DType {
@@ -61,6 +61,19 @@ pub(crate) fn promoted(a: DType, b: DType) -> DType {
         // f16 and bf16 hold neither each other nor f32.
         _ => DType::F32,
     }
+}
+
+/// The tensor in a precision in which sums lose nothing that matters: f32 instead of half, otherwise its own.
+pub(crate) fn widened(tensor: &Tensor) -> Result<Tensor> {
+    match tensor.dtype() {
+        DType::F16 | DType::BF16 => tensor.to_dtype(DType::F32),
+        _ => Ok(tensor.clone()),
+    }
+}
+
+/// The variable's value outside of any graph, [`widened`].
+pub(crate) fn widened_value(var: &Var) -> Result<Tensor> {
+    widened(&var.as_detached_tensor())
 }
 
 /// The sum of the two in the promoted dtype.

@@ -5,11 +5,17 @@ use rand::Rng;
 
 use crate::ops::random::stream;
 
-/// `Σ weight · tensor`.
+/// `Σ weight · tensor`, summed in double precision and rounded once.
 pub(crate) fn weighted_sum(tensors: &[Tensor], weights: &[f64]) -> Result<Tensor> {
-    let mut terms = tensors.iter().zip(weights).map(|(tensor, weight)| tensor * *weight);
-    let Some(first) = terms.next() else { candle_core::bail!("there is nothing to add") };
-    terms.try_fold(first?, |sum, term| sum + term?)
+    let Some(first) = tensors.first() else { candle_core::bail!("there is nothing to add") };
+    let mut sums = vec![0.0; first.elem_count()];
+    for (tensor, weight) in tensors.iter().zip(weights) {
+        if tensor.dims() != first.dims() {
+            candle_core::bail!("tensors of shape {:?} and {:?} cannot be added", first.dims(), tensor.dims())
+        }
+        sums.iter_mut().zip(to_vec(tensor)?).for_each(|(sum, value)| *sum += value * weight);
+    }
+    from_vec(sums, first)
 }
 
 /// The tensor with all but its `density · n` elements of largest magnitude set to zero.

@@ -15,14 +15,21 @@ use crate::error::{Error, Result};
 use crate::inject::{
     InjectionReport, LayerChanges, Origin, Plan, Tensors, commit, keep_weights, make, name_fault, plan, swap,
 };
-use crate::manage::{check_known, check_not_merged};
+use crate::manage::{autocasts, check_known, check_not_merged};
 use crate::module::{Injectable, leaves};
 
 /// How to load an adapter.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LoadOptions {
     trainable: bool,
+    autocasts: bool,
+}
+
+impl Default for LoadOptions {
+    fn default() -> Self {
+        Self { trainable: false, autocasts: true }
+    }
 }
 
 impl LoadOptions {
@@ -35,6 +42,14 @@ impl LoadOptions {
     #[must_use]
     pub fn trainable(mut self, trainable: bool) -> Self {
         self.trainable = trainable;
+        self
+    }
+
+    /// Whether the adapter is held in f32 on a base model in bf16 or f16, whatever the file has; otherwise it is held as the
+    /// base model is. The default is `true`, as for PEFT's argument of that name.
+    #[must_use]
+    pub fn autocast_adapter_dtype(mut self, autocast: bool) -> Self {
+        self.autocasts = autocast;
         self
     }
 }
@@ -78,10 +93,15 @@ struct Loaded {
 }
 
 impl Loaded {
-    fn read<M: Injectable + ?Sized>(model: &M, folder: &Path, name: &str, origin: Origin) -> Result<Self> {
+    fn read<M: Injectable + ?Sized>(
+        model: &M,
+        folder: &Path,
+        name: &str,
+        terms: (Origin, bool),
+    ) -> Result<Self> {
         let place = find_adapter(folder, name)?;
         let opened = formats::open(&place, Some(&Base::of_model(model)))?;
-        let loaded = Self::of_contents(model, opened.config.method(), &opened.contents, name, origin)?;
+        let loaded = Self::of_contents(model, opened.config.method(), &opened.contents, name, terms)?;
         Ok(Self { format: opened.format, left_out: opened.left_out, ..loaded })
     }
 
@@ -90,10 +110,11 @@ impl Loaded {
         method: &dyn AdapterMethod,
         adapter: &StoredContents,
         name: &str,
-        origin: Origin,
+        (origin, autocasts): (Origin, bool),
     ) -> Result<Self> {
         let tensors = adapter.stored();
-        let plan = plan(model, method, name, origin).map_err(|error| adapter.of_config(error))?;
+        let planned = plan(model, method, name, origin).map_err(|error| adapter.of_config(error))?;
+        let plan = planned.with_autocasts(autocasts);
         let mut stored = StoredTensors::new(&tensors);
         let mut changes =
             make(model, &plan, Tensors::Stored(&mut stored)).map_err(|error| adapter.of_weights(error))?;
@@ -123,7 +144,7 @@ pub(crate) fn load_adapter<M: Injectable + ?Sized>(
     name: &str,
     options: LoadOptions,
 ) -> Result<LoadReport> {
-    let loaded = Loaded::read(model, folder, name, Origin::File)?;
+    let loaded = Loaded::read(model, folder, name, (Origin::File, options.autocasts))?;
     inject_loaded(model, loaded, options)
 }
 
@@ -134,8 +155,9 @@ pub(super) fn load_stored<M: Injectable + ?Sized>(
     method: &dyn AdapterMethod,
     name: &str,
 ) -> Result<LoadReport> {
-    let loaded = Loaded::of_contents(model, method, contents, name, Origin::File)?;
-    inject_loaded(model, loaded, LoadOptions::new())
+    let options = LoadOptions::new();
+    let loaded = Loaded::of_contents(model, method, contents, name, (Origin::File, options.autocasts))?;
+    inject_loaded(model, loaded, options)
 }
 
 fn inject_loaded<M: Injectable + ?Sized>(
@@ -150,7 +172,8 @@ fn inject_loaded<M: Injectable + ?Sized>(
     Ok(LoadReport { folder, format, left_out, injection, base_parameters })
 }
 
-/// Replaces the adapter `name` with the one in `folder`; whether `name` is active and trainable does not change.
+/// Replaces the adapter `name` with the one in `folder`; whether `name` is active and trainable, and the precision in which it
+/// is held, does not change.
 pub(crate) fn hotswap_adapter<M: Injectable + ?Sized>(
     model: &mut M,
     folder: &Path,
@@ -166,7 +189,7 @@ pub(crate) fn hotswap_adapter<M: Injectable + ?Sized>(
         let reason = "its init changed the base weights; delete it and load the other one".to_owned();
         return Err(Error::Unsupported { operation: OPERATION, adapter: name.to_owned(), reason });
     }
-    let loaded = Loaded::read(model, folder, name, Origin::Swap)?;
+    let loaded = Loaded::read(model, folder, name, (Origin::Swap, autocasts(&all, name)))?;
     let base_parameters = loaded.base_names();
     replace_base(model, &loaded.base)?;
     let Loaded { folder, format, left_out, plan, changes, .. } = loaded;

@@ -5,8 +5,11 @@ use candle_core::{CpuStorage, DType, Storage, Tensor, Var, bail};
 use rayon::prelude::*;
 
 use crate::error::Result;
+use crate::ops::widened;
 
 /// The mean of the gradients of several batches: a step of the optimiser on more rows than fit into memory at once.
+///
+/// Gradients in half precision are summed in f32; only the mean is rounded.
 ///
 /// ```
 /// use candle_core::{Device, Var};
@@ -50,8 +53,8 @@ impl GradientAccumulator {
     /// If a gradient has a different shape from the ones before; nothing is added then.
     pub fn add(&mut self, grads: &GradStore) -> Result<()> {
         let sum = |((_, var), sum): (&(String, Var), &Option<Tensor>)| match (grads.get(var), sum) {
-            (Some(grad), Some(sum)) => Ok(Some((sum + grad)?.detach())),
-            (Some(grad), None) => Ok(Some(grad.detach())),
+            (Some(grad), Some(sum)) => Ok(Some((sum + widened(grad)?)?.detach())),
+            (Some(grad), None) => Ok(Some(widened(grad)?.detach())),
             (None, sum) => Ok(sum.clone()),
         };
         let sums = self.parameters.iter().zip(&self.sums).map(sum);
@@ -69,7 +72,8 @@ impl GradientAccumulator {
         let mut mean = GradStore::default();
         for ((_, var), sum) in self.parameters.iter().zip(&self.sums) {
             let Some(sum) = sum else { continue };
-            mean.insert(var, if self.count > 1 { (sum / self.count as f64)? } else { sum.clone() });
+            let own = if self.count > 1 { (sum / self.count as f64)? } else { sum.clone() };
+            mean.insert(var, own.to_dtype(var.dtype())?);
         }
         self.clear();
         Ok(mean)
@@ -115,7 +119,7 @@ pub fn clip_by_global_norm(
     if norm.is_finite() && factor < 1.0 {
         for (_, var) in parameters {
             if let Some(grad) = grads.get(var) {
-                let shortened = (grad.detach() * factor)?;
+                let shortened = (widened(&grad.detach())? * factor)?.to_dtype(grad.dtype())?;
                 grads.insert(var, shortened);
             }
         }
@@ -205,6 +209,19 @@ mod tests {
 
     fn values(grads: &GradStore, (_, var): &(String, Var)) -> Vec<f32> {
         grads.get(var).unwrap().to_dtype(DType::F32).unwrap().to_vec1().unwrap()
+    }
+
+    /// In bf16, 256 + 1 is 256.
+    #[test]
+    fn gradients_in_half_precision_are_summed_in_f32() {
+        let parameters = parameters(&[2], DType::BF16);
+        let mut accumulator = GradientAccumulator::new(parameters.clone());
+        for _ in 0..1000 {
+            accumulator.add(&store(&parameters, &[&[1., -2.]])).unwrap();
+        }
+        let mean = accumulator.take_mean().unwrap();
+        assert_eq!(mean.get(&parameters[0].1).unwrap().dtype(), DType::BF16);
+        assert_eq!(values(&mean, &parameters[0]), [1., -2.]);
     }
 
     #[test]

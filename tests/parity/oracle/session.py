@@ -23,13 +23,15 @@ class Session:
     """A base model, the adapters loaded into it, and what the steps so far have recorded in `expected`."""
 
     def __init__(self, base: nn.Module, inputs: dict[str, Tensor], adapters: Path, trainable: set[str],
-                 inert: bool = False, still: tuple[str, ...] = (), check_failures: bool = True) -> None:
+                 inert: bool = False, still: tuple[str, ...] = (), check_failures: bool = True,
+                 load_options: dict[str, object] | None = None) -> None:
         self.base = base
         self.inputs = inputs
         self.adapters = adapters
         self.trainable = trainable
         self.still = still
         self.check_failures = check_failures
+        self.load_options = load_options or {}
         self.parameters = list(base_tensors(base))
         self.peft: PeftModel | None = None
         self.enabled = True
@@ -103,7 +105,7 @@ class Session:
 
     def do_load(self, adapter: str) -> None:
         folder = str(self.adapters / adapter)
-        options = {"adapter_name": adapter, "is_trainable": adapter in self.trainable}
+        options = {"adapter_name": adapter, "is_trainable": adapter in self.trainable, **self.load_options}
         if self.peft is None:
             self.peft = PeftModel.from_pretrained(self.base, folder, **options)
         elif adapter in self.names():

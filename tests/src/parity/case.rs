@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use peft_runtime::ModelWeights;
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::half::HalfReference;
 use crate::close::Tolerance;
 
 /// A golden scenario.
@@ -20,17 +21,23 @@ pub struct Case {
     pub model_config: Value,
     /// What to do, in order.
     pub steps: Vec<Step>,
-    /// How far a result may be off.
-    pub tolerance: Tolerance,
+    /// What results are compared with, apart from those of PEFT.
+    pub(super) reference: Reference,
     pub(super) folder: PathBuf,
     pub(super) inputs: BTreeMap<String, Tensor>,
     pub(super) expected: BTreeMap<String, Tensor>,
 }
 
-/// The tolerance of a case that names none.
-const fn default_tolerance() -> Tolerance {
-    Tolerance { atol: 2e-5, rtol: 2e-4 }
+/// How far a result may be off.
+pub(super) enum Reference {
+    /// By this much from what PEFT computed in f32.
+    Single(Tolerance),
+    /// By as much as rounding to half precision costs, from what float64 gives.
+    Half(HalfReference),
 }
+
+/// The tolerance of a case that names none.
+const DEFAULT_TOLERANCE: Tolerance = Tolerance { atol: 2e-5, rtol: 2e-4 };
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -39,8 +46,26 @@ struct CaseFile {
     model: String,
     model_config: Value,
     steps: Vec<Step>,
-    #[serde(default = "default_tolerance")]
-    tolerance: Tolerance,
+    tolerance: Option<Tolerance>,
+    dtype: Option<HalfType>,
+    autocast_adapter_dtype: Option<bool>,
+}
+
+/// The precision of a case that is not in f32.
+#[derive(Clone, Copy, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum HalfType {
+    Bf16,
+    F16,
+}
+
+impl From<HalfType> for DType {
+    fn from(half: HalfType) -> Self {
+        match half {
+            HalfType::Bf16 => Self::BF16,
+            HalfType::F16 => Self::F16,
+        }
+    }
 }
 
 /// One step of a case.
@@ -116,10 +141,43 @@ impl Case {
         let text = std::fs::read_to_string(folder.join("case.json"))
             .map_err(|error| format!("case.json: {error}"))?;
         let file: CaseFile = serde_json::from_str(&text).map_err(|error| format!("case.json: {error}"))?;
-        let CaseFile { name, model, model_config, steps, tolerance } = file;
+        let CaseFile { name, model, model_config, steps, tolerance, dtype, autocast_adapter_dtype } = file;
         let inputs = read_tensors(&folder.join("inputs.safetensors"))?;
         let expected = read_tensors(&folder.join("expected.safetensors"))?;
-        Ok(Self { name, model, model_config, steps, tolerance, folder: folder.to_owned(), inputs, expected })
+        let reference = match (dtype, tolerance, autocast_adapter_dtype) {
+            (None, tolerance, None) => Reference::Single(tolerance.unwrap_or(DEFAULT_TOLERANCE)),
+            (Some(dtype), None, autocasts) => Reference::Half(HalfReference::read(
+                folder,
+                dtype.into(),
+                autocasts.unwrap_or(true),
+                &expected,
+            )?),
+            (None, _, Some(_)) => {
+                return Err("case.json: `autocast_adapter_dtype` needs a `dtype`".to_owned());
+            }
+            (Some(_), Some(_), _) => {
+                return Err(
+                    "case.json: a case with a `dtype` has no `tolerance` but tolerances.json".to_owned()
+                );
+            }
+        };
+        Ok(Self { name, model, model_config, steps, reference, folder: folder.to_owned(), inputs, expected })
+    }
+
+    /// The dtype of the base model.
+    pub(super) fn dtype(&self) -> DType {
+        match &self.reference {
+            Reference::Single(_) => DType::F32,
+            Reference::Half(half) => half.dtype(),
+        }
+    }
+
+    /// Whether adapters are held in f32 on a base model in half precision.
+    pub(super) fn autocasts(&self) -> bool {
+        match &self.reference {
+            Reference::Single(_) => true,
+            Reference::Half(half) => half.autocasts(),
+        }
     }
 
     pub(super) fn base(&self) -> Result<ModelWeights, String> {
@@ -135,7 +193,7 @@ impl Case {
     }
 }
 
-fn read_tensors(path: &Path) -> Result<BTreeMap<String, Tensor>, String> {
+pub(super) fn read_tensors(path: &Path) -> Result<BTreeMap<String, Tensor>, String> {
     let file = ModelWeights::open(path).map_err(|error| error.chain())?;
     let read =
         |name: &str| Ok((name.to_owned(), file.tensor(name, &Device::Cpu).map_err(|e| e.to_string())?));

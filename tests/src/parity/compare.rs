@@ -4,48 +4,87 @@ use std::collections::BTreeMap;
 
 use candle_core::Tensor;
 
-use crate::close::{LargestErrors, Tolerance, compare};
+use super::case::{Case, Reference};
+use super::half::HalfErrors;
+use crate::close::{LargestErrors, compare};
 
-impl LargestErrors {
-    /// Compares a tensor with the expected one and keeps the largest errors.
+/// What a result is.
+#[derive(Clone, Copy)]
+pub(super) struct Subject {
+    /// The op that gave it.
+    pub(super) op: &'static str,
+    /// Whether a case in half precision says its dtype.
+    pub(super) has_dtype: bool,
+}
+
+/// The errors of the comparisons so far, all of which passed.
+#[derive(Default)]
+pub(super) struct Errors {
+    single: LargestErrors,
+    half: HalfErrors,
+}
+
+impl Errors {
+    /// Compares a tensor with the one that the case calls `name`.
     ///
     /// # Errors
-    /// If the shapes differ or an element is out of tolerance.
+    /// If there is none, or they differ.
     pub(super) fn compare(
         &mut self,
-        key: &str,
+        case: &Case,
+        subject: Subject,
+        name: &str,
         found: &Tensor,
-        expected: &Tensor,
-        tolerance: Tolerance,
     ) -> Result<(), String> {
-        let errors = compare(found, expected, tolerance).map_err(|reason| format!("`{key}`: {reason}"))?;
-        *self = self.max(errors);
-        Ok(())
+        let Some(expected) = case.expected.get(name) else {
+            return Err(format!("expected.safetensors has no `{name}`"));
+        };
+        let compared = match &case.reference {
+            Reference::Single(tolerance) => compare(found, expected, *tolerance).map(|errors| {
+                self.single = self.single.max(errors);
+            }),
+            Reference::Half(reference) => self.half.compare(reference, subject, name, found, expected),
+        };
+        compared.map_err(|reason| format!("`{name}`: {reason}"))
     }
 
-    /// Compares a set of tensors with the expected ones under `prefix.`: exactly the same keys.
+    /// Compares a set of tensors with those that the case has under `prefix.`: exactly the same keys.
     ///
     /// # Errors
     /// If a key is missing or unexpected, or a tensor differs.
     pub(super) fn compare_all(
         &mut self,
+        case: &Case,
+        subject: Subject,
         prefix: &str,
         found: &BTreeMap<String, Tensor>,
-        expected: &BTreeMap<String, Tensor>,
-        tolerance: Tolerance,
     ) -> Result<(), String> {
         let dotted = format!("{prefix}.");
-        let expected: BTreeMap<&str, &Tensor> =
-            expected.iter().filter_map(|(key, tensor)| Some((key.strip_prefix(&dotted)?, tensor))).collect();
-        if let Some(key) = expected.keys().find(|key| !found.contains_key(**key)) {
+        let mut keys = case.expected.keys().filter_map(|name| name.strip_prefix(&dotted));
+        if let Some(key) = keys.find(|key| !found.contains_key(*key)) {
             return Err(format!("`{key}` is missing; there are {:?}", found.keys()));
         }
         for (key, tensor) in found {
-            match expected.get(key.as_str()) {
-                Some(expected) => self.compare(key, tensor, expected, tolerance)?,
-                None => return Err(format!("`{key}` is not expected")),
+            let name = format!("{dotted}{key}");
+            if !case.expected.contains_key(&name) {
+                return Err(format!("`{key}` is not expected"));
             }
+            self.compare(case, subject, &name, tensor)?;
         }
         Ok(())
+    }
+
+    /// The errors as the report has them.
+    ///
+    /// # Errors
+    /// The op whose errors are too large together, and by how much.
+    pub(super) fn finish(self, case: &Case) -> Result<String, (&'static str, String)> {
+        match &case.reference {
+            Reference::Single(_) => {
+                let LargestErrors { max_abs, max_rel } = self.single;
+                Ok(format!("max_abs={max_abs:.1e} max_rel={max_rel:.1e}"))
+            }
+            Reference::Half(_) => self.half.finish().map(|share| format!("share={share:.2}")),
+        }
     }
 }

@@ -15,8 +15,8 @@ use super::case::Optimizer;
 use super::models::{CaseModel, ModelTask, with_base_model};
 use super::session::Session;
 use super::steps::describe_error;
+use super::training::Descent;
 use super::{Case, Failure, open, passed};
-use crate::close::LargestErrors;
 use crate::tensors::Generator;
 
 /// Where a loaded adapter is saved again, below the case's folder.
@@ -50,7 +50,7 @@ pub fn read_case(folder: &Path) -> Result<String, Failure> {
     let case = open(folder)?;
     let errors =
         with_base_model(&case, Read(&case)).map_err(|reason| Failure::of_case(&case.name, reason))??;
-    Ok(passed(&case, errors))
+    Ok(passed(&case, &errors))
 }
 
 /// Makes an adapter by the case's recipe on the case's base model, saves it with its output in a folder with the case's name
@@ -82,7 +82,7 @@ fn failure(case: &Case, number: usize, op: &str, reason: String) -> Failure {
 struct Read<'c>(&'c Case);
 
 impl ModelTask for Read<'_> {
-    type Outcome = Result<LargestErrors, Failure>;
+    type Outcome = Result<String, Failure>;
 
     fn run<M: CaseModel>(self, model: M) -> Self::Outcome {
         let Self(case) = self;
@@ -115,7 +115,9 @@ impl ModelTask for Write<'_> {
             add_noise(&var, seed, noise).map_err(|error| format!("`{name}`: {error}"))?;
         }
         let mut session = Session::new(case, model);
-        describe_error(session.descend(&adapter, Optimizer::Sgd, learning_rate, 0.0, steps))?;
+        let optimizer = Optimizer::Sgd;
+        let descent = Descent { optimizer, lr: learning_rate, weight_decay: 0.0, steps };
+        describe_error(session.descend(&adapter, descent))?;
         let output = session.output()?;
         let options = SaveOptions::new().plain_lora(converted);
         describe_error(session.model.save_pretrained_with(&folder, &adapter, options))?;

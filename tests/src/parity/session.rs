@@ -5,24 +5,26 @@ use std::collections::BTreeMap;
 use candle_core::Tensor;
 
 use super::case::Step;
+use super::compare::{Errors, Subject};
 use super::models::{CaseModel, ModelTask};
 use super::steps::describe_error;
 use super::{Case, Failure};
-use crate::close::LargestErrors;
 use crate::fingerprint::Fingerprint;
 
 /// A case and its model in the state that the steps so far left it in.
 pub(super) struct Session<'c, M> {
     pub(super) case: &'c Case,
     pub(super) model: M,
-    pub(super) errors: LargestErrors,
+    errors: Errors,
+    /// The adapters that `weighted` made.
+    pub(super) combined: Vec<String>,
 }
 
-/// Does all steps of a case; returns the largest errors on the way.
+/// Does all steps of a case; returns what the report says of the errors on the way.
 pub(super) struct Replay<'c>(pub(super) &'c Case);
 
 impl ModelTask for Replay<'_> {
-    type Outcome = Result<LargestErrors, Failure>;
+    type Outcome = Result<String, Failure>;
 
     fn run<M: CaseModel>(self, model: M) -> Self::Outcome {
         Session::new(self.0, model).replay()
@@ -31,20 +33,22 @@ impl ModelTask for Replay<'_> {
 
 impl<'c, M: CaseModel> Session<'c, M> {
     pub(super) fn new(case: &'c Case, model: M) -> Self {
-        Self { case, model, errors: LargestErrors::default() }
+        Self { case, model, errors: Errors::default(), combined: Vec::new() }
     }
 
-    /// Does all steps; returns the largest errors on the way.
-    pub(super) fn replay(&mut self) -> Result<LargestErrors, Failure> {
+    /// Does all steps; returns what the report says of the errors on the way.
+    pub(super) fn replay(&mut self) -> Result<String, Failure> {
         let case = self.case;
+        let failure = |number: usize, op: &str, reason: String| Failure {
+            name: case.name.clone(),
+            step: Some((number, op.to_owned())),
+            reason,
+        };
         for (number, step) in case.steps.iter().enumerate() {
-            self.step(step).map_err(|reason| Failure {
-                name: case.name.clone(),
-                step: Some((number, step.op().to_owned())),
-                reason,
-            })?;
+            self.step(step).map_err(|reason| failure(number, step.op(), reason))?;
         }
-        Ok(self.errors)
+        let last = |op: &str| case.steps.iter().rposition(|step| step.op() == op).unwrap_or_default();
+        std::mem::take(&mut self.errors).finish(case).map_err(|(op, reason)| failure(last(op), op, reason))
     }
 
     pub(super) fn output(&self) -> Result<Tensor, String> {
@@ -59,19 +63,17 @@ impl<'c, M: CaseModel> Session<'c, M> {
         }
     }
 
-    pub(super) fn compare(&mut self, key: &str, found: &Tensor) -> Result<(), String> {
-        let Some(expected) = self.case.expected.get(key) else {
-            return Err(format!("expected.safetensors has no `{key}`"));
-        };
-        self.errors.compare(key, found, expected, self.case.tolerance)
+    pub(super) fn compare(&mut self, subject: Subject, name: &str, found: &Tensor) -> Result<(), String> {
+        self.errors.compare(self.case, subject, name, found)
     }
 
     pub(super) fn compare_all(
         &mut self,
+        subject: Subject,
         prefix: &str,
         found: &BTreeMap<String, Tensor>,
     ) -> Result<(), String> {
-        self.errors.compare_all(prefix, found, &self.case.expected, self.case.tolerance)
+        self.errors.compare_all(self.case, subject, prefix, found)
     }
 
     /// The inner step must fail with these words in its error, and leave the model as it was.

@@ -7,8 +7,10 @@ use peft_runtime::Uniform;
 use peft_runtime::prelude::*;
 
 use super::case::Step;
+use super::compare::Subject;
 use super::models::CaseModel;
 use super::session::Session;
+use super::training::Descent;
 
 impl Step {
     /// The step's word in `case.json`.
@@ -35,8 +37,20 @@ impl Step {
 }
 
 impl<M: CaseModel> Session<'_, M> {
+    /// What the step's results are.
+    fn subject(&self, step: &Step) -> Subject {
+        let has_dtype = match step {
+            Step::Grads { .. } | Step::Train { .. } => false,
+            // PEFT holds a sum in f32 or in half, depending on how it is computed.
+            Step::StateDict { adapter, .. } => !self.combined.contains(adapter),
+            _ => true,
+        };
+        Subject { op: step.op(), has_dtype }
+    }
+
     /// Does one step; the error says what failed or differs.
     pub(super) fn step(&mut self, step: &Step) -> Result<(), String> {
+        let subject = self.subject(step);
         match step {
             Step::Load { adapter } => self.load(adapter),
             Step::SetActive { adapters } => {
@@ -45,14 +59,16 @@ impl<M: CaseModel> Session<'_, M> {
             }
             Step::Forward { expect } => {
                 let output = self.output()?;
-                self.compare(expect, &output)
+                self.compare(subject, expect, &output)
             }
             Step::ForwardMixed { adapter_names, expect } => {
-                self.forward_mixed(adapter_names, expect.as_deref())
+                self.forward_mixed(subject, adapter_names, expect.as_deref())
             }
-            Step::Grads { expect } => self.grads(expect),
+            Step::Grads { expect } => self.grads(subject, expect),
             Step::Train { optimizer, lr, weight_decay, steps, expect } => {
-                self.train(*optimizer, *lr, *weight_decay, *steps, expect)
+                let descent =
+                    Descent { optimizer: *optimizer, lr: *lr, weight_decay: *weight_decay, steps: *steps };
+                self.train(subject, descent, expect)
             }
             Step::Disable {} => {
                 self.model.disable_adapters();
@@ -70,10 +86,10 @@ impl<M: CaseModel> Session<'_, M> {
                 describe_error(self.model.merge_adapters(&options.check_finite(*safe)))
             }
             Step::Unmerge {} => describe_error(self.model.unmerge_adapters()),
-            Step::BaseWeights { expect } => self.base_weights(expect),
+            Step::BaseWeights { expect } => self.base_weights(subject, expect),
             Step::StateDict { adapter, expect } => {
                 let state = describe_error(self.model.adapter_state_dict(adapter))?;
-                expect.as_ref().map_or(Ok(()), |expect| self.compare_all(expect, &state))
+                expect.as_ref().map_or(Ok(()), |expect| self.compare_all(subject, expect, &state))
             }
             Step::Weighted { name, adapters, weights, .. } => {
                 if adapters.len() != weights.len() {
@@ -83,6 +99,7 @@ impl<M: CaseModel> Session<'_, M> {
                 let options = describe_error(combine_options(step))?;
                 let parts: Vec<(&str, f64)> = parts.collect();
                 describe_error(self.model.add_weighted_adapter(&parts, name, &options).map(|_| ()))?;
+                self.combined.push(name.clone());
                 // Once active, it trains like any other.
                 describe_error(self.model.set_trainable(name, true))
             }
@@ -94,18 +111,22 @@ impl<M: CaseModel> Session<'_, M> {
 
     fn load(&mut self, adapter: &str) -> Result<(), String> {
         let folder = self.case.adapter_folder(adapter);
-        describe_error(
-            self.model.load_adapter_with(folder, adapter, LoadOptions::new().trainable(true)).map(|_| ()),
-        )
+        let options = LoadOptions::new().trainable(true).autocast_adapter_dtype(self.case.autocasts());
+        describe_error(self.model.load_adapter_with(folder, adapter, options).map(|_| ()))
     }
 
-    fn forward_mixed(&mut self, rows: &[String], expect: Option<&str>) -> Result<(), String> {
+    fn forward_mixed(
+        &mut self,
+        subject: Subject,
+        rows: &[String],
+        expect: Option<&str>,
+    ) -> Result<(), String> {
         let output = describe_error(self.model.with_adapter_rows(rows, |model| self.forward(model)))?;
         let output = output.map_err(|error| error.to_string())?;
-        expect.map_or(Ok(()), |expect| self.compare(expect, &output))
+        expect.map_or(Ok(()), |expect| self.compare(subject, expect, &output))
     }
 
-    fn base_weights(&mut self, expect: &str) -> Result<(), String> {
+    fn base_weights(&mut self, subject: Subject, expect: &str) -> Result<(), String> {
         let checkpoint = self.case.base()?;
         // A full copy that acts is not one of the base weights, so that it may not act here.
         let status = self.model.model_status();
@@ -117,7 +138,7 @@ impl<M: CaseModel> Session<'_, M> {
         }
         // Tied weights are stored only under their first name.
         weights.retain(|name, _| checkpoint.names().any(|stored| stored == name));
-        self.compare_all(expect, &weights)
+        self.compare_all(subject, expect, &weights)
     }
 }
 

@@ -3,17 +3,31 @@
 use std::collections::BTreeMap;
 
 use candle_core::backprop::GradStore;
-use candle_core::{Tensor, Var};
-use candle_nn::{AdamW, Optimizer as _, ParamsAdamW};
+use candle_core::{DType, Tensor, Var};
 use peft_runtime::prelude::*;
-use peft_runtime::train::RankAllocator;
+use peft_runtime::train::{AdamW, Optimizer as _, ParameterGroup, RankAllocator};
 
 use super::case::Optimizer;
+use super::compare::Subject;
 use super::models::CaseModel;
 use super::session::Session;
 use super::steps::describe_error;
 
+/// Steps of an optimiser.
+#[derive(Clone, Copy)]
+pub(super) struct Descent {
+    pub(super) optimizer: Optimizer,
+    pub(super) lr: f64,
+    pub(super) weight_decay: f64,
+    pub(super) steps: usize,
+}
+
 impl<M: CaseModel> Session<'_, M> {
+    /// The output in f32, in which losses are computed.
+    fn wide_output(&self) -> candle_core::Result<Tensor> {
+        self.forward(&self.model)?.to_dtype(DType::F32)
+    }
+
     /// The one active adapter.
     fn active(&self) -> Result<String, String> {
         match self.model.active_adapters().as_slice() {
@@ -23,10 +37,10 @@ impl<M: CaseModel> Session<'_, M> {
     }
 
     /// The gradients of `sum(output · probe)` under the keys of the state dict.
-    pub(super) fn grads(&mut self, expect: &str) -> Result<(), String> {
+    pub(super) fn grads(&mut self, subject: Subject, expect: &str) -> Result<(), String> {
         let adapter = self.active()?;
         let probe = self.case.input("probe")?;
-        let compute = || (self.forward(&self.model)? * probe)?.sum_all()?.backward();
+        let compute = || (self.wide_output()? * probe)?.sum_all()?.backward();
         let grads = compute().map_err(|error| error.to_string())?;
         let mut found = BTreeMap::new();
         for (name, var) in self.model.trainable_parameters() {
@@ -38,7 +52,7 @@ impl<M: CaseModel> Session<'_, M> {
             found.insert(file_key(&name, &adapter), grad);
         }
         let found = self.with_second_keys(&adapter, found)?;
-        self.compare_all(expect, &found)
+        self.compare_all(subject, expect, &found)
     }
 
     /// What trains, also under the second keys that PEFT has for the biases of copied layers where biases train.
@@ -59,16 +73,9 @@ impl<M: CaseModel> Session<'_, M> {
     }
 
     /// Steps of the optimiser on `mean((output − target)²)`; compares what trains and the losses after the last.
-    pub(super) fn train(
-        &mut self,
-        optimizer: Optimizer,
-        lr: f64,
-        weight_decay: f64,
-        steps: usize,
-        expect: &str,
-    ) -> Result<(), String> {
+    pub(super) fn train(&mut self, subject: Subject, descent: Descent, expect: &str) -> Result<(), String> {
         let adapter = self.active()?;
-        let losses = describe_error(self.descend(&adapter, optimizer, lr, weight_decay, steps))?;
+        let losses = describe_error(self.descend(&adapter, descent))?;
         let losses = Tensor::new(losses, &candle_core::Device::Cpu).map_err(|error| error.to_string())?;
         // What trains and nothing else that a file holds; AdaLoRA's tensors at full rank.
         let mut found = self.with_second_keys(&adapter, self.parameters(&adapter))?;
@@ -82,7 +89,7 @@ impl<M: CaseModel> Session<'_, M> {
             }
         }
         found.insert("loss".to_owned(), losses);
-        self.compare_all(expect, &found)
+        self.compare_all(subject, expect, &found)
     }
 
     /// The values of everything that trains, under the keys of the state dict.
@@ -92,25 +99,20 @@ impl<M: CaseModel> Session<'_, M> {
     }
 
     /// Takes the steps without comparing anything, and returns the loss before each.
-    pub(super) fn descend(
-        &mut self,
-        adapter: &str,
-        optimizer: Optimizer,
-        lr: f64,
-        weight_decay: f64,
-        steps: usize,
-    ) -> peft_runtime::Result<Vec<f32>> {
+    pub(super) fn descend(&mut self, adapter: &str, descent: Descent) -> peft_runtime::Result<Vec<f32>> {
+        let Descent { optimizer, lr, weight_decay, steps } = descent;
         let target = self.case.input("target").map_err(candle_core::Error::msg)?;
         let mut allocator = match self.model.adapter_config(adapter)?.downcast_ref::<AdaLoraConfig>() {
             Some(_) => Some(RankAllocator::new(&self.model, adapter)?),
             None => None,
         };
-        let vars: Vec<Var> = self.model.trainable_parameters().into_iter().map(|(_, var)| var).collect();
-        let params = ParamsAdamW { lr, weight_decay, ..ParamsAdamW::default() };
-        let mut adamw = AdamW::new(vars.clone(), params)?;
+        let parameters = self.model.trainable_parameters();
+        let vars: Vec<Var> = parameters.iter().map(|(_, var)| var.clone()).collect();
+        let group = ParameterGroup::new("all", parameters, lr).with_weight_decay(weight_decay);
+        let mut adamw = AdamW::new(vec![group])?;
         let mut losses = Vec::with_capacity(steps);
         for step in 0..steps {
-            let mut loss = (self.forward(&self.model)? - target)?.sqr()?.mean_all()?;
+            let mut loss = (self.wide_output()? - target)?.sqr()?.mean_all()?;
             if let Some(allocator) = &allocator {
                 loss = (loss + allocator.orthogonality_loss()?)?;
             }
@@ -118,7 +120,7 @@ impl<M: CaseModel> Session<'_, M> {
             let grads = loss.backward()?;
             match optimizer {
                 Optimizer::Sgd => sgd_step(&vars, &grads, lr, weight_decay)?,
-                Optimizer::Adamw => adamw.step(&grads)?,
+                Optimizer::Adamw => adamw.step(&grads, 1.0)?,
             }
             if let Some(allocator) = &mut allocator {
                 allocator.update_and_allocate(step, &grads)?;
@@ -128,12 +130,13 @@ impl<M: CaseModel> Session<'_, M> {
     }
 }
 
-/// torch's SGD: the decay is part of the gradient.
+/// torch's SGD: the decay is part of the gradient. What is held in half precision is rounded once.
 fn sgd_step(vars: &[Var], grads: &GradStore, lr: f64, weight_decay: f64) -> candle_core::Result<()> {
     for var in vars {
         if let Some(grad) = grads.get(var) {
-            let step = ((grad + (var.as_tensor() * weight_decay)?)? * lr)?;
-            var.set(&(var.as_tensor() - step)?.detach())?;
+            let (grad, value) = (grad.to_dtype(DType::F32)?, var.as_detached_tensor().to_dtype(DType::F32)?);
+            let step = ((grad + (&value * weight_decay)?)? * lr)?;
+            var.set(&(value - step)?.to_dtype(var.dtype())?)?;
         }
     }
     Ok(())

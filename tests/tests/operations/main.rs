@@ -1,6 +1,7 @@
 //! What can be done with the adapters of a model beyond activating and merging them.
 
 mod combining;
+mod half_precision;
 mod hotswap;
 mod mixed_methods;
 mod renaming;

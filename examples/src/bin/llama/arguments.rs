@@ -2,8 +2,10 @@
 
 use std::path::PathBuf;
 
+use candle_core::DType;
 use candle_core::quantized::GgmlDType;
 use clap::{Parser, ValueEnum};
+use peft_examples::float_type::float_type;
 use peft_examples::quantization::ggml_type;
 use peft_runtime::adapter::AdapterMethod;
 use peft_runtime::prelude::*;
@@ -31,6 +33,9 @@ pub struct Arguments {
     /// What `qlora` quantizes the weights of a folder to; those of a GGUF file stay as they are.
     #[arg(long, value_parser = ggml_type, value_name = "TYPE", default_value = "Q4_1")]
     pub quantized: GgmlDType,
+    /// The precision of the base model and of what it computes: bf16, f16 or f32. Adapters train in f32.
+    #[arg(long, value_parser = float_type, value_name = "TYPE", default_value = "f32")]
+    pub dtype: DType,
     /// The rank of the adapter.
     #[arg(long, default_value_t = 8)]
     pub rank: usize,

@@ -114,12 +114,12 @@ fn write_logits(data: &Data, model: &LlamaModel, path: &Path) -> Result<()> {
 
 /// The model in a folder or a GGUF file; with QLoRA its linear layers are quantized.
 fn load(arguments: &Arguments, path: &Path) -> Result<LlamaModel> {
-    let device = &Device::Cpu;
+    let (dtype, device) = (arguments.dtype, &Device::Cpu);
     let quantized = arguments.method == Method::Qlora;
     Ok(match (path.is_dir(), quantized) {
-        (true, false) => LlamaModel::from_folder(path, DType::F32, device)?,
-        (true, true) => LlamaModel::from_folder_quantized(path, arguments.quantized, device)?,
-        (false, false) => LlamaModel::from_gguf(path, device)?,
-        (false, true) => LlamaModel::from_gguf_quantized(path, device)?,
+        (true, false) => LlamaModel::from_folder(path, dtype, device)?,
+        (true, true) => LlamaModel::from_folder_quantized_in(path, arguments.quantized, dtype, device)?,
+        (false, false) => LlamaModel::from_gguf_in(path, dtype, device)?,
+        (false, true) => LlamaModel::from_gguf_quantized_in(path, dtype, device)?,
     })
 }

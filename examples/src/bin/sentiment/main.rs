@@ -8,8 +8,9 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::Result;
-use candle_core::Device;
+use candle_core::{DType, Device};
 use clap::{Parser, ValueEnum};
+use peft_examples::float_type::float_type;
 use peft_examples::memory::peak_resident_mib;
 use peft_examples::progress::{result, say};
 use peft_examples::source::model_path;
@@ -45,6 +46,10 @@ pub struct Arguments {
     /// The adapter method.
     #[arg(long, value_enum, default_value_t = Method::Lora)]
     method: Method,
+    /// The precision of the base model and of what it computes: bf16, f16 or f32. The adapter trains in f32, the
+    /// head in the precision of the model, as with PEFT.
+    #[arg(long, value_parser = float_type, value_name = "TYPE", default_value = "f32")]
+    dtype: DType,
     /// The rank of the adapter.
     #[arg(long, default_value_t = 8)]
     rank: usize,
@@ -166,7 +171,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     let (training, held_out) = reviews.split(arguments.seed, arguments.limit);
     say(format!("{} snippets to train on, {} held out", training.len(), held_out.len()));
 
-    let mut model = SentimentModel::from_folder(&folder, arguments.seed, &Device::Cpu)?;
+    let mut model = SentimentModel::from_folder(&folder, arguments.seed, arguments.dtype, &Device::Cpu)?;
     let steps = arguments.epochs * training.len().div_ceil(arguments.batch);
     say(model.inject_adapter(&*arguments.config(steps), "default")?.to_string());
     say(model.trainable_summary());

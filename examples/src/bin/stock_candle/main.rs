@@ -5,7 +5,7 @@ mod model;
 use std::time::Instant;
 
 use anyhow::Result;
-use candle_core::Device;
+use candle_core::{DType, Device};
 use candle_nn::{AdamW, Optimizer, ParamsAdamW};
 use clap::Parser;
 use peft_examples::bench::{StepOptions, StepTime, report};
@@ -33,7 +33,7 @@ fn main() -> Result<()> {
 fn run(options: &StepOptions) -> Result<()> {
     options.check()?;
     let config = options.shape.config()?;
-    let weights = RandomWeights::builder(options.seed, &Device::Cpu);
+    let weights = RandomWeights::builder(options.seed, DType::F32, &Device::Cpu);
     let model = Llama::new(&config, options.rank, &weights)?;
     let variables = model.variables();
     let trainable: usize = variables.iter().map(|variable| variable.elem_count()).sum();

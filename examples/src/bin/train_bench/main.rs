@@ -4,10 +4,11 @@
 use std::time::Instant;
 
 use anyhow::Result;
-use candle_core::Device;
 use candle_core::quantized::GgmlDType;
+use candle_core::{DType, Device};
 use clap::{Parser, ValueEnum};
 use peft_examples::bench::{StepOptions, StepTime, report};
+use peft_examples::float_type::float_type;
 use peft_examples::progress::say;
 use peft_examples::quantization::ggml_type;
 use peft_examples::shapes::{RandomWeights, random_tokens};
@@ -30,6 +31,9 @@ struct Arguments {
     /// Quantizes the weights of linear layers to this type; for `qlora`, Q4_1 by default.
     #[arg(long, value_parser = ggml_type, value_name = "TYPE")]
     quantized: Option<GgmlDType>,
+    /// The precision of the base model and of what it computes: bf16, f16 or f32. Adapters train in f32.
+    #[arg(long, value_parser = float_type, value_name = "TYPE", default_value = "f32")]
+    dtype: DType,
     /// Computes each block again in the backward pass, instead of keeping what it needs.
     #[arg(long)]
     checkpointing: bool,
@@ -53,7 +57,7 @@ enum Method {
 impl Arguments {
     fn model(&self) -> Result<LlamaModel> {
         let config = self.step.shape.config()?;
-        let weights = RandomWeights::builder(self.step.seed, &Device::Cpu);
+        let weights = RandomWeights::builder(self.step.seed, self.dtype, &Device::Cpu);
         let default = (self.method == Method::Qlora).then_some(GgmlDType::Q4_1);
         Ok(match self.quantized.or(default) {
             Some(dtype) => LlamaModel::new_quantized(&config, weights, dtype)?,
@@ -99,6 +103,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     let mut model = arguments.model()?;
     say(model.inject_adapter(&*arguments.config(), "default")?.to_string());
     say(model.trainable_summary());
+    say(format!("computing in {}", arguments.dtype.as_str()));
     model.set_gradient_checkpointing(arguments.checkpointing);
     model.train();
 

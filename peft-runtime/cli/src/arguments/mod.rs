@@ -6,6 +6,7 @@ mod tests;
 use std::ops::Range;
 use std::path::PathBuf;
 
+use candle_core::DType;
 use clap::builder::PossibleValuesParser;
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand};
@@ -159,6 +160,9 @@ pub struct CombineArguments {
     /// which some formats need.
     #[arg(long, num_args = 1.., value_name = "DIR|FILE")]
     pub base: Vec<PathBuf>,
+    /// Round the numbers of the result to this type: bf16, f16 or f32. Without it they stay as they are computed, in f32.
+    #[arg(long, value_name = "TYPE", value_parser = crate::float_type::parse_float_type)]
+    pub dtype: Option<DType>,
     /// Replace an adapter in the output folder.
     #[arg(long)]
     pub force: bool,

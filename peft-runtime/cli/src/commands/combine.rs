@@ -8,6 +8,7 @@ use serde_json::json;
 use crate::arguments::{CombineArguments, weights};
 use crate::failure::Failure;
 use crate::files::{check_free, open_adapter, open_base_weights, warn_of_left_out};
+use crate::float_type::rounded;
 use crate::terminal::{print, print_json};
 
 /// Runs the command.
@@ -23,6 +24,10 @@ pub fn run(arguments: &CombineArguments) -> Result<(), Failure> {
     let parts: Vec<(&StoredAdapter, f64)> =
         adapters.iter().zip(weights(&arguments.weights, adapters.len())).collect();
     let combined = StoredAdapter::combine(&parts, &options(arguments), base.as_ref())?;
+    let combined = match arguments.dtype {
+        Some(dtype) => rounded(&combined, dtype)?,
+        None => combined,
+    };
     combined.save(&arguments.output)?;
     let layers = combined.layers()?;
     let ranks: Vec<usize> = layers.iter().filter_map(|layer| layer.rank).collect();

@@ -120,3 +120,51 @@ fn adapters_of_different_models_are_not_combined() {
     let error = error_of(&["combine", text(first.path()), text(other.path()), "-o", text(&output)], 1);
     assert!(error.contains("q_proj") && !output.exists(), "{error}");
 }
+
+/// An adapter of one layer with these numbers in B.
+fn with_numbers(number: f32) -> tempfile::TempDir {
+    let path = "base_model.model.proj";
+    let tensors: BTreeMap<String, Tensor> = [
+        (format!("{path}.lora_A.weight"), Tensor::full(0.3f32, (2, 4), &Device::Cpu).unwrap()),
+        (format!("{path}.lora_B.weight"), Tensor::full(number, (4, 2), &Device::Cpu).unwrap()),
+    ]
+    .into();
+    let folder = tempfile::tempdir().unwrap();
+    let config = LoraConfig::new(2, 2.0).with_targets(["proj"]);
+    StoredAdapter::new("one", config, tensors).unwrap().save(folder.path()).unwrap();
+    folder
+}
+
+#[test]
+fn the_result_is_rounded_to_the_type_that_is_asked_for() {
+    let (first, second) = (with_numbers(0.1), with_numbers(0.7));
+    for (name, dtype) in [("bf16", DType::BF16), ("f16", DType::F16), ("f32", DType::F32)] {
+        let [plain, rounded] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+        let arguments = |folder: &tempfile::TempDir| {
+            let words = ["combine", text(first.path()), text(second.path()), "--type", "cat", "-o"];
+            words.into_iter().chain([text(folder.path())]).map(str::to_owned).collect::<Vec<_>>()
+        };
+        let run = |words: &[String]| output_of(&words.iter().map(String::as_str).collect::<Vec<_>>());
+        run(&arguments(&plain));
+        run(&[arguments(&rounded), vec!["--dtype".to_owned(), name.to_owned()]].concat());
+        let read = |folder: &tempfile::TempDir| {
+            StoredAdapter::open(folder.path()).unwrap().tensors(&Device::Cpu).unwrap()
+        };
+        let found = read(&rounded);
+        assert!(found.values().all(|tensor| tensor.dtype() == dtype), "{name}");
+        let expected = read(&plain).into_iter().map(|(key, tensor)| (key, tensor.to_dtype(dtype).unwrap()));
+        assert_same(&found, &expected.collect(), 0.0);
+    }
+}
+
+#[test]
+fn an_unknown_type_and_numbers_beyond_a_type_are_refused() {
+    let (first, second) = (with_numbers(0.1), with_numbers(7e4));
+    let output = first.path().join("sum");
+    let words = ["combine", text(first.path()), text(second.path()), "--type", "cat", "-o", text(&output)];
+    let error = error_of(&[&words[..], &["--dtype", "half"]].concat(), 2);
+    assert!(error.contains("`half`") || error.contains("'half'"), "{error}");
+    assert!(error.contains("the types are bf16, f16, f32"), "{error}");
+    let error = error_of(&[&words[..], &["--dtype", "f16"]].concat(), 1);
+    assert!(error.contains("lora_B.weight") && error.contains("f16") && !output.exists(), "{error}");
+}

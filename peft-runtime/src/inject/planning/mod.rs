@@ -113,6 +113,7 @@ fn plan_items(
         unmatched_targets,
         unmatched_patterns,
         replication: None,
+        autocasts: true,
     })
 }
 

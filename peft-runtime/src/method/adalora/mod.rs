@@ -16,7 +16,7 @@ use crate::adapter::{
     PlainFactors, Site, describe_dropout,
 };
 use crate::ops::conv::conv;
-use crate::ops::{add_promoted, promoted};
+use crate::ops::{add_promoted, promoted, widened_value};
 
 pub use config::{AdaLoraConfig, AdaLoraSettings};
 
@@ -99,9 +99,9 @@ impl AdaLora {
         Ok(self.scaling / (ranks + RANK_EPSILON))
     }
 
-    fn terms(&self, tensor: impl Fn(&Var) -> Tensor) -> candle_core::Result<LowRank> {
-        let a = tensor(&self.a).broadcast_mul(&tensor(&self.e))?;
-        Ok(LowRank { a, b: tensor(&self.b), scaling: self.factor()? })
+    fn terms(&self, tensor: impl Fn(&Var) -> candle_core::Result<Tensor>) -> candle_core::Result<LowRank> {
+        let a = tensor(&self.a)?.broadcast_mul(&tensor(&self.e)?)?;
+        Ok(LowRank { a, b: tensor(&self.b)?, scaling: self.factor()? })
     }
 
     fn residual(&self, x: &Tensor, terms: &LowRank) -> candle_core::Result<Tensor> {
@@ -168,7 +168,7 @@ impl Adapter for AdaLora {
         if self.rows() == 0 {
             return Ok(output);
         }
-        let terms = self.terms(|var| call.tensor(var))?;
+        let terms = self.terms(|var| call.wide_tensor(var))?;
         let input = match call.training && self.dropout > 0.0 {
             true => call.dropout(&input.to_dtype(terms.a.dtype())?, self.dropout)?,
             false => input.clone(),
@@ -183,7 +183,7 @@ impl Adapter for AdaLora {
         if drops || is_conv || self.rows() == 0 {
             Ok(None)
         } else {
-            self.terms(|var| call.tensor(var)).map(Some)
+            self.terms(|var| call.wide_tensor(var)).map(Some)
         }
     }
 
@@ -191,7 +191,7 @@ impl Adapter for AdaLora {
         if self.rows() == 0 {
             return Ok(parameters);
         }
-        let terms = self.terms(Var::as_detached_tensor)?;
+        let terms = self.terms(widened_value)?;
         let delta = self.geometry.low_rank_delta(&terms)?;
         let dtype = promoted(parameters.weight.dtype(), delta.dtype());
         let weight = (parameters.weight.to_dtype(dtype)? + delta.to_dtype(dtype)?)?;
@@ -216,7 +216,7 @@ impl Adapter for AdaLora {
 
     /// A includes the singular values; `None` if no rank is left.
     fn low_rank_update(&self) -> candle_core::Result<Option<LowRank>> {
-        if self.rows() == 0 { Ok(None) } else { self.terms(Var::as_detached_tensor).map(Some) }
+        if self.rows() == 0 { Ok(None) } else { self.terms(widened_value).map(Some) }
     }
 
     /// The LoRA factors that compute the same: A includes the singular values. If no rank is left, one rank of zeros.
@@ -231,7 +231,7 @@ impl Adapter for AdaLora {
             let zeros = |shape: Vec<usize>| Tensor::zeros(shape, self.a.dtype(), self.a.device());
             return Ok(factors(zeros(geometry.down_shape(1))?, zeros(geometry.up_shape(1))?, 0.0));
         }
-        let LowRank { a, b, scaling } = self.terms(Var::as_detached_tensor)?;
+        let LowRank { a, b, scaling } = self.terms(widened_value)?;
         Ok(factors(a.reshape(geometry.down_shape(rank))?, b.reshape(geometry.up_shape(rank))?, scaling))
     }
 

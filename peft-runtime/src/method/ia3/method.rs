@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use candle_core::Tensor;
+use candle_core::{Result as CandleResult, Tensor};
 
 use super::config::{Ia3Config, Ia3Settings};
 use super::default_targets::default_targets;
@@ -17,6 +17,7 @@ use crate::declared::Declared;
 use crate::error::{Error, Fault, Result};
 use crate::method::{AdapterConfig, Method};
 use crate::ops::task_vectors::weighted_sum;
+use crate::ops::widened_value;
 use crate::path::ModulePath;
 use crate::schema::LayerKind;
 use crate::select::TargetModules;
@@ -107,9 +108,9 @@ impl Method for Ia3Settings {
         for layer in &request.layers {
             let states = layer.states::<Ia3>(&request.parts);
             let weights: Vec<f64> = states.iter().map(|(part, _)| part.weight).collect();
-            let vectors: Vec<Tensor> =
-                states.iter().map(|(_, state)| state.vector.as_detached_tensor()).collect();
             let path = layer.site.path;
+            let vectors = states.iter().map(|(_, state)| widened_value(&state.vector));
+            let vectors: Vec<Tensor> = vectors.collect::<CandleResult<_>>().map_err(Error::on_layer(path))?;
             if let Some((part, _)) = states.iter().find(|(_, state)| {
                 Some(state.feedforward) != states.first().map(|(_, first)| first.feedforward)
             }) {

@@ -7,8 +7,8 @@ mod method;
 use candle_core::{Tensor, Var};
 
 use crate::adapter::{Adapter, AdapterTensor, Call, Component, Geometry, LinearParameters, MergeError, Site};
-use crate::ops::promoted;
 use crate::ops::scale::scale_features;
+use crate::ops::{promoted, widened_value};
 
 pub use config::{Ia3Config, Ia3Settings};
 
@@ -24,7 +24,7 @@ pub struct Ia3 {
 
 impl Ia3 {
     fn scale(&self, call: &Call<'_>, x: &Tensor) -> candle_core::Result<Tensor> {
-        let vector = call.tensor(&self.vector).flatten_all()?;
+        let vector = call.wide_tensor(&self.vector)?.flatten_all()?;
         scale_features(x, &vector, self.geometry.feature_axis())?.to_dtype(x.dtype())
     }
 }
@@ -58,7 +58,7 @@ impl Adapter for Ia3 {
 
     fn merge(&self, _: &Site<'_>, parameters: LinearParameters) -> Result<LinearParameters, MergeError> {
         let LinearParameters { weight, bias } = parameters;
-        let vector = self.vector.as_detached_tensor().flatten_all()?;
+        let vector = widened_value(&self.vector)?.flatten_all()?;
         let dtype = promoted(weight.dtype(), vector.dtype());
         let vector = vector.to_dtype(dtype)?;
         let matrix = self.geometry.to_matrix(&weight.to_dtype(dtype)?)?;

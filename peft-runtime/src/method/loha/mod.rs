@@ -12,6 +12,8 @@ use crate::adapter::{
     Adapter, AdapterTensor, Call, Component, Geometry, LinearParameters, LowRank, MergeError, Site,
 };
 
+use crate::ops::widened_value;
+
 pub use config::{LohaConfig, LohaSettings, LohaStart};
 
 /// The keys of A₁, B₁, A₂, B₂.
@@ -39,11 +41,16 @@ impl Loha {
         self.factors[1].dims().first().copied().unwrap_or_default()
     }
 
+    fn each_factor(&self, tensor: impl Fn(&Var) -> CandleResult<Tensor>) -> CandleResult<[Tensor; 4]> {
+        let [a1, b1, a2, b2] = &self.factors;
+        Ok([tensor(a1)?, tensor(b1)?, tensor(a2)?, tensor(b2)?])
+    }
+
     /// ΔW as LoRA factors with the squared rank: each row of A is a product of rows, and each column of B is a product
     /// of columns.
-    fn squared(&self, tensor: impl Fn(&Var) -> Tensor) -> CandleResult<LowRank> {
+    fn squared(&self, tensor: impl Fn(&Var) -> CandleResult<Tensor>) -> CandleResult<LowRank> {
         let rank = self.factor_rank();
-        let [a1, b1, a2, b2] = self.factors.each_ref().map(tensor);
+        let [a1, b1, a2, b2] = self.each_factor(tensor)?;
         let (outputs, inputs) = (a1.dim(0)?, b1.dim(1)?);
         let b = a1.unsqueeze(2)?.broadcast_mul(&a2.unsqueeze(1)?)?.reshape((outputs, rank * rank))?;
         let a = b1.unsqueeze(1)?.broadcast_mul(&b2.unsqueeze(0)?)?.reshape((rank * rank, inputs))?;
@@ -58,10 +65,10 @@ impl Loha {
     }
 
     /// ΔW in the shape of the weight.
-    fn delta(&self, tensor: impl Fn(&Var) -> Tensor) -> CandleResult<Tensor> {
-        let [a1, b1, a2, b2] = self.factors.each_ref().map(&tensor);
+    fn delta(&self, tensor: impl Fn(&Var) -> CandleResult<Tensor>) -> CandleResult<Tensor> {
+        let [a1, b1, a2, b2] = self.each_factor(&tensor)?;
         let (first, second) = match &self.cores {
-            Some([t1, t2]) => (core_product(&tensor(t1), &a1, &b1)?, core_product(&tensor(t2), &a2, &b2)?),
+            Some([t1, t2]) => (core_product(&tensor(t1)?, &a1, &b1)?, core_product(&tensor(t2)?, &a2, &b2)?),
             None => (a1.matmul(&b1)?, a2.matmul(&b2)?),
         };
         ((first * second)? * self.scaling)?.reshape(self.geometry.weight_shape())
@@ -77,9 +84,9 @@ impl Adapter for Loha {
 
     fn adapt_output(&self, call: &Call<'_>, input: &Tensor, output: Tensor) -> CandleResult<Tensor> {
         let part = if self.squares() {
-            self.geometry.low_rank(input, &self.squared(|var| call.tensor(var))?)?
+            self.geometry.low_rank(input, &self.squared(|var| call.wide_tensor(var))?)?
         } else {
-            apply(&self.geometry, &self.delta(|var| call.tensor(var))?, input)?
+            apply(&self.geometry, &self.delta(|var| call.wide_tensor(var))?, input)?
         };
         self.dropout.add(call, &self.geometry, &output, &part)
     }
@@ -88,11 +95,11 @@ impl Adapter for Loha {
         if self.dropout.acts(call) || !self.squares() {
             return Ok(None);
         }
-        self.squared(|var| call.tensor(var)).map(Some)
+        self.squared(|var| call.wide_tensor(var)).map(Some)
     }
 
     fn merge(&self, _: &Site<'_>, parameters: LinearParameters) -> Result<LinearParameters, MergeError> {
-        let delta = self.delta(Var::as_detached_tensor)?;
+        let delta = self.delta(widened_value)?;
         let LinearParameters { weight, bias } = parameters;
         Ok(LinearParameters { weight: add_to_weight(&weight, &delta)?, bias })
     }
@@ -117,11 +124,11 @@ impl Adapter for Loha {
         if self.cores.is_some() {
             return Ok(None);
         }
-        self.squared(Var::as_detached_tensor).map(Some)
+        self.squared(widened_value).map(Some)
     }
 
     fn dense_update(&self) -> CandleResult<Option<Tensor>> {
-        self.delta(Var::as_detached_tensor)?.flatten_from(1).map(Some)
+        self.delta(widened_value)?.flatten_from(1).map(Some)
     }
 
     fn components(&self) -> Vec<Component> {

@@ -11,6 +11,8 @@ use candle_core::{Result as CandleResult, Tensor, Var};
 use super::weight_delta::{DeltaDropout, add_to_weight, apply, core_product, times_transposed};
 use crate::adapter::{Adapter, AdapterTensor, Call, Component, Geometry, LinearParameters, MergeError, Site};
 
+use crate::ops::widened_value;
+
 pub use config::{LokrConfig, LokrInit, LokrSettings, LokrShape};
 pub(crate) use factorization::factorization;
 
@@ -47,11 +49,11 @@ enum Matrix {
 }
 
 impl Matrix {
-    fn value(&self, tensor: impl Fn(&Var) -> Tensor) -> CandleResult<Tensor> {
+    fn value(&self, tensor: impl Fn(&Var) -> CandleResult<Tensor>) -> CandleResult<Tensor> {
         match self {
-            Self::Whole(whole) => Ok(tensor(whole)),
-            Self::Product(left, right) => tensor(left).matmul(&tensor(right)),
-            Self::Core { core, left, right } => core_product(&tensor(core), &tensor(left), &tensor(right)),
+            Self::Whole(whole) => tensor(whole),
+            Self::Product(left, right) => tensor(left)?.matmul(&tensor(right)?),
+            Self::Core { core, left, right } => core_product(&tensor(core)?, &tensor(left)?, &tensor(right)?),
         }
     }
 
@@ -73,7 +75,7 @@ impl Lokr {
     }
 
     /// ΔW in the shape of the weight: element `(α·b + β, γ·d + δ, κ)` is `s · W₁[α, γ] · W₂[β, δ, κ]`.
-    fn delta(&self, tensor: impl Fn(&Var) -> Tensor) -> CandleResult<Tensor> {
+    fn delta(&self, tensor: impl Fn(&Var) -> CandleResult<Tensor>) -> CandleResult<Tensor> {
         let first = (self.first.value(&tensor)? * self.scaling)?;
         let second = self.second.value(&tensor)?;
         let shape = self.geometry.weight_shape();
@@ -97,8 +99,8 @@ impl Lokr {
 
     /// `s · (W₁ ⊗ W₂) · x` without the Kronecker product, for `x` with `c·d` elements in its last dimension.
     fn multiply(&self, call: &Call<'_>, x: &Tensor) -> CandleResult<Tensor> {
-        let first = (self.first.value(|var| call.tensor(var))? * self.scaling)?;
-        let second = self.second.value(|var| call.tensor(var))?;
+        let first = (self.first.value(|var| call.wide_tensor(var))? * self.scaling)?;
+        let second = self.second.value(|var| call.wide_tensor(var))?;
         let ((a, c), (b, d)) = (first.dims2()?, second.dims2()?);
         let mut shape = x.dims().to_vec();
         shape.pop();
@@ -120,13 +122,13 @@ impl Adapter for Lokr {
     fn adapt_output(&self, call: &Call<'_>, input: &Tensor, output: Tensor) -> CandleResult<Tensor> {
         let part = match &self.geometry {
             Geometry::Linear { .. } => self.multiply(call, input)?,
-            geometry => apply(geometry, &self.delta(|var| call.tensor(var))?, input)?,
+            geometry => apply(geometry, &self.delta(|var| call.wide_tensor(var))?, input)?,
         };
         self.dropout.add(call, &self.geometry, &output, &part)
     }
 
     fn merge(&self, _: &Site<'_>, parameters: LinearParameters) -> Result<LinearParameters, MergeError> {
-        let delta = self.delta(Var::as_detached_tensor)?;
+        let delta = self.delta(widened_value)?;
         let LinearParameters { weight, bias } = parameters;
         Ok(LinearParameters { weight: add_to_weight(&weight, &delta)?, bias })
     }
@@ -148,7 +150,7 @@ impl Adapter for Lokr {
     }
 
     fn dense_update(&self) -> CandleResult<Option<Tensor>> {
-        self.delta(Var::as_detached_tensor)?.flatten_from(1).map(Some)
+        self.delta(widened_value)?.flatten_from(1).map(Some)
     }
 
     fn components(&self) -> Vec<Component> {

@@ -11,7 +11,7 @@ use crate::adapter::{
     Adapter, AdapterTensor, Call, Component, Geometry, LinearParameters, LowRank, MergeError, PlainFactors,
     Site,
 };
-use crate::ops::add_promoted;
+use crate::ops::{add_promoted, widened_value};
 
 impl Adapter for Lora {
     fn tensors(&self) -> Vec<AdapterTensor<'_>> {
@@ -23,7 +23,7 @@ impl Adapter for Lora {
     }
 
     fn adapt_output(&self, call: &Call<'_>, input: &Tensor, output: Tensor) -> candle_core::Result<Tensor> {
-        let terms = self.terms(call);
+        let terms = self.terms(call)?;
         let dropped = match self.acts_with_dropout(call) {
             true => Some(call.dropout(&input.to_dtype(terms.a.dtype())?, self.dropout)?),
             false => None,
@@ -32,7 +32,7 @@ impl Adapter for Lora {
         if let Some(magnitude) = &self.magnitude {
             return magnitude.adapt_output(
                 &self.geometry,
-                &self.constant_terms(),
+                &self.constant_terms()?,
                 call,
                 dropped.as_ref(),
                 &residual,
@@ -43,7 +43,7 @@ impl Adapter for Lora {
         match &self.b_bias {
             None => Ok(output),
             Some(bias) => {
-                let bias = self.geometry.over_output(&(call.tensor(bias) * self.scaling)?)?;
+                let bias = self.geometry.over_output(&(call.wide_tensor(bias)? * self.scaling)?)?;
                 output.broadcast_add(&bias.to_dtype(output.dtype())?)
             }
         }
@@ -51,11 +51,11 @@ impl Adapter for Lora {
 
     fn low_rank(&self, call: &Call<'_>) -> candle_core::Result<Option<LowRank>> {
         let plain = !self.acts_with_dropout(call) && self.b_bias.is_none() && self.magnitude.is_none();
-        Ok(plain.then(|| self.terms(call)))
+        plain.then(|| self.terms(call)).transpose()
     }
 
     fn weight_delta(&self, call: &Call<'_>) -> candle_core::Result<Option<Tensor>> {
-        self.geometry.tracked_delta(&self.terms(call)).map(Some)
+        self.geometry.tracked_delta(&self.terms(call)?).map(Some)
     }
 
     fn merge(&self, site: &Site<'_>, parameters: LinearParameters) -> Result<LinearParameters, MergeError> {
@@ -66,12 +66,12 @@ impl Adapter for Lora {
             return Err(MergeError::Impossible(reason));
         }
         if let Some(magnitude) = &self.magnitude {
-            return Ok(magnitude.merge(&self.geometry, &self.constant_terms(), site, parameters)?);
+            return Ok(magnitude.merge(&self.geometry, &self.constant_terms()?, site, parameters)?);
         }
-        let weight = sum_in(&parameters.weight, &self.geometry.low_rank_delta(&self.constant_terms())?)?;
+        let weight = sum_in(&parameters.weight, &self.geometry.low_rank_delta(&self.constant_terms()?)?)?;
         let bias = match (&self.b_bias, parameters.bias) {
             (None, bias) => bias,
-            (Some(delta), Some(bias)) => Some(sum_in(&bias, &(delta.as_detached_tensor() * self.scaling)?)?),
+            (Some(delta), Some(bias)) => Some(sum_in(&bias, &(widened_value(delta)? * self.scaling)?)?),
             (Some(_), None) => {
                 let reason = "the layer has no bias that could take up that of `lora_B`".to_owned();
                 return Err(MergeError::Impossible(reason));
@@ -127,7 +127,7 @@ impl Adapter for Lora {
         if let Geometry::Experts { .. } = &self.geometry {
             return Ok(None);
         }
-        let LowRank { a, b, scaling } = self.constant_terms();
+        let LowRank { a, b, scaling } = self.constant_terms()?;
         let (a, b) = (a.reshape((self.rank, ()))?, b.reshape((self.geometry.out_features(), self.rank))?);
         Ok(Some(LowRank { a, b, scaling }))
     }
@@ -136,7 +136,7 @@ impl Adapter for Lora {
     fn dense_update(&self) -> candle_core::Result<Option<Tensor>> {
         match &self.geometry {
             Geometry::Experts { .. } => {
-                self.geometry.low_rank_delta(&self.constant_terms())?.flatten(0, 1).map(Some)
+                self.geometry.low_rank_delta(&self.constant_terms()?)?.flatten(0, 1).map(Some)
             }
             _ => Ok(None),
         }

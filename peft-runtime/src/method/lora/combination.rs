@@ -150,7 +150,7 @@ fn combined_rank(
 /// DoRA's magnitudes as they start: those of the base weight.
 fn base_magnitudes(layer: &CombinedLayer<'_>) -> Result<Tensor> {
     let site = &layer.site;
-    let (geometry, dtype) = (site.geometry, site.adapter_dtype());
+    let (geometry, dtype) = (site.geometry, site.wide_dtype());
     let zeros = |shape: Vec<usize>| Tensor::zeros(shape, dtype, site.device);
     let terms = LowRank { a: zeros(geometry.down_shape(1))?, b: zeros(geometry.up_shape(1))?, scaling: 1.0 };
     Ok(dora::norm(geometry, &site.weight()?, &terms)?.reshape(dora::shape(geometry))?)

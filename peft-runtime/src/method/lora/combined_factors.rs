@@ -1,6 +1,6 @@
 //! The factors of one layer of a combination.
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 
 use super::Lora;
 use crate::adapter::{Combination, CombinationPart, CombinedLayer, Geometry, LowRank};
@@ -10,6 +10,7 @@ use crate::ops::decompose::svd;
 use crate::ops::task_vectors::{
     clamp_to_quantile, drop_at_random, elected_mean, prune_by_magnitude, weighted_sum,
 };
+use crate::ops::widened_value;
 
 /// The factors of one layer.
 pub(super) fn merge_layer(
@@ -38,7 +39,7 @@ fn merge_factors(
 ) -> Result<LowRank> {
     let mut factors: [(Vec<Tensor>, Vec<f64>); 2] = Default::default();
     for (part, lora) in states {
-        let LowRank { a, b, scaling } = lora.constant_terms();
+        let LowRank { a, b, scaling } = lora.constant_terms()?;
         if let Some(first) = factors[0].0.first().filter(|first| first.dims() != a.dims()) {
             let (rank, other, path) = (a.dim(0)?, first.dim(0)?, layer.site.path);
             return Combination::refuse(
@@ -80,7 +81,7 @@ fn merge_updates(
         );
     }
     let update = |(_, lora): &(&CombinationPart<'_>, &Lora)| {
-        geometry.to_matrix(&geometry.low_rank_delta(&lora.constant_terms())?)
+        geometry.to_matrix(&geometry.low_rank_delta(&lora.constant_terms()?)?)
     };
     let updates = states.iter().map(update).collect::<candle_core::Result<Vec<_>>>()?;
     let weights: Vec<f64> = states.iter().map(|(part, _)| part.weight).collect();
@@ -115,10 +116,10 @@ pub(super) fn combined_bias(
     for (part, lora) in layer.states::<Lora>(parts) {
         let Some(bias) = lora.b_bias.as_ref().filter(|_| !options.restarts) else { continue };
         weights.push(part.weight);
-        biases.push((bias.as_detached_tensor() * lora.scaling)?);
+        biases.push((widened_value(bias)? * lora.scaling)?);
     }
     if biases.is_empty() {
-        return Ok(Tensor::zeros(site.geometry.out_features(), site.adapter_dtype(), site.device)?);
+        return Ok(Tensor::zeros(site.geometry.out_features(), site.wide_dtype(), site.device)?);
     }
     merge_tensors(biases, &weights, options, &format!("{}/bias", site.path))
 }
@@ -132,6 +133,12 @@ fn merge_tensors(
     // Checked before: those that need a density have one.
     let density = options.density.unwrap_or(1.0);
     let merge = options.combination.merge();
+    // PEFT has the weights as a tensor in f32, which only adapters in double precision would notice.
+    #[expect(clippy::cast_possible_truncation, reason = "that is the point")]
+    let rounded = |weight: f64| f64::from(weight as f32);
+    let is_double = tensors.iter().any(|tensor| tensor.dtype() == DType::F64);
+    let weights: Vec<f64> =
+        weights.iter().map(|weight| if is_double { *weight } else { rounded(*weight) }).collect();
     let mut kept = Vec::with_capacity(tensors.len());
     for (number, tensor) in tensors.into_iter().enumerate() {
         kept.push(match merge {
@@ -144,8 +151,8 @@ fn merge_tensors(
     }
     let by_frequency = options.majority_sign == MajoritySign::Frequency;
     Ok(match merge {
-        Merge::Ties | Merge::DareTies => elected_mean(&kept, weights, by_frequency)?,
-        _ => weighted_sum(&kept, weights)?,
+        Merge::Ties | Merge::DareTies => elected_mean(&kept, &weights, by_frequency)?,
+        _ => weighted_sum(&kept, &weights)?,
     })
 }
 
@@ -166,10 +173,10 @@ fn concatenate(
         b.push(up.reshape((geometry.out_features(), rank / groups))?);
         Ok(())
     };
-    let mut dtype = candle_core::DType::F32;
+    let mut dtype = DType::F32;
     let mut device = Device::Cpu;
     for (part, lora) in states {
-        let terms = lora.constant_terms();
+        let terms = lora.constant_terms()?;
         (dtype, device) = (terms.a.dtype(), terms.a.device().clone());
         push((terms.a * (part.weight * terms.scaling))?, terms.b, lora.rank)?;
     }

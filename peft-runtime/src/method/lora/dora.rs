@@ -8,7 +8,7 @@ use crate::adapter::{AdapterTensor, Call, Geometry, LinearParameters, LowRank, S
 use crate::ops::constant::div_constant;
 use crate::ops::matmul::product;
 use crate::ops::scale::scale_features;
-use crate::ops::{add_promoted, promoted};
+use crate::ops::{add_promoted, promoted, widened_value};
 use crate::schema::Family;
 
 pub(super) const KEY: &str = "lora_magnitude_vector";
@@ -63,7 +63,7 @@ impl Magnitude {
         weight: &Tensor,
         terms: &LowRank,
     ) -> Result<Tensor> {
-        div_constant(&magnitude.flatten_all()?, &norm(geometry, weight, terms)?.to_dtype(self.var.dtype())?)
+        div_constant(&magnitude.flatten_all()?, &norm(geometry, weight, terms)?.to_dtype(magnitude.dtype())?)
     }
 
     /// k ⊙ (y − b + residual) + b; with dropout, the base's part is computed from the input after dropout.
@@ -77,7 +77,7 @@ impl Magnitude {
         output: &Tensor,
     ) -> Result<Tensor> {
         let axis = call.geometry.feature_axis();
-        let magnitude = call.tensor(&self.var);
+        let magnitude = call.wide_tensor(&self.var)?;
         let factor = self.factor(&magnitude, call.geometry, &call.weight()?, terms)?;
         let bias = match call.bias.filter(|_| geometry.family() != Family::Embedding) {
             Some(bias) => {
@@ -116,7 +116,7 @@ impl Magnitude {
     ) -> Result<LinearParameters> {
         let LinearParameters { weight, bias } = running;
         let own = site.dense_weight()?;
-        let factor = self.factor(&self.var.as_detached_tensor(), geometry, &own, terms)?;
+        let factor = self.factor(&widened_value(&self.var)?, geometry, &own, terms)?;
         let dtype = promoted(weight.dtype(), factor.dtype());
         let factor = factor.to_dtype(dtype)?;
         let delta = geometry.low_rank_delta(terms)?.to_dtype(dtype)?;

@@ -11,7 +11,7 @@ use crate::adapter::Adapter;
 use crate::error::{Error, Result};
 use crate::inject::{InjectionReport, Origin, exactly_targeted, make_from_memory, plan, swap};
 use crate::layer::{no_grad, record_inputs};
-use crate::manage::{check_known, check_not_merged, for_each_stack, method_of};
+use crate::manage::{autocasts, check_known, check_not_merged, for_each_stack, method_of};
 use crate::module::{Injectable, leaves};
 use crate::ops::decompose;
 use crate::ops::decompose::principal::{Components, Moments};
@@ -59,7 +59,8 @@ where
     let ranks = share_out(&layers, &components, &eva);
     let method = exactly_targeted(model, Arc::new(config_for(config, &eva, &layers, &ranks)?));
     let tensors = tensors_for(model, name, &layers, &components, &ranks, &eva)?;
-    let plan = plan(model, method.as_ref(), name, Origin::Swap)?;
+    let autocasts = autocasts(&leaves(model), name);
+    let plan = plan(model, method.as_ref(), name, Origin::Swap)?.with_autocasts(autocasts);
     let trainable = leaves(model)
         .iter()
         .any(|(_, leaf)| leaf.stack().and_then(|stack| stack.slot(name)).is_some_and(|slot| slot.trainable));

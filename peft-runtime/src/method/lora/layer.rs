@@ -12,6 +12,7 @@ use super::{BIAS_KEY, LAYER_KEYS, Lora, Start};
 use crate::adapter::{Built, Geometry, Init, LowRank, Site, TensorSource};
 use crate::error::{ConfigError, Error, Fault, Result};
 use crate::method::Method;
+use crate::ops::widened_value;
 use crate::path::ModulePath;
 use crate::schema::{Family, LayerKind};
 
@@ -112,7 +113,7 @@ impl LoraConfig {
         let shape = dora::shape(site.geometry);
         let compute = || {
             let weight = weight.map_or_else(|| site.weight(), |weight| Ok(weight.clone()))?;
-            let terms = LowRank { a: a.as_detached_tensor(), b: b.as_detached_tensor(), scaling };
+            let terms = LowRank { a: widened_value(a)?, b: widened_value(b)?, scaling };
             Ok(dora::norm(site.geometry, &weight, &terms)?.reshape(shape.as_slice())?)
         };
         let var = source.tensor(dora::KEY, &shape, Init::Computed(&compute))?;

@@ -24,7 +24,7 @@ mod unimplemented;
 use candle_core::{Tensor, Var};
 
 use crate::adapter::{Call, Geometry, LowRank};
-use crate::ops::promoted;
+use crate::ops::{promoted, widened_value};
 use crate::schema::Family;
 
 pub use config::{LoraConfig, LoraSettings};
@@ -82,18 +82,20 @@ impl Lora {
         &self.b
     }
 
-    fn terms(&self, call: &Call<'_>) -> LowRank {
-        LowRank { a: call.tensor(&self.a), b: call.tensor(&self.b), scaling: self.scaling }
+    fn terms(&self, call: &Call<'_>) -> candle_core::Result<LowRank> {
+        let (a, b) = (call.wide_tensor(&self.a)?, call.wide_tensor(&self.b)?);
+        Ok(LowRank { a, b, scaling: self.scaling })
     }
 
-    fn constant_terms(&self) -> LowRank {
-        LowRank { a: self.a.as_detached_tensor(), b: self.b.as_detached_tensor(), scaling: self.scaling }
+    fn constant_terms(&self) -> candle_core::Result<LowRank> {
+        let (a, b) = (widened_value(&self.a)?, widened_value(&self.b)?);
+        Ok(LowRank { a, b, scaling: self.scaling })
     }
 
     /// The factors concatenated with the initial ones, negated: `[A; A₀]` and `[B, −B₀]`; the initial ones are zeros if
     /// the base weight was not changed.
     fn relative_to_original(&self) -> candle_core::Result<[(&'static str, Tensor); 2]> {
-        let LowRank { a, b, .. } = self.constant_terms();
+        let (a, b) = (self.a.as_detached_tensor(), self.b.as_detached_tensor());
         let (first_a, first_b) = match self.start() {
             Some(start) => (start.a.to_dtype(a.dtype())?, start.b.to_dtype(b.dtype())?.neg()?),
             None => (a.zeros_like()?, b.zeros_like()?),

@@ -1,6 +1,6 @@
 //! How LoRA's factors start: at random, or as a part that is taken out of the base weight.
 
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 
 use super::loftq::loftq;
 use super::{EMBEDDING_KEYS, Keys, LAYER_KEYS, LoraConfig, LoraInit};
@@ -58,7 +58,8 @@ pub(super) fn worked_out(
         let init = config.init().describe();
         return Err(Error::no_decompositions(format!("`init_lora_weights` = \"{init}\"")));
     }
-    let matrix = || -> Result<Tensor> { Ok(site.geometry.to_matrix(&site.weight()?.to_dtype(wide(site))?)?) };
+    let matrix =
+        || -> Result<Tensor> { Ok(site.geometry.to_matrix(&site.weight()?.to_dtype(site.wide_dtype())?)?) };
     let factors = match config.init() {
         LoraInit::Pissa => from_singular_values(&svd(&matrix()?)?, rank, scaling)?,
         LoraInit::PissaIterations(iterations) => {
@@ -96,10 +97,6 @@ pub(super) fn takes_from_base(init: LoraInit) -> bool {
     matches!(init, LoraInit::Pissa | LoraInit::PissaIterations(_) | LoraInit::Olora)
 }
 
-fn wide(site: &Site<'_>) -> DType {
-    site.adapter_dtype()
-}
-
 /// A matrix `[out, in]` as the layer stores its weight.
 fn stored(site: &Site<'_>, matrix: &Tensor) -> Result<Tensor> {
     Ok(site.geometry.stored_from_matrix(matrix)?.contiguous()?.to_dtype(site.dtype)?)
@@ -121,7 +118,7 @@ fn orthogonal(config: &LoraConfig, site: &Site<'_>, rank: usize, scaling: f64) -
         return Err(Error::Config(ConfigError::Invalid { field: "r", reason }));
     }
     let mut rng = stream(config.seed(), &format!("{}/orthogonal", site.path), 0);
-    let dtype = site.adapter_dtype();
+    let dtype = site.wide_dtype();
     let mut draw = |shape: &[usize]| normal(&mut rng, 1.0, shape, dtype, site.device);
     let (q, _) = qr(&draw(&[rank, rank])?)?;
     let half = rank / 2;

@@ -9,7 +9,7 @@ use crate::adapter::{
     Adapter, AdapterTensor, Call, Component, Geometry, LinearParameters, LowRank, MergeError, PlainFactors,
     Site,
 };
-use crate::ops::add_promoted;
+use crate::ops::{add_promoted, widened_value};
 
 /// The adapter of an output layer `[vocabulary, features]` whose weight is an embedding's.
 #[derive(Clone, Debug)]
@@ -39,14 +39,14 @@ impl TiedLora {
         })
     }
 
-    fn terms(&self, of: impl Fn(&Var) -> Tensor) -> CandleResult<LowRank> {
-        let transposed = |var: &Var| of(var).t()?.contiguous();
+    fn terms(&self, of: impl Fn(&Var) -> CandleResult<Tensor>) -> CandleResult<LowRank> {
+        let transposed = |var: &Var| of(var)?.t()?.contiguous();
         let (a, b) = (transposed(&self.embedding_b)?, transposed(&self.embedding_a)?);
         Ok(LowRank { a, b, scaling: self.scaling })
     }
 
     fn constant_terms(&self) -> CandleResult<LowRank> {
-        self.terms(Var::as_detached_tensor)
+        self.terms(widened_value)
     }
 
     fn drops(&self, call: &Call<'_>) -> bool {
@@ -65,7 +65,7 @@ impl Adapter for TiedLora {
     }
 
     fn adapt_output(&self, call: &Call<'_>, input: &Tensor, output: Tensor) -> CandleResult<Tensor> {
-        let terms = self.terms(|var| call.tensor(var))?;
+        let terms = self.terms(|var| call.wide_tensor(var))?;
         let update = match self.drops(call) {
             true => {
                 let dropped = call.dropout(&input.to_dtype(terms.a.dtype())?, self.dropout)?;
@@ -77,7 +77,7 @@ impl Adapter for TiedLora {
     }
 
     fn low_rank(&self, call: &Call<'_>) -> CandleResult<Option<LowRank>> {
-        if self.drops(call) { Ok(None) } else { self.terms(|var| call.tensor(var)).map(Some) }
+        if self.drops(call) { Ok(None) } else { self.terms(|var| call.wide_tensor(var)).map(Some) }
     }
 
     fn merge(&self, _: &Site<'_>, parameters: LinearParameters) -> Result<LinearParameters, MergeError> {

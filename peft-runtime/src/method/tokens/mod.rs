@@ -11,8 +11,8 @@ use crate::adapter::{
 };
 use crate::config::TokenIndices;
 use crate::error::Result;
-use crate::ops::add_promoted;
 use crate::ops::constant::mul_constant;
+use crate::ops::{add_promoted, widened};
 
 /// Where PEFT stores the embedding beneath the adapter, relative to the embedding's own path.
 pub(super) const BASE_LAYER_PATH: &str = "token_adapter.base_layer";
@@ -137,12 +137,14 @@ impl TrainableTokens {
         let flat = x.to_dtype(rows.dtype())?.reshape(((), x.dim(D::Minus1)?))?;
         let mut dims = output.dims().to_vec();
         dims[last] = self.tokens.len();
-        let mut logits = flat.matmul(&rows.t()?)?.reshape(dims)?.to_dtype(output.dtype())?;
+        // Half precision would lose a small logit next to the large one in whose place it comes.
+        let wide = widened(output)?;
+        let mut logits = flat.matmul(&rows.t()?)?.reshape(dims)?.to_dtype(wide.dtype())?;
         if let Some(bias) = call.bias {
-            logits = logits.broadcast_add(&bias.index_select(&index, 0)?)?;
+            logits = logits.broadcast_add(&bias.index_select(&index, 0)?.to_dtype(wide.dtype())?)?;
         }
-        let change = (logits - output.index_select(&index, last)?)?;
-        output.contiguous()?.index_add(&index, &change.contiguous()?, last)
+        let change = (logits - wide.index_select(&index, last)?)?;
+        wide.contiguous()?.index_add(&index, &change.contiguous()?, last)?.to_dtype(output.dtype())
     }
 
     fn index(&self, device: &Device) -> CandleResult<Tensor> {
@@ -156,7 +158,7 @@ impl Adapter for TrainableTokens {
     }
 
     fn adapt_output(&self, call: &Call<'_>, input: &Tensor, output: Tensor) -> CandleResult<Tensor> {
-        let rows = call.tensor(&self.rows);
+        let rows = call.wide_tensor(&self.rows)?;
         match self.geometry {
             Geometry::Embedding { .. } => self.replace_rows(&rows, input, &output),
             _ => self.replace_columns(&rows, call, input, &output),

@@ -21,6 +21,8 @@ use crate::store::read_gguf_content;
 pub(super) struct GgufFile {
     content: Content,
     reader: BufReader<File>,
+    /// What dense tensors are in.
+    dtype: DType,
     device: Device,
     /// Whether linear layers keep their quantized blocks or become dense.
     keep_quantized: bool,
@@ -32,7 +34,7 @@ impl GgufFile {
     ///
     /// # Errors
     /// An error that names the file if it cannot be read or holds another kind of model.
-    pub(super) fn open(path: &Path, device: &Device, keep_quantized: bool) -> Result<Self> {
+    pub(super) fn open(path: &Path, dtype: DType, device: &Device, keep_quantized: bool) -> Result<Self> {
         let file = File::open(path).map_err(Error::io("read", path))?;
         let size = file.metadata().map_err(Error::io("read", path))?.len();
         let mut reader = BufReader::new(file);
@@ -40,7 +42,7 @@ impl GgufFile {
             let content = read_gguf_content(&mut reader, size)?;
             let factors = rope_factors(&content, &mut reader)?;
             let config = config_of(&content, factors)?;
-            Ok(Self { content, reader, device: device.clone(), keep_quantized, config })
+            Ok(Self { content, reader, dtype, device: device.clone(), keep_quantized, config })
         };
         read().map_err(|error| Error::from(error).in_file(path))
     }
@@ -65,7 +67,7 @@ impl GgufFile {
 
 impl Weights for GgufFile {
     fn tensor(&mut self, name: &str, shape: &[usize]) -> CandleResult<Tensor> {
-        self.quantized(name, shape)?.dequantize(&self.device)?.to_dtype(DType::F32)
+        self.quantized(name, shape)?.dequantize(&self.device)?.to_dtype(self.dtype)
     }
 
     fn linear(
@@ -80,7 +82,7 @@ impl Weights for GgufFile {
         Ok(Adapted::new(if self.keep_quantized {
             AnyLinear::from(QuantizedLinear::new(weight, bias)?)
         } else {
-            AnyLinear::from(Linear::new(weight.dequantize(&self.device)?, bias))
+            AnyLinear::from(Linear::new(weight.dequantize(&self.device)?.to_dtype(self.dtype)?, bias))
         }))
     }
 }

@@ -7,26 +7,22 @@ mod gguf;
 mod gguf_base;
 mod gguf_merge;
 mod gguf_metadata;
+mod reading;
 mod rope;
 mod weights;
 
-use std::path::Path;
-
 use candle_core::quantized::GgmlDType;
-use candle_core::{DType, Device, Result, Tensor, bail};
+use candle_core::{Device, Error as CandleError, Result, Tensor, bail};
 use candle_nn::{Embedding, Linear, Module, RmsNorm, VarBuilder};
 
 use block::{Block, Context};
-use gguf::GgufFile;
 use rope::Rotary;
 use weights::{Quantizing, Weights};
 
 use super::causal::next_token_loss;
-use super::folder;
 use super::generate::{CausalModel, KvCache};
-use crate::layer::{Adapted, AnyLinear};
+use crate::layer::{Adapted, AnyLinear, Layer};
 use crate::nn;
-use crate::store::ModelWeights;
 
 pub use config::{Architecture, LlamaConfig};
 pub use gguf_merge::MergedGguf;
@@ -70,65 +66,6 @@ struct Decoder {
 }
 
 impl LlamaModel {
-    /// Reads `config.json` and the safetensors weights, in one file or several, of a HuggingFace folder.
-    ///
-    /// # Errors
-    /// An error that names the file if one cannot be read or does not fit.
-    pub fn from_folder(
-        folder: impl AsRef<Path>,
-        dtype: DType,
-        device: &Device,
-    ) -> crate::error::Result<Self> {
-        let folder = folder.as_ref();
-        let config: LlamaConfig = folder::read_config(folder)?;
-        let vb = ModelWeights::open(folder)?.var_builder(dtype, device);
-        Self::new(&config, vb).map_err(|error| crate::error::Error::from(error).in_file(folder))
-    }
-
-    /// Reads a HuggingFace folder and quantizes the weights of linear layers, one after the other.
-    ///
-    /// The token embedding and the norms are dense, in single precision; so is the layer that writes the logits where it has
-    /// the embedding's weight.
-    ///
-    /// # Errors
-    /// As [`from_folder`](Self::from_folder), and if a layer's number of inputs is not a multiple of the type's block size.
-    pub fn from_folder_quantized(
-        folder: impl AsRef<Path>,
-        dtype: GgmlDType,
-        device: &Device,
-    ) -> crate::error::Result<Self> {
-        let folder = folder.as_ref();
-        let config: LlamaConfig = folder::read_config(folder)?;
-        let vb = ModelWeights::open(folder)?.var_builder(DType::F32, device);
-        Self::new_quantized(&config, vb, dtype)
-            .map_err(|error| crate::error::Error::from(error).in_file(folder))
-    }
-
-    /// Reads a GGUF file and makes all weights dense, in single precision.
-    ///
-    /// # Errors
-    /// An error that names the file if it cannot be read or holds another kind of model.
-    pub fn from_gguf(path: impl AsRef<Path>, device: &Device) -> crate::error::Result<Self> {
-        Self::open_gguf(path.as_ref(), device, false)
-    }
-
-    /// Reads a GGUF file and keeps the weights of linear layers as they are in it.
-    ///
-    /// The token embedding and the norms are dense, in single precision; so is the layer that writes the logits where it has
-    /// the embedding's weight.
-    ///
-    /// # Errors
-    /// As [`from_gguf`](Self::from_gguf).
-    pub fn from_gguf_quantized(path: impl AsRef<Path>, device: &Device) -> crate::error::Result<Self> {
-        Self::open_gguf(path.as_ref(), device, true)
-    }
-
-    fn open_gguf(path: &Path, device: &Device, keep_quantized: bool) -> crate::error::Result<Self> {
-        let mut file = GgufFile::open(path, device, keep_quantized)?;
-        let config = file.config.clone();
-        Self::build(config, &mut file).map_err(|error| crate::error::Error::from(error).in_file(path))
-    }
-
     /// Builds the model from the tensors of a builder.
     ///
     /// # Errors
@@ -169,17 +106,18 @@ impl LlamaModel {
         &self.config
     }
 
-    /// Makes quantized layers dense, in single precision; adapters stay, and can then be merged.
+    /// Makes quantized layers dense, in the precision of the token embedding; adapters stay, and can then be merged.
     ///
     /// # Errors
     /// If a device operation fails; some layers may be dense then, which does not change what the model computes.
     pub fn dequantize(&mut self) -> Result<()> {
-        for block in &mut self.model.layers {
-            for layer in block.linear_layers_mut() {
-                layer.dequantize()?;
-            }
+        let dtype = self.model.embed_tokens.base().embeddings().dtype();
+        let layers = self.model.layers.iter_mut().flat_map(Block::linear_layers_mut);
+        for layer in layers.chain([&mut self.lm_head]) {
+            layer.dequantize()?;
+            layer.map_parameters(&mut |_, own| Ok(own.to_dtype(dtype)?)).map_err(CandleError::wrap)?;
         }
-        self.lm_head.dequantize()
+        Ok(())
     }
 
     /// Whether training keeps only the input of each block and computes the block again in the backward pass, which

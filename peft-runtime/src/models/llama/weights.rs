@@ -1,8 +1,8 @@
 //! Where a model's layers come from: tensors of a builder, or a GGUF file.
 
 use candle_core::quantized::GgmlDType;
-use candle_core::{Result, Tensor};
-use candle_nn::{Embedding, Linear, RmsNorm, VarBuilder};
+use candle_core::{DType, Result, Tensor};
+use candle_nn::{Embedding, Init, Linear, RmsNorm, VarBuilder};
 
 use crate::layer::{Adapted, AnyLinear, QuantizedLinear};
 
@@ -81,7 +81,9 @@ impl Weights for Quantizing<'_> {
         out_features: usize,
         bias: bool,
     ) -> Result<Adapted<AnyLinear>> {
-        let weight = self.tensor(&format!("{name}.weight"), &[out_features, in_features])?;
+        // Quantized from what the file has, and not from what is rounded to the precision of the dense tensors.
+        let (shape, name_of_weight) = ((out_features, in_features), format!("{name}.weight"));
+        let weight = self.vb.get_with_hints_dtype(shape, &name_of_weight, Init::default(), DType::F32)?;
         let dense = Linear::new(weight, self.bias(name, out_features, bias)?);
         Ok(Adapted::new(AnyLinear::from(QuantizedLinear::from_linear(&dense, self.dtype)?)))
     }

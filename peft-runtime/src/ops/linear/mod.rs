@@ -1,6 +1,7 @@
 //! The frozen linear map: y = x·Wᵀ + b with a gradient only for x.
 
 mod base;
+mod bias;
 mod frozen;
 pub(crate) mod input;
 pub(crate) mod low_rank;
@@ -10,10 +11,11 @@ mod trainable;
 
 use candle_core::{Result, Tensor, bail};
 
+use self::bias::with_bias_gradient;
 use self::frozen::FrozenLinear;
 use self::trainable::trainable_linear;
-use crate::ops::add_promoted;
 use crate::ops::graph::attach::with_gradient;
+use crate::ops::{add_promoted, is_at_most_f32, widened};
 
 /// `x·Wᵀ + b` for `x` of shape `[…, in]` and `weight` of shape `[out, in]` with any strides.
 ///
@@ -33,6 +35,12 @@ use crate::ops::graph::attach::with_gradient;
 /// If `x` does not end in the weight's input size.
 pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     let (rows, dims) = check_input(x, weight)?;
+    let has_kernel = x.device().is_cpu() && [x.dtype(), weight.dtype()].into_iter().all(is_at_most_f32);
+    if x.dtype() != weight.dtype() && !has_kernel {
+        let wide = widened(x)?;
+        let bias = bias.map(|bias| bias.to_dtype(wide.dtype())).transpose()?;
+        return linear(&wide, &weight.to_dtype(wide.dtype())?, bias.as_ref())?.to_dtype(x.dtype());
+    }
     if weight.track_op() && trainable::takes(x, weight) {
         return trainable_linear(x, weight, bias);
     }
@@ -41,7 +49,7 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
         return add_bias(y, bias);
     }
     match bias {
-        Some(bias) if bias.track_op() => add_bias(frozen_linear(x, weight, None)?, Some(bias)),
+        Some(bias) if bias.track_op() => with_bias_gradient(&frozen_linear(x, weight, Some(bias))?, bias),
         bias => frozen_linear(x, weight, bias),
     }
 }

@@ -128,13 +128,14 @@ fn merge_whole(
         made.push((part, layer, geometry, adapter));
     }
     let read = || -> CandleResult<Tensor> { Ok(own.clone()) };
-    let mut merged = LinearParameters { weight: own.clone(), bias: bias.clone() };
+    let parameters = LinearParameters { weight: own.clone(), bias: bias.clone() };
+    let mut merged = parameters.widened()?;
     for (part, layer, geometry, adapter) in &made {
         let site = site(layer, geometry, &own, &bias, &read);
         merged =
             adapter.merge(&site, merged).map_err(|error| merge_error(error, part.name(), &layer.path))?;
     }
-    Ok(merged)
+    Ok(merged.rounded_as(&parameters)?)
 }
 
 fn site<'s>(
@@ -146,5 +147,14 @@ fn site<'s>(
 ) -> Site<'s> {
     let kind = LayerKind::new("weight", geometry.family());
     let (dtype, device) = (weight.dtype(), weight.device());
-    Site { path: &layer.path, kind, geometry, dtype, device, bias: bias.clone(), weight: read }
+    Site {
+        path: &layer.path,
+        kind,
+        geometry,
+        dtype,
+        device,
+        bias: bias.clone(),
+        autocasts: true,
+        weight: read,
+    }
 }

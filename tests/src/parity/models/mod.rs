@@ -7,7 +7,7 @@ mod language;
 mod llama;
 mod mlp;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use candle_nn::VarBuilder;
 use peft_runtime::prelude::*;
 use serde::de::DeserializeOwned;
@@ -62,6 +62,6 @@ pub(super) fn with_base_model<T: ModelTask>(case: &Case, task: T) -> Result<T::O
 fn build<M: CaseModel>(case: &Case) -> Result<M, String> {
     let config = serde_json::from_value(case.model_config.clone())
         .map_err(|error| format!("model_config: {error}"))?;
-    let vb = case.base()?.var_builder(DType::F32, &Device::Cpu);
+    let vb = case.base()?.var_builder(case.dtype(), &Device::Cpu);
     M::build(&config, vb).map_err(|error| error.to_string())
 }

@@ -6,6 +6,7 @@ use candle_core::{DType, Result as CandleResult, Tensor, Var};
 
 use crate::adapter::Adapter;
 use crate::method::AdaLora;
+use crate::ops::{widened, widened_value};
 use crate::path::ModulePath;
 
 /// A layer of the adapter, and what is known of its tensors.
@@ -61,7 +62,7 @@ impl Importance {
         grad: &Tensor,
         (beta1, beta2): (f64, f64),
     ) -> CandleResult<()> {
-        let now = (var.as_detached_tensor() * grad.detach())?.abs()?;
+        let now = (widened_value(var)? * widened(&grad.detach())?)?.abs()?;
         let before = match self.means.take() {
             Some(means) => means,
             None => Means { sensitivity: now.zeros_like()?, uncertainty: now.zeros_like()? },
@@ -76,7 +77,7 @@ impl Importance {
     fn scores(&self, var: &Var) -> CandleResult<Tensor> {
         match &self.means {
             Some(means) => &means.sensitivity * &means.uncertainty,
-            None => var.zeros_like(),
+            None => widened_value(var)?.zeros_like(),
         }
     }
 }

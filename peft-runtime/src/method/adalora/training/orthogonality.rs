@@ -4,9 +4,11 @@ use candle_core::{DType, Device, Result, Tensor};
 
 use crate::ops::graph::attach::with_gradient;
 use crate::ops::matmul::product;
+use crate::ops::widened;
 
 /// `‖P·Pᵀ − I‖_F` for `P` of shape `[ranks, n]`, as a scalar with a gradient for `P`.
 pub(super) fn row_distance(rows: &Tensor) -> Result<Tensor> {
+    let rows = &widened(rows)?;
     let constant = rows.detach();
     let excess = (product(&constant, &constant.t()?, 1.0)? - identity(&constant)?)?;
     let distance = excess.sqr()?.sum_all()?.sqrt()?;

@@ -13,6 +13,7 @@ use crate::method::Lora;
 use crate::module::{Injectable, leaves};
 use crate::ops::decompose::{self, svd};
 use crate::ops::matmul::product;
+use crate::ops::{widened, widened_value};
 use crate::training::{AdamW, AdamWOptions, Optimizer, ParameterGroup, UpdateRule};
 
 /// PEFT's LoRA-FA optimiser: the gradient of B becomes `s⁻²·dB·(A·Aᵀ + 10⁻⁸)⁺`, which is the one closest to the
@@ -97,7 +98,7 @@ impl Pair {
     /// `s⁻²·dB·(A·Aᵀ + 10⁻⁸)⁺`.
     fn project(&self, grad: &Tensor) -> Result<Tensor> {
         const DELTA: f64 = 1e-8;
-        let a = self.a.as_detached_tensor();
+        let a = widened_value(&self.a)?;
         // Computed on the CPU: not every device has f64, and the matrix is small.
         let gram = product(&a, &a.t()?, 1.0)?.to_device(&Device::Cpu)?.to_dtype(DType::F64)?;
         let delta = (Tensor::eye(gram.dim(0)?, DType::F64, &Device::Cpu)? * DELTA)?;
@@ -109,8 +110,9 @@ impl Pair {
         let inverse = singular.iter().map(|value| if *value > noise { 1.0 / value } else { 0.0 });
         let inverse = Tensor::from_vec(inverse.collect::<Vec<f64>>(), (1, singular.len()), &Device::Cpu)?;
         let inverse = product(&factors.vt.t()?.broadcast_mul(&inverse)?, &factors.u.t()?, 1.0)?;
-        let inverse = inverse.to_dtype(grad.dtype())?.to_device(grad.device())?;
-        Ok(product(&grad.detach(), &inverse, 1.0 / self.scaling.powi(2))?)
+        let wide = widened(&grad.detach())?;
+        let inverse = inverse.to_dtype(wide.dtype())?.to_device(grad.device())?;
+        Ok(product(&wide, &inverse, 1.0 / self.scaling.powi(2))?.to_dtype(grad.dtype())?)
     }
 }
 
