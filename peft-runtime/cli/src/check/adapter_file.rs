@@ -6,6 +6,7 @@ use peft_runtime::{BaseWeights, Error, ModelWeights, StoredAdapter, StoredShape}
 use serde_json::Value;
 
 use super::feature::Feature;
+use super::judgement::Judgement;
 use crate::failure::Failure;
 use crate::files::{open_adapter, read_config};
 
@@ -28,8 +29,8 @@ pub struct AdapterFile {
     pub config: Value,
     /// The tensors under the keys that the file has.
     pub tensors: Vec<StoredShape>,
-    /// Why the tensors are not what the config says, if they are not.
-    pub inconsistent: Option<String>,
+    /// What the library says about both.
+    pub judgement: Judgement,
 }
 
 impl AdapterFile {
@@ -44,8 +45,8 @@ impl AdapterFile {
         let (format, tensors) =
             if path.is_dir() { in_folder(folder, &config)? } else { in_file(path, &config, base)? };
         let is_peft = matches!(format, Feature::PeftFolder | Feature::OtherFileName);
-        let inconsistent = if is_peft { inconsistency(path) } else { None };
-        Ok(Self { path: path.to_owned(), format, config, tensors, inconsistent })
+        let judgement = if is_peft { Judgement::of(path, base) } else { Judgement::default() };
+        Ok(Self { path: path.to_owned(), format, config, tensors, judgement })
     }
 
     /// The value of a field of the config that is there and not null.
@@ -55,7 +56,19 @@ impl AdapterFile {
 
     /// The value of a switch; what is absent or null is off.
     pub fn is_on(&self, name: &str) -> bool {
-        self.field(name) == Some(&Value::Bool(true))
+        self.field(name).is_some_and(is_true)
+    }
+}
+
+/// What Python takes as true.
+pub fn is_true(value: &Value) -> bool {
+    match value {
+        Value::Null => false,
+        Value::Bool(on) => *on,
+        Value::Number(number) => number.as_f64() != Some(0.0),
+        Value::String(text) => !text.is_empty(),
+        Value::Array(values) => !values.is_empty(),
+        Value::Object(values) => !values.is_empty(),
     }
 }
 
@@ -110,18 +123,4 @@ fn read_json(path: &Path) -> Result<Value, Failure> {
         let (path, source) = (path.to_owned(), Box::new(Error::from(error)));
         Error::InFile { path, source }.into()
     })
-}
-
-/// Why the tensors do not fit the config, for the methods that the library knows; what it does not support is not judged here.
-fn inconsistency(path: &Path) -> Option<String> {
-    let error = StoredAdapter::open(path).and_then(|adapter| adapter.layers()).err()?;
-    is_inconsistency(&error).then(|| error.chain())
-}
-
-fn is_inconsistency(error: &Error) -> bool {
-    match error {
-        Error::InFile { source, .. } => is_inconsistency(source),
-        Error::Tensors { report, .. } => !report.mismatched.is_empty(),
-        _ => false,
-    }
 }

@@ -6,7 +6,10 @@ use peft_runtime::NameMap;
 use serde_json::Value;
 
 use super::adapter_file::AdapterFile;
+use super::fused_experts::fuse;
 use super::keys::{Key, Part};
+use super::layer_fit::{Module, misfit_of_layer};
+use super::saved_modules::missing_parameters;
 
 /// How many modules a sentence names.
 const LISTED: usize = 3;
@@ -26,12 +29,8 @@ pub struct Fit {
     pub notes: Vec<String>,
     /// The names that make all modules fit.
     pub names: Option<NameMap>,
-}
-
-/// The tensors of one module.
-struct Module<'a> {
-    path: &'a str,
-    parts: Vec<(&'a Key, &'a [usize])>,
+    /// The paths of single experts whose scaling changes when PEFT fuses them.
+    pub rescaled: Vec<String>,
 }
 
 /// Compares an adapter with its base model.
@@ -40,40 +39,49 @@ pub fn compare(adapter: &AdapterFile, base: &Base) -> Fit {
         adapter.tensors.iter().map(|tensor| (Key::parse(&tensor.key), tensor.shape.as_slice())).collect();
     let mut modules: BTreeMap<&str, Module<'_>> = BTreeMap::new();
     for (key, shape) in keys.iter().filter(|(key, _)| key.part != Part::Stranger) {
-        let module =
-            modules.entry(&key.path).or_insert_with(|| Module { path: &key.path, parts: Vec::new() });
+        let path = own_path(key, adapter);
+        let module = modules.entry(path).or_insert_with(|| Module { path, parts: Vec::new() });
         module.parts.push((key, *shape));
     }
-    let mut fit = Fit::default();
-    let is_missing = |module: &&Module<'_>| !base.has_module(module.path);
+    let fusion = fuse(adapter, &modules, &base.shapes, base.model_type());
+    modules.retain(|path, _| !fusion.fused.contains(*path));
+    let mut fit = Fit { misfits: fusion.misfits, rescaled: fusion.rescaled, ..Fit::default() };
+    let is_missing =
+        |module: &&Module<'_>| !base.has_module(module.path) && !fusion.placed.contains_key(module.path);
     let (brought, missing): (Vec<&Module<'_>>, Vec<&Module<'_>>) =
         modules.values().filter(is_missing).partition(|module| module.is_copy());
     if !missing.is_empty() {
         fit.names = base.fitting(&modules);
         fit.misfits.push(missing_words(&missing, fit.names.as_ref()));
     } else if !brought.is_empty() {
-        let paths: Vec<&str> = brought.iter().map(|module| module.path).collect();
-        let paths = paths.join("`, `");
-        fit.notes.push(format!(
-            "the files of the base model have no `{paths}`, of which the adapter has all parameters"
-        ));
+        fit.notes.push(brought_words(&brought));
     }
     let map = fit.names.clone().unwrap_or_default();
     for module in modules.values() {
-        let place = map.module_of(module.path);
-        if let Some(misfit) = base.misfit(module, &place, adapter) {
-            fit.misfits.push(misfit);
-        }
+        let place = fusion.placed.get(module.path).cloned();
+        let place = place.unwrap_or_else(|| map.module_of(module.path));
+        fit.misfits.extend(base.misfit(module, &place, adapter));
     }
+    fit.misfits.extend(missing_parameters(adapter, &base.shapes, &map));
     fit.notes.extend(base.tied_words(&modules));
     fit
 }
 
-impl Module<'_> {
-    /// Whether the adapter has only parameters of it, and so all of it.
-    fn is_copy(&self) -> bool {
-        self.parts.iter().all(|(key, _)| key.part == Part::Parameter)
+/// The path of the module that a tensor is for: PEFT wraps a module once for each of its parameters that it adapts.
+fn own_path<'k>(key: &'k Key, adapter: &AdapterFile) -> &'k str {
+    let mut path = key.path.as_str();
+    if matches!(key.part, Part::A | Part::B) && adapter.field("target_parameters").is_some() {
+        while let Some(inner) = path.strip_suffix(".base_layer") {
+            path = inner;
+        }
     }
+    path
+}
+
+fn brought_words(brought: &[&Module<'_>]) -> String {
+    let paths: Vec<&str> = brought.iter().map(|module| module.path).collect();
+    let paths = paths.join("`, `");
+    format!("the files of the base model have no `{paths}`, of which the adapter has all parameters")
 }
 
 fn missing_words(missing: &[&Module<'_>], names: Option<&NameMap>) -> String {
@@ -110,6 +118,10 @@ impl Base {
         found(true).or_else(|| found(false))
     }
 
+    fn model_type(&self) -> &str {
+        self.config.get("model_type").and_then(Value::as_str).unwrap_or_default()
+    }
+
     fn weight(&self, module: &str, parameter: &str) -> Option<&[usize]> {
         self.shapes.get(&format!("{module}.{parameter}")).map(Vec::as_slice)
     }
@@ -144,8 +156,7 @@ impl Base {
     fn misfit(&self, module: &Module<'_>, place: &str, adapter: &AdapterFile) -> Option<String> {
         self.copy_misfit(module, place).or_else(|| {
             let weight = self.weight(place, "weight")?;
-            let has = token_misfit(module, weight, adapter)
-                .or_else(|| factor_misfit(module, weight, may_lie(adapter, &self.config)))?;
+            let has = misfit_of_layer(module, weight, adapter, &self.config)?;
             Some(format!("`{}` {has}, and the base model's weight has shape {weight:?}", module.path))
         })
     }
@@ -191,61 +202,4 @@ impl Base {
             touched.join("`, `")
         ))
     }
-}
-
-impl Module<'_> {
-    fn shape(&self, part: Part) -> Option<&[usize]> {
-        self.parts.iter().find(|(key, _)| key.part == part).map(|(_, shape)| *shape)
-    }
-}
-
-/// What trained rows are for, if not for an embedding with this weight.
-fn token_misfit(module: &Module<'_>, weight: &[usize], adapter: &AdapterFile) -> Option<String> {
-    let &[rows, features] = module.shape(Part::Tokens)? else { return None };
-    let largest = largest_token(adapter);
-    let outside = largest.filter(|largest| weight.first().is_some_and(|vocabulary| largest >= vocabulary));
-    match outside {
-        Some(token) => Some(format!("has a row for the token {token}")),
-        None if weight.get(1) != Some(&features) => Some(format!("has {rows} rows of {features}")),
-        None => None,
-    }
-}
-
-/// What factors are for, if not for a layer with this weight, which may lie either way if `transposed`.
-fn factor_misfit(module: &Module<'_>, weight: &[usize], transposed: bool) -> Option<String> {
-    let embedding = (module.shape(Part::EmbeddingA), module.shape(Part::EmbeddingB));
-    if let (Some(&[_, vocabulary]), Some(&[features, _])) = embedding
-        && weight != [vocabulary, features]
-    {
-        return Some(format!("is for {vocabulary} rows of {features}"));
-    }
-    match (module.shape(Part::A)?, module.shape(Part::B)?) {
-        (&[_, inputs], &[outputs, _]) => {
-            let fits = weight == [outputs, inputs] || transposed && weight == [inputs, outputs];
-            (!fits).then(|| format!("takes {inputs} inputs to {outputs} outputs"))
-        }
-        ([_, inputs, kernel @ ..], [outputs, ..]) => {
-            let fits = weight == [&[*outputs, *inputs][..], kernel].concat();
-            (!fits).then(|| format!("takes {inputs} channels to {outputs} with a kernel {kernel:?}"))
-        }
-        _ => None,
-    }
-}
-
-/// Whether a weight may lie as [in, out].
-fn may_lie(adapter: &AdapterFile, config: &Value) -> bool {
-    adapter.is_on("fan_in_fan_out") || config.get("model_type").and_then(Value::as_str) == Some("gpt2")
-}
-
-/// The largest number of a trained row.
-fn largest_token(adapter: &AdapterFile) -> Option<usize> {
-    fn numbers(value: &Value) -> Vec<u64> {
-        match value {
-            Value::Array(values) => values.iter().filter_map(Value::as_u64).collect(),
-            Value::Object(values) => values.values().flat_map(numbers).collect(),
-            _ => Vec::new(),
-        }
-    }
-    let largest = numbers(adapter.field("trainable_token_indices")?).into_iter().max()?;
-    usize::try_from(largest).ok()
 }

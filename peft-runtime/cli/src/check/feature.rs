@@ -90,6 +90,30 @@ pub enum Feature {
     HalfPairs,
     /// Tensors that do not have the sizes that the config says.
     Inconsistent,
+    /// Modules that were trained in full, only under keys with `modules_to_save` in them.
+    RenamedCopies,
+    /// Modules that the config has as trained in full, without their tensors.
+    MissingCopies,
+    /// Rows of embeddings that the config has as trained, without their tensors.
+    MissingTokens,
+    /// Other tensors that the config asks for and the file does not have.
+    MissingParts,
+    /// Tensors of settings that are off in the config.
+    Undeclared,
+    /// `rank_pattern` or `alpha_pattern` that are null.
+    NullPatterns,
+    /// `bias` that is null.
+    NullBias,
+    /// A rank or alpha that is not a number.
+    UnusableSizes,
+    /// Other fields with values that PEFT refuses.
+    UnusableFields,
+    /// Factors of modules that the config does not select.
+    Untargeted,
+    /// A config that selects no module of the adapter.
+    NoTargets,
+    /// Factors of single experts whose scaling changes when PEFT fuses them.
+    RescaledExperts,
     /// A rank above the limit that the program is started with.
     LargeRank,
 }
@@ -97,7 +121,7 @@ pub enum Feature {
 impl Feature {
     /// All of them.
     #[cfg(test)]
-    pub const ALL: [Self; 50] = [
+    pub const ALL: [Self; 62] = [
         Self::PeftFolder,
         Self::Pickle,
         Self::OtherFileName,
@@ -147,6 +171,18 @@ impl Feature {
         Self::Strangers,
         Self::HalfPairs,
         Self::Inconsistent,
+        Self::RenamedCopies,
+        Self::MissingCopies,
+        Self::MissingTokens,
+        Self::MissingParts,
+        Self::Undeclared,
+        Self::NullPatterns,
+        Self::NullBias,
+        Self::UnusableSizes,
+        Self::UnusableFields,
+        Self::Untargeted,
+        Self::NoTargets,
+        Self::RescaledExperts,
         Self::LargeRank,
     ];
 

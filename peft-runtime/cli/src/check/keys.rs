@@ -46,7 +46,7 @@ pub struct Key {
 }
 
 /// The marks of tensors, each with what it is.
-const MARKS: [(&str, Part); 12] = [
+const MARKS: [(&str, Part); 15] = [
     (".lora_A", Part::A),
     (".lora_B", Part::B),
     (".lora_embedding_A", Part::EmbeddingA),
@@ -54,6 +54,9 @@ const MARKS: [(&str, Part); 12] = [
     (".lora_magnitude_vector", Part::Magnitude),
     (".lora_E", Part::Method),
     (".ranknum", Part::Method),
+    (".lora_diag", Part::Method),
+    (".lora_velora_embed", Part::Method),
+    (".lora_monteclora_sampler", Part::Method),
     (".ia3_l", Part::Method),
     (".hada_", Part::Method),
     (".lokr_", Part::Method),
@@ -162,6 +165,8 @@ mod tests {
         is("q.lora_A", "q", Part::A, "", None);
         is("q.lora_E", "q", Part::Method, "", None);
         is("q.ranknum", "q", Part::Method, "", None);
+        is("q.lora_diag", "q", Part::Method, "", None);
+        is("q.lora_monteclora_sampler.std_prior", "q", Part::Method, "std_prior", None);
         is("q.hada_w1_a", "q", Part::Method, "w1_a", None);
         is("e.token_adapter.trainable_tokens_delta", "e", Part::Tokens, "", None);
         is("e.token_adapter.base_layer.weight", "e", Part::BaseLayer, "weight", None);

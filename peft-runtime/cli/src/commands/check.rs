@@ -107,6 +107,7 @@ fn check(
     // Other programs' files have names of their own for modules.
     let is_peft = !matches!(adapter.format, Feature::Mlx | Feature::Gguf | Feature::ImageFile);
     let fit = base.filter(|_| is_peft).map(|base| compare(&adapter, base)).unwrap_or_default();
+    features::rescale(&mut found, &fit.rescaled);
     let wanted = arguments.program.and_then(|program| program.to_possible_value());
     let is_wanted =
         |program: &&&Program| wanted.as_ref().is_none_or(|wanted| wanted.get_name() == program.name);

@@ -1,5 +1,7 @@
 //! What is in an adapter that programs treat differently.
 
+mod completeness;
+mod fields;
 mod mlx;
 mod tensors;
 
@@ -57,6 +59,14 @@ pub fn tie(found: &mut Vec<Found>) {
     found.extend(tied);
 }
 
+/// The same for a base model that has all experts in one parameter: the layers whose scaling changes when they are fused.
+pub fn rescale(found: &mut Vec<Found>, layers: &[String]) {
+    if !layers.is_empty() {
+        let what = "rsLoRA or `alpha_pattern` on single experts".to_owned();
+        found.push(Found { feature: Feature::RescaledExperts, what, tensors: layers.to_vec() });
+    }
+}
+
 fn format_words(format: Feature) -> &'static str {
     match format {
         Feature::Pickle => "`adapter_model.bin`, a pickle",
@@ -84,6 +94,10 @@ impl Search<'_> {
         self.factors();
         self.sizes();
         self.prefixes();
+        if self.adapter.format != Feature::Gguf {
+            self.fields();
+            self.completeness();
+        }
     }
 
     fn add(&mut self, feature: Feature, what: impl Into<String>, tensors: Vec<String>) {
@@ -109,6 +123,14 @@ impl Search<'_> {
             Some(Value::Object(values)) => !values.is_empty(),
             Some(Value::Bool(on)) => *on,
             value => value.is_some(),
+        }
+    }
+
+    /// Whether a variant is on: an empty config has default settings, where it does not count as nothing.
+    fn is_active(&self, field: &str) -> bool {
+        match field {
+            "megatron_config" | "monteclora_config" => self.is_filled(field),
+            _ => self.adapter.field(field).is_some_and(|value| value != &Value::Bool(false)),
         }
     }
 
@@ -161,7 +183,7 @@ impl Search<'_> {
             self.add(Feature::LayerReplication, "repeated blocks (`layer_replication`)", Vec::new());
         }
         for field in VARIANTS {
-            if self.is_filled(field) {
+            if self.is_active(field) {
                 self.add(Feature::OtherVariant, format!("`{field}`"), Vec::new());
             }
         }

@@ -141,7 +141,7 @@ impl Search<'_> {
         if patterns.is_some_and(|patterns| patterns.values().any(|value| value.as_f64() != alpha)) {
             self.add(Feature::AlphaPattern, "alphas that differ (`alpha_pattern`)", Vec::new());
         }
-        if let Some(reason) = &self.adapter.inconsistent {
+        if let Some(reason) = &self.adapter.judgement.inconsistent {
             let what = format!("tensors that do not fit the config ({reason})");
             self.add(Feature::Inconsistent, what, Vec::new());
         }

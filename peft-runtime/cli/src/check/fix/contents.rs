@@ -106,7 +106,15 @@ impl Contents {
     /// # Errors
     /// If the config is not of a method that the library knows.
     pub fn adapter(&self) -> Result<StoredAdapter, Failure> {
-        let config = PeftConfig::from_json(&self.config.to_string())?;
+        let mut config = self.config.clone();
+        if let Some(fields) = config.as_object_mut() {
+            // What is null there is refused, and means what is there by default.
+            let is_null = |field: &str, value: &Value| {
+                value.is_null() && ["rank_pattern", "alpha_pattern", "bias"].contains(&field)
+            };
+            fields.retain(|field, value| !is_null(field, value));
+        }
+        let config = PeftConfig::from_json(&config.to_string())?;
         let tensors = self.tensors.iter().map(|(name, (_, tensor))| (name.clone(), tensor.clone())).collect();
         Ok(StoredAdapter::new(&self.name, config, tensors)?)
     }

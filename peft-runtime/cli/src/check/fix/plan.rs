@@ -136,7 +136,13 @@ fn cure(feature: Feature, request: &Request<'_>) -> Cure {
         | Feature::NestedPrefix
         | Feature::WrapperPrefix
         | Feature::AdapterName
+        | Feature::RenamedCopies
         | Feature::OtherAdapterName => Cure::Rewrite("keys as PEFT writes them"),
+        Feature::NullPatterns | Feature::NullBias => Cure::Rewrite("a config without fields that are null"),
+        Feature::MissingCopies if request.arguments.program != Some(ProgramName::Peft) => Cure::DropUnchanged,
+        Feature::RescaledExperts => Cure::None(
+            "rewrite it with `peft convert --to peft` and `--base`, which fuses the experts with their own scaling",
+        ),
         Feature::AdaLora => Cure::Plain("plain LoRA, with the singular values in A"),
         Feature::RsLora | Feature::AlphaPattern => Cure::Plain("the scaling of each module in its B, as f32"),
         Feature::MixedRanks => Cure::OneRank("one rank for all modules, the factors padded with zeros"),
@@ -161,8 +167,16 @@ fn cure(feature: Feature, request: &Request<'_>) -> Cure {
         Feature::LargeRank => {
             Cure::None("start the program with a larger limit, and say so with `--max-rank`")
         }
-        Feature::Strangers | Feature::HalfPairs | Feature::Inconsistent | Feature::NotFloat => {
-            Cure::None("save the adapter again where it was trained")
+        Feature::Strangers
+        | Feature::HalfPairs
+        | Feature::Inconsistent
+        | Feature::NotFloat
+        | Feature::MissingCopies
+        | Feature::MissingTokens
+        | Feature::MissingParts
+        | Feature::Undeclared => Cure::None("save the adapter again where it was trained"),
+        Feature::UnusableSizes | Feature::UnusableFields | Feature::Untargeted | Feature::NoTargets => {
+            Cure::None("correct the config: it is not that of these tensors")
         }
         Feature::UnknownMethod | Feature::OtherMethod => Cure::None("merge the adapter with Python PEFT"),
         _ => Cure::None(MERGE),

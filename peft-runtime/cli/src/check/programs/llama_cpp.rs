@@ -12,7 +12,7 @@ const NOT_READ: &str =
 pub const PROGRAM: Program =
     Program { name: "llama.cpp", version: "0b03adaa", rules: &RULES, rest: None, rank: None };
 
-const RULES: [Rule; 49] = [
+const RULES: [Rule; 61] = [
     taken(Feature::PeftFolder, CONVERTER),
     taken(Feature::Pickle, CONVERTER),
     refused(
@@ -78,4 +78,16 @@ const RULES: [Rule; 49] = [
         "does not compare the factors with the config, which is then wrong about them",
         CONVERTER,
     ),
+    refused(Feature::RenamedCopies, UNEXPECTED, CONVERTER),
+    taken(Feature::MissingCopies, CONVERTER),
+    taken(Feature::MissingTokens, CONVERTER),
+    taken(Feature::MissingParts, CONVERTER),
+    refused(Feature::Undeclared, UNEXPECTED, CONVERTER),
+    taken(Feature::NullPatterns, CONVERTER),
+    taken(Feature::NullBias, CONVERTER),
+    refused(Feature::UnusableSizes, "writes `lora_alpha` as a number", CONVERTER),
+    taken(Feature::UnusableFields, CONVERTER),
+    taken(Feature::Untargeted, CONVERTER),
+    taken(Feature::NoTargets, CONVERTER),
+    taken(Feature::RescaledExperts, CONVERTER),
 ];

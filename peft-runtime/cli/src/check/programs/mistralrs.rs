@@ -14,7 +14,7 @@ pub const PROGRAM: Program =
 
 const RANK: RankLimit = RankLimit { option: "--lora-max-rank", default: 256, largest: None, source: FILES };
 
-const RULES: [Rule; 49] = [
+const RULES: [Rule; 61] = [
     taken(Feature::PeftFolder, FILES),
     refused(Feature::Pickle, "opens `adapter_model.safetensors` only", FILES),
     refused(Feature::OtherFileName, "opens `adapter_model.safetensors` only", FILES),
@@ -68,4 +68,16 @@ const RULES: [Rule; 49] = [
     refused(Feature::Strangers, LEFT_OVER, LOADER),
     refused(Feature::HalfPairs, "needs both factors of a module", LOADER),
     refused(Feature::Inconsistent, "compares the shapes of factors with the config and the model", LOADER),
+    refused(Feature::RenamedCopies, LEFT_OVER, LOADER),
+    refused(Feature::MissingCopies, "takes no `modules_to_save`", CONFIG),
+    refused(Feature::MissingTokens, "takes no `trainable_token_indices`", CONFIG),
+    taken(Feature::MissingParts, CONFIG),
+    refused(Feature::Undeclared, LEFT_OVER, LOADER),
+    refused(Feature::NullPatterns, "reads only objects in their place", CONFIG),
+    refused(Feature::NullBias, "reads only a string in its place", CONFIG),
+    refused(Feature::UnusableSizes, "reads only numbers in their place", CONFIG),
+    taken(Feature::UnusableFields, CONFIG),
+    refused(Feature::Untargeted, "refuses factors of modules that `target_modules` does not select", LOADER),
+    refused(Feature::NoTargets, "refuses factors of modules that `target_modules` does not select", LOADER),
+    taken(Feature::RescaledExperts, LOADER),
 ];

@@ -28,7 +28,7 @@ const RANK: RankLimit = RankLimit {
     source: "vllm/config/lora.py at 01230b40",
 };
 
-const RULES: [Rule; 49] = [
+const RULES: [Rule; 61] = [
     taken(Feature::PeftFolder, MODEL),
     taken(Feature::Pickle, MODEL),
     refused(Feature::OtherFileName, "looks for `adapter_model.safetensors`, `.bin` and `.pt`", MODEL),
@@ -98,4 +98,16 @@ const RULES: [Rule; 49] = [
         "does not compare the factors with the config, which is then wrong about them",
         MODEL,
     ),
+    refused(Feature::RenamedCopies, UNKNOWN_KEYS, NAMES),
+    refused(Feature::MissingCopies, "takes no `modules_to_save`", HELPER),
+    taken(Feature::MissingTokens, HELPER),
+    taken(Feature::MissingParts, HELPER),
+    refused(Feature::Undeclared, UNKNOWN_KEYS, NAMES),
+    taken(Feature::NullPatterns, HELPER),
+    refused(Feature::NullBias, "takes only `none`", HELPER),
+    refused(Feature::UnusableSizes, "divides one by the other", HELPER),
+    taken(Feature::UnusableFields, HELPER),
+    taken(Feature::Untargeted, MODEL),
+    taken(Feature::NoTargets, MODEL),
+    taken(Feature::RescaledExperts, MODEL),
 ];

@@ -216,3 +216,76 @@ fn mlx_gets_a_folder_of_its_own() {
         assert!(distance(&update, &expected) < 1e-5, "{name}");
     }
 }
+
+#[test]
+fn what_peft_does_not_load_is_written_as_it_does() {
+    let mut model = Model::random(DType::F32);
+    let fresh = model.clone();
+    let copies = model.adapter(&lora().with_modules_to_save(["lm_head"]), "default");
+    let expected = merged(&fresh, copies.path());
+    let plain = Model::random(DType::F32).adapter(&lora(), "default");
+    let nulls = json!({ "rank_pattern": null, "alpha_pattern": null, "bias": null });
+    for name in ["modules_to_save", "modules_to_save.default"] {
+        let renamed = changed(copies.path(), &json!({}), |tensors| {
+            let rename = |key: String| key.replace("lm_head.weight", &format!("lm_head.{name}.weight"));
+            tensors.into_iter().map(|(key, tensor)| (rename(key), tensor)).collect()
+        });
+        let (folder, printed) = fixed(renamed.path(), "peft", None);
+        assert!(printed.contains("keys as PEFT writes them"), "{printed}");
+        assert_same(&tensors(&folder.path().join("fixed")), &tensors(copies.path()), 0.0);
+        assert_same(&merged(&fresh, &folder.path().join("fixed")), &expected, 0.0);
+    }
+    let (folder, printed) = fixed(changed(plain.path(), &nulls, |tensors| tensors).path(), "peft", None);
+    assert!(printed.contains("without fields that are null"), "{printed}");
+    assert_same(&tensors(&folder.path().join("fixed")), &tensors(plain.path()), 0.0);
+}
+
+/// The config of an adapter.
+fn config(folder: &Path) -> Value {
+    serde_json::from_str(&std::fs::read_to_string(folder.join("adapter_config.json")).unwrap()).unwrap()
+}
+
+#[test]
+fn pruned_adalora_keeps_what_was_pruned() {
+    let adalora = AdaLoraConfig::new(3, 2, 10).with_alpha(4.0).with_init(false).with_targets(["q_proj"]);
+    let mut model = Model::random(DType::F32);
+    let fresh = model.clone();
+    let whole = model.adapter(&adalora, "default");
+    let prune = |tensors: BTreeMap<String, Tensor>, kept: &[u32], name: &dyn Fn(&str) -> String| {
+        let kept = Tensor::new(kept, &Device::Cpu).unwrap();
+        let shorter = |(key, tensor): (String, Tensor)| {
+            let dim = usize::from(key.contains("lora_B"));
+            (name(&key), tensor.index_select(&kept, dim).unwrap())
+        };
+        tensors.into_iter().map(shorter).collect::<BTreeMap<_, _>>()
+    };
+    let q = |layer: usize| format!("model.layers.{layer}.self_attn.q_proj.lora_E");
+    let pattern = json!({ q(0): [true, false, true], q(1): [true, false, true] });
+    let pruned = changed(whole.path(), &json!({ "rank_pattern": pattern }), |tensors| {
+        prune(tensors, &[0, 2], &str::to_owned)
+    });
+    let nested = changed(pruned.path(), &json!({}), |tensors| {
+        tensors.into_iter().map(|(key, tensor)| (format!("base_model.model.{key}"), tensor)).collect()
+    });
+    let (folder, _) = fixed(nested.path(), "peft", None);
+    let output = folder.path().join("fixed");
+    assert_same(&tensors(&output), &tensors(pruned.path()), 0.0);
+    assert_eq!(config(&output)["rank_pattern"], pattern);
+    assert_same(&merged(&fresh, &output), &merged(&fresh, pruned.path()), 0.0);
+    // A module at the root, and one of which nothing is left.
+    for (kept, mask) in [(&[1u32][..], [false, true, false]), (&[][..], [false; 3])] {
+        let fields = json!({ "rank_pattern": { "a.lora_E": mask }, "target_modules": ["a"] });
+        let short = changed(whole.path(), &fields, |tensors| {
+            let first = tensors.into_iter().filter(|(key, _)| key.contains("layers.0.")).collect();
+            prune(first, kept, &|key: &str| key.replace("model.layers.0.self_attn.q_proj", "a"))
+        });
+        let (folder, _) = fixed(short.path(), "peft", None);
+        let output = folder.path().join("fixed");
+        let filled = |folder: &Path| -> BTreeMap<String, Tensor> {
+            tensors(folder).into_iter().filter(|(_, tensor)| tensor.elem_count() > 0).collect()
+        };
+        assert_same(&filled(&output), &filled(short.path()), 0.0);
+        assert_eq!(tensors(&output).len(), 3);
+        assert_eq!(config(&output)["rank_pattern"], fields["rank_pattern"]);
+    }
+}

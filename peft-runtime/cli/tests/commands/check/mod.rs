@@ -1,7 +1,10 @@
 //! `peft check`.
 
+mod adapters;
 mod base;
+mod experts;
 mod fixes;
+mod mismatches;
 mod rules;
 
 use std::collections::BTreeMap;

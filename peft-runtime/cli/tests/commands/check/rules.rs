@@ -4,40 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
-use peft_runtime::adapter::AdapterMethod;
 use peft_runtime::prelude::*;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use super::adapters::{configured, made, with_keys, with_more};
+use super::mismatches::mismatches;
 use super::{WEIGHTS, answers, changed, report, status};
-use crate::fixture::{Model, lora, output_of, random, run, text};
-
-/// An adapter with this config.
-fn made(config: &dyn AdapterMethod) -> TempDir {
-    Model::random(DType::F32).adapter(config, "default")
-}
-
-/// A LoRA adapter whose config has other values.
-fn configured(config: Value) -> TempDir {
-    changed(made(&lora()).path(), &config, |tensors| tensors)
-}
-
-/// A LoRA adapter whose keys are others.
-fn with_keys(name: impl Fn(&str) -> String) -> TempDir {
-    let named = |tensors: BTreeMap<String, Tensor>| {
-        tensors.into_iter().map(|(key, tensor)| (name(&key), tensor)).collect()
-    };
-    changed(made(&lora()).path(), &json!({}), named)
-}
-
-/// A LoRA adapter with more tensors.
-fn with_more(config: Value, more: &[(&str, &[usize])]) -> TempDir {
-    let add = |mut tensors: BTreeMap<String, Tensor>| {
-        tensors.extend(more.iter().map(|(key, shape)| (format!("base_model.model.{key}"), random(shape))));
-        tensors
-    };
-    changed(made(&lora()).path(), &config, add)
-}
+use crate::fixture::{lora, output_of, random, run, text};
 
 /// The features of methods and their settings, with the answers of PEFT, vLLM, mistral.rs and llama.cpp.
 fn settings() -> Vec<(&'static str, TempDir, &'static str)> {
@@ -131,7 +105,7 @@ fn contents() -> Vec<(&'static str, TempDir, &'static str)> {
 fn each_program_treats_each_feature_as_its_sources_say() {
     let golden: Value = serde_json::from_str(include_str!("peft_rules.json")).unwrap();
     let mut compared = BTreeSet::new();
-    for (feature, adapter, expected) in settings().into_iter().chain(contents()) {
+    for (feature, adapter, expected) in settings().into_iter().chain(contents()).chain(mismatches()) {
         let found = answers(adapter.path(), feature);
         assert_eq!(found[..4], *expected, "{feature}: peft, vllm, mistralrs, llama.cpp");
         if let Some(answer) = golden["answers"][feature].as_str() {
