@@ -20,7 +20,14 @@ import lycoris
 import lycoris.config
 import numpy as np
 import torch
-from diffusers import FluxPipeline, FluxTransformer2DModel, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import (
+    FluxPipeline,
+    FluxTransformer2DModel,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+    WanPipeline,
+    WanTransformer3DModel,
+)
 from lycoris import create_lycoris
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
@@ -647,13 +654,41 @@ def add_outputs():
     save_file(outputs, FOLDER / "outputs.safetensors")
 
 
+def wan():
+    return WanTransformer3DModel(
+        patch_size=(1, 1, 1), num_attention_heads=1, attention_head_dim=12, in_channels=2, out_channels=2, text_dim=6,
+        freq_dim=8, ffn_dim=8, num_layers=1, rope_max_seq_len=8,
+    )
+
+
+def add_other_transformers():
+    """A file of diffusers without metadata whose blocks have another name than those of UNets and FLUX."""
+    add_base("wan", wan().state_dict(), {"_class_name": "WanTransformer3DModel"})
+    config = LoraConfig(r=2, lora_alpha=2, target_modules=["attn1.to_q", "attn2.to_out.0", "ffn.net.0.proj"])
+    diffusers_case("diffusers_wan", WanPipeline, "wan", wan(), config, "transformer", metadata=False)
+
+
+def add_alphas():
+    """Whole numbers as alpha, and 0: the update does nothing."""
+    block = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1"
+    module = "down_blocks.0.attentions.0.transformer_blocks.0.attn1"
+    base, sd = weights("sd15"), {}
+    for name, alpha in (("to_q", 3), ("to_k", 0)):
+        sd |= factors(f"{block}_{name}", [4, 4], 2, alpha)
+        sd[f"{block}_{name}.alpha"] = torch.tensor(alpha)
+    sd |= factors(f"{block}_to_v", [4, 4], 2, 0.0)
+    save_file(sd, FOLDER / "kohya_alphas.safetensors")
+    changed = merged_file(sd, {f"{block}_to_q": f"{module}.to_q"}, base)
+    add_case("kohya_alphas", "kohya_alphas.safetensors", "sd15", changed, format="kohya")
+
+
 def main():
     torch.manual_seed(0)
     FOLDER.mkdir(parents=True, exist_ok=True)
     for file in FOLDER.iterdir():
         file.unlink()
     add_bases()
-    for add in (add_kohya, add_flux, add_diffusers, add_lycoris, add_outputs):
+    for add in (add_kohya, add_flux, add_diffusers, add_lycoris, add_outputs, add_other_transformers, add_alphas):
         add()
     (FOLDER / "bases.json").write_text(json.dumps(BASES, sort_keys=True, separators=(",", ":")) + "\n")
     (FOLDER / "cases.json").write_text("[\n" + ",\n".join(json.dumps(case, sort_keys=True) for case in CASES) + "\n]\n")

@@ -19,19 +19,6 @@ pub enum StateDictError {
         second: String,
     },
 
-    /// A full copy is there twice, with different values.
-    #[error(
-        "`{}` and `{}` are one full copy under two names, and their values differ; keep the one that was trained",
-        words::shortened(.first),
-        words::shortened(.second)
-    )]
-    DifferingCopies {
-        /// One of the keys.
-        first: String,
-        /// The other one.
-        second: String,
-    },
-
     /// Keys have the names of different adapters in them.
     #[error(
         "`{}` is of the adapter `{}` and `{}` of `{}`; keep the keys of one of them",

@@ -42,7 +42,9 @@ pub(super) fn check_tied(
     };
     for (key, value) in values {
         if !stored.repeats(&key, &value)? {
-            let reason = format!("`{key}` has other values than those of the embedding, whose weight it has");
+            let reason = format!(
+                "`{key}` has other values than those of the embedding, which `ensure_weight_tying` says it shares"
+            );
             return Err(Error::Unsupported { operation: "load", adapter: plan.adapter.clone(), reason });
         }
     }

@@ -1,6 +1,6 @@
 //! Every config as the rest of the library knows it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::adapter_config::AdapterConfig;
@@ -165,7 +165,16 @@ impl<M: Method> AdapterMethod for AdapterConfig<M> {
     }
 
     fn without_model(&self, layers: &BTreeMap<&str, Vec<&str>>) -> Arc<dyn AdapterMethod> {
-        Arc::new(M::without_model(self, layers))
+        let known = M::without_model(self, layers);
+        if !AdapterMethod::selection(&known).parameters.is_empty() {
+            return Arc::new(known);
+        }
+        // The file's own layers stand for those that a model's type has by default.
+        let is_adapted = |ends: &[&str]| ends.iter().any(|end| !end.starts_with("token_adapter."));
+        let adapted = layers.iter().filter(|(_, ends)| is_adapted(ends));
+        let paths: BTreeSet<String> = adapted.map(|(path, _)| (*path).to_owned()).collect();
+        let own = || (!paths.is_empty()).then_some(TargetModules::Names(paths));
+        Arc::new(known.with_default_targets(own).unwrap_or(known))
     }
 
     fn without_base(&self) -> Arc<dyn AdapterMethod> {

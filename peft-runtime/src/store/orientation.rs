@@ -98,6 +98,10 @@ pub(super) fn is_fused_transposed(
     };
     match (fits(false), fits(true)) {
         (true, true) => is_transposed(facts, module, method.is_transposed()),
+        (false, false) if rows.end > first => {
+            let Range { start, end } = rows;
+            Err(format!("outputs {start} to {end} of `{module}` are meant, and it has {first}"))
+        }
         (_, fits) => Ok(fits),
     }
 }

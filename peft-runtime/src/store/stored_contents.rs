@@ -14,7 +14,7 @@ use super::keys::{CONFIG_FILE, WEIGHTS_FILE, two_names, with_prefix};
 use super::layout::{Layout, TensorEntry};
 use super::other_file;
 use crate::adapter::StoredTensor;
-use crate::error::{Error, Result, StateDictError};
+use crate::error::{Error, Result};
 use crate::method::PeftConfig;
 
 /// What a file says about one tensor.
@@ -107,33 +107,6 @@ impl StoredContents {
             Tensors::Memory(tensors) => reader.read_all(tensors.keys().map(String::as_str)),
         };
         self.keys = keys.map_err(|error| self.of_weights(error))?;
-        self.check_copies().map_err(|error| self.of_weights(error))
-    }
-
-    /// Refuses a full copy that is there twice, with different values: PEFT would take one of them without a word.
-    fn check_copies(&self) -> Result<()> {
-        for (first, second) in &self.keys.repeated {
-            let is_same = match &self.tensors {
-                Tensors::Mapped { file, entries } => match (entries.get(first), entries.get(second)) {
-                    (Some(first), Some(second)) => {
-                        (first.dtype, &first.shape) == (second.dtype, &second.shape)
-                            && first.bytes(file)? == second.bytes(file)?
-                    }
-                    _ => true,
-                },
-                Tensors::Memory(tensors) => match (tensors.get(first), tensors.get(second)) {
-                    (Some(first), Some(second)) => {
-                        (first.dtype(), first.dims()) == (second.dtype(), second.dims())
-                            && View::data(first) == View::data(second)
-                    }
-                    _ => true,
-                },
-            };
-            if !is_same {
-                let (first, second) = (first.clone(), second.clone());
-                return Err(StateDictError::DifferingCopies { first, second }.into());
-            }
-        }
         Ok(())
     }
 
@@ -177,7 +150,7 @@ impl StoredContents {
         let mut tensors = kept.map(read).collect::<Result<BTreeMap<_, _>>>()?;
         tensors.extend(others);
         let found = tensors.keys().map(|key| (key.clone(), key.clone())).collect();
-        let keys = CanonicalKeys { found, superseded: self.keys.superseded, repeated: Vec::new() };
+        let keys = CanonicalKeys { found, superseded: self.keys.superseded };
         Ok(Self { files: self.files, tensors: Tensors::Memory(tensors), keys })
     }
 

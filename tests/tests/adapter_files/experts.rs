@@ -24,6 +24,31 @@ fn single_experts_merge_into_fused_ones_as_peft_converts_them() {
 }
 
 #[test]
+fn the_router_of_single_experts_is_that_of_fused_ones() {
+    let base = fixture("experts/base");
+    let expected = tensors(fixture("experts/merged_router.safetensors"));
+    assert!(expected.contains_key("model.layers.0.mlp.gate.weight"));
+    assert_merged("router", &merged(&fixture("experts/router"), &base).unwrap(), &expected, &base);
+}
+
+#[test]
+fn fused_experts_merge_into_single_ones_as_peft_and_transformers_save_them() {
+    for name in ["mixtral", "qwen3_moe"] {
+        let base = fixture(&format!("experts/{name}_saved"));
+        let expected = tensors(fixture(&format!("experts/{name}_merged.safetensors")));
+        let adapter = fixture(&format!("experts/{name}_fused"));
+        assert_merged(name, &merged(&adapter, &base).unwrap(), &expected, &base);
+    }
+}
+
+#[test]
+fn fused_experts_of_another_number_than_single_ones_are_refused() {
+    let other = base(&fixture("experts/qwen3_moe_saved"));
+    let error = StoredAdapter::open_for(fixture("experts/converted"), &other).unwrap_err().chain();
+    assert!(error.contains("experts") && error.contains("[3, 12, 8]"), "{error}");
+}
+
+#[test]
 fn what_single_experts_become_is_what_peft_makes_of_them() {
     let base = base(&fixture("experts/base"));
     let read = |name: &str| StoredAdapter::open_for(fixture(&format!("experts/{name}")), &base).unwrap();

@@ -89,11 +89,13 @@ fn parameters_that_are_trained_themselves_are_refused() {
 }
 
 #[test]
-fn number_of_layers_and_rank_in_the_config_do_not_count() {
+fn the_number_of_layers_in_the_config_does_not_count_and_the_rank_is_that_of_the_factors() {
     let folder = folder(&[("mlx/lora/adapters.safetensors", "adapters.safetensors")]);
-    let config = r#"{"lora_parameters": {"rank": 8, "scale": 1.7}, "num_layers": 7}"#;
+    let config = r#"{"lora_parameters": {"scale": 1.7}, "num_layers": 7}"#;
     std::fs::write(folder.path().join("adapter_config.json"), config).unwrap();
     let base = fixture("mlx/base");
     let expected = tensors(fixture("mlx/lora/fused.safetensors"));
     assert_merged("keys decide", &merged(folder.path(), &base).unwrap(), &expected, &base);
+    let other = refused(|config| config["lora_parameters"]["rank"] = 8.into());
+    assert!(other.contains("`rank` is 8") && other.contains("has the rank 3"), "{other}");
 }

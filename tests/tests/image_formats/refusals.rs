@@ -94,10 +94,54 @@ fn tensors_of_methods_that_are_not_read_are_refused_by_the_methods_names() {
         error.contains("`lora_unet_conv_in.oft_blocks` is a tensor of OFT, which is not supported"),
         "{error}"
     );
+    for ia3 in ["lycoris_conv_in", "lora_unet_conv_in"] {
+        let names = [(format!("{ia3}.on_input"), vec![]), (format!("{ia3}.weight"), vec![4])];
+        let error = refusal("sd15", &factors(&names.into_iter().collect()));
+        assert!(error.contains("on_input` is a tensor of LyCORIS's IA3, which is not supported"), "{error}");
+    }
     let mut names = kohya("lora_unet_conv_out", 4, 36);
     names.insert("emb_params".to_owned(), vec![2, 2]);
     let error = refusal("sd15", &factors(&names));
     assert!(error.contains("`emb_params` is no part of an adapter that is known"), "{error}");
+}
+
+#[test]
+fn a_file_of_norms_only_is_refused_as_that() {
+    let norm = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_norm1";
+    let (weight, bias) = (format!("{norm}.w_norm"), format!("{norm}.b_norm"));
+    let error = refusal("sd15", &[(&weight, &[4]), (&bias, &[4])]);
+    assert!(error.contains("b_norm` is added to a norm or a bias, and the file has nothing else"), "{error}");
+}
+
+#[test]
+fn a_language_models_adapter_without_its_config_is_not_taken_for_one_of_diffusers() {
+    let refused = |module: &str, model_type: Option<&str>| {
+        let folder = tempfile::tempdir().unwrap();
+        let names = [("lora_A", vec![2, 4]), ("lora_B", vec![4, 2])];
+        let tensors: Vec<(String, Tensor)> = names
+            .into_iter()
+            .map(|(end, shape)| (format!("transformer.{module}.{end}.weight"), zeros(&shape)))
+            .collect();
+        let file = folder.path().join("adapter.safetensors");
+        safetensors::serialize_to_file(tensors, None, &file).unwrap();
+        let Some(model_type) = model_type else {
+            return StoredAdapter::open(&file).map(|adapter| adapter.format());
+        };
+        let base = folder.path().join("base");
+        std::fs::create_dir(&base).unwrap();
+        std::fs::write(base.join("config.json"), format!(r#"{{"model_type": "{model_type}"}}"#)).unwrap();
+        let weight = [(format!("transformer.{module}.weight"), zeros(&[4, 4]))];
+        safetensors::serialize_to_file(weight, None, &base.join("model.safetensors")).unwrap();
+        let base = BaseWeights::new(ModelWeights::open(&base).unwrap()).unwrap();
+        StoredAdapter::open_for(&file, &base).map(|adapter| adapter.format())
+    };
+    assert_eq!(refused("layers.0.attn.to_q", None).unwrap(), "diffusers");
+    for module in ["h.0.mlp.c_fc", "layer.0.ffn.lin1", "blocks.0.attn.Wqkv"] {
+        let error = refused(module, None).unwrap_err().chain();
+        assert!(error.contains("named as in no format that is known"), "{error}");
+    }
+    let error = refused("blocks.0.ffn.up_proj", Some("mpt")).unwrap_err().chain();
+    assert!(error.contains("`mpt` of transformers") && error.contains("adapter_config.json"), "{error}");
 }
 
 #[test]

@@ -36,7 +36,7 @@ pub fn run(arguments: &ConvertArguments) -> Result<(), Failure> {
         Format::Kohya => image_file(arguments, &adapter, ImageProgram::Kohya)?,
         Format::Diffusers => image_file(arguments, &adapter, ImageProgram::Diffusers)?,
         Format::Mlx => {
-            let uniform = adapter.to_uniform_lora(base.as_ref())?;
+            let uniform = mlx_adapter::fitting(&adapter, base.as_ref())?;
             mlx_adapter::write(&uniform, &arguments.output)?;
             uniform.shapes().len()
         }

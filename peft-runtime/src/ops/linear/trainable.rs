@@ -1,16 +1,15 @@
-//! The linear map of half precision whose weight trains: candle's own product has no bf16 on the CPU.
+//! The linear map whose weight trains, with the kernels of the frozen one: a copy of a layer computes what the layer does, to the
+//! bit, and candle's own product has no bf16 on the CPU.
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Tensor};
 
+use crate::ops::is_at_most_f32;
 use crate::ops::linear::frozen::FrozenLinear;
 use crate::ops::matmul::product_as;
-use crate::ops::{is_at_most_f32, is_half};
 
-/// Whether the map is this op: on the CPU, of half precision at one place at least.
+/// Whether the map is this op: on the CPU, in f32 or half precision.
 pub(super) fn takes(x: &Tensor, weight: &Tensor) -> bool {
-    let dtypes = [x.dtype(), weight.dtype()];
-    let mixed = dtypes[0] != dtypes[1] || is_half(dtypes[0]);
-    x.device().is_cpu() && mixed && dtypes.into_iter().all(is_at_most_f32)
+    x.device().is_cpu() && [x.dtype(), weight.dtype()].into_iter().all(is_at_most_f32)
 }
 
 /// y = x·Wᵀ + b, rounded once, with gradients for all that is part of a graph.

@@ -66,8 +66,6 @@ pub(in crate::store) struct CanonicalKeys {
     pub(in crate::store) found: BTreeMap<String, String>,
     /// The keys that say nothing more than others do: the base model's own values next to a full copy, and the copy once more.
     pub(in crate::store) superseded: Vec<String>,
-    /// Pairs of keys, as they were found, that have one full copy twice.
-    pub(in crate::store) repeated: Vec<(String, String)>,
 }
 
 /// Reads keys for a method and, where it is known, for a model.
@@ -92,7 +90,7 @@ impl KeyReader<'_> {
         keys: impl IntoIterator<Item = &'k str>,
     ) -> Result<CanonicalKeys> {
         let mut tensors: BTreeMap<String, (Place, &str)> = BTreeMap::new();
-        let (mut superseded, mut repeated) = (Vec::new(), Vec::new());
+        let mut superseded = Vec::new();
         let mut named: Option<(String, &str)> = None;
         for found in keys {
             let Reading { key, place, adapter } = self.read(found);
@@ -105,12 +103,8 @@ impl KeyReader<'_> {
             }
             match tensors.get(&key) {
                 _ if place == Place::Inert => superseded.push(found.to_owned()),
-                Some((Place::Own, own)) if place == Place::Copy => {
-                    repeated.push(((*own).to_owned(), found.to_owned()));
-                    superseded.push(found.to_owned());
-                }
+                Some((Place::Own, _)) if place == Place::Copy => superseded.push(found.to_owned()),
                 Some((Place::Copy, copy)) if place == Place::Own => {
-                    repeated.push((found.to_owned(), (*copy).to_owned()));
                     superseded.push((*copy).to_owned());
                     tensors.insert(key, (place, found));
                 }
@@ -126,7 +120,7 @@ impl KeyReader<'_> {
         superseded.extend(originals.map(|(_, found)| found.to_owned()));
         superseded.sort();
         let found = tensors.into_iter().map(|(key, (_, found))| (key, found.to_owned())).collect();
-        Ok(CanonicalKeys { found, superseded, repeated })
+        Ok(CanonicalKeys { found, superseded })
     }
 
     /// Whether the key is that of a value of the base model next to a full copy, which is not one that trained along.

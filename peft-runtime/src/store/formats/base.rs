@@ -27,6 +27,9 @@ pub(in crate::store) struct Base {
     modules: OnceLock<BaseModules>,
 }
 
+/// What the block of a mixture is called: Mixtral's has another name since its experts are in one parameter.
+const BLOCKS: [&str; 2] = [".block_sparse_moe.", ".mlp."];
+
 /// Where the parameters are.
 #[derive(Debug)]
 enum Values {
@@ -106,6 +109,35 @@ impl Base {
     /// The modules by their paths without wrappers.
     pub(super) fn modules(&self) -> &BaseModules {
         self.modules.get_or_init(|| BaseModules::of(self.module_paths()))
+    }
+
+    /// The one module of the base model that an adapter calls `module`, which has another name here: wrappers are not looked
+    /// at, and the block of a mixture may have its old name or its new one.
+    ///
+    /// # Errors
+    /// If it may be several.
+    pub(super) fn other_name(&self, key: &str, module: &str) -> Result<Option<String>, AdapterFileError> {
+        if let Some(name) = self.modules().other_name(key, module)? {
+            return Ok(Some(name));
+        }
+        let [old, new] = BLOCKS;
+        for (from, to) in [(old, new), (new, old)].into_iter().filter(|(from, _)| module.contains(from)) {
+            let respelt = module.replace(from, to);
+            // PhiMoE's router has another name as well.
+            let router = respelt.strip_suffix(".gate").map(|block| format!("{block}.router"));
+            let router =
+                router.or_else(|| respelt.strip_suffix(".router").map(|block| format!("{block}.gate")));
+            for name in std::iter::once(respelt.clone()).chain(router) {
+                let placed = self.names.place(&name).module;
+                if self.has_module(&placed) {
+                    return Ok(Some(placed));
+                }
+                if let Some(name) = self.modules().other_name(key, &name)? {
+                    return Ok(Some(name));
+                }
+            }
+        }
+        Ok(None)
     }
 
     /// Whether a module at `path` has parameters.

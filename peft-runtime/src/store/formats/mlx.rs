@@ -107,6 +107,7 @@ fn read_factors(source: &Source, base: Option<&Base>) -> Result<Imported> {
         };
         modules.entry(path).or_default().insert(end);
     }
+    check_rank(source, &modules)?;
     let mut pairs = BTreeMap::new();
     for path in modules.keys() {
         match source.shape(&format!("{path}.lora_a")) {
@@ -117,6 +118,26 @@ fn read_factors(source: &Source, base: Option<&Base>) -> Result<Imported> {
         }
     }
     low_rank::adapter(pairs, common_fields(source))
+}
+
+/// An error if the config has another rank than the factors: mlx-lm would not load them.
+fn check_rank(source: &Source, modules: &BTreeMap<&str, BTreeSet<&str>>) -> Result<()> {
+    let settings = source.config().and_then(|config| config.get(SETTINGS));
+    let Some(said) = settings.and_then(|settings| settings.get("rank")).and_then(Value::as_u64) else {
+        return Ok(());
+    };
+    for path in modules.keys() {
+        let name = format!("{path}.lora_a");
+        let rank = match source.shape(&name) {
+            Some([_, rank] | [_, rank, _]) => *rank,
+            _ => continue,
+        };
+        if u64::try_from(rank) != Ok(said) {
+            let reason = format!("is {said} in `{SETTINGS}`, and `{name}` has the rank {rank}");
+            return Err(field("rank", reason));
+        }
+    }
+    Ok(())
 }
 
 fn pair(source: &Source, base: Option<&Base>, path: &str, scale: f64) -> Result<Pair> {

@@ -40,7 +40,9 @@ pub fn write(request: &Request<'_>) -> Result<Vec<String>, Failure> {
         steps.extend(contents.drop_unchanged(weights.as_ref(), request.names)?);
     }
     let mut adapter = contents.adapter()?;
-    if plan.one_rank {
+    if request.arguments.program == Some(ProgramName::Mlx) {
+        adapter = mlx_adapter::fitting(&adapter, base.as_ref())?;
+    } else if plan.one_rank {
         adapter = adapter.to_uniform_lora(base.as_ref())?;
     } else if plan.plain {
         adapter = adapter.to_plain_lora(base.as_ref())?;

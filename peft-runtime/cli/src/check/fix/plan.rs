@@ -100,6 +100,7 @@ fn mlx_findings(found: &[Found]) -> Vec<Finding> {
         matches!(
             feature,
             Feature::Lora
+                | Feature::Dora
                 | Feature::PeftFolder
                 | Feature::Pickle
                 | Feature::OtherFileName

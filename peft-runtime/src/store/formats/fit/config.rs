@@ -46,6 +46,7 @@ pub(super) fn renamed(
             }
         }
     }
+    drop_renamed_parameters(fields, renames);
     if let Some(Value::Object(tokens)) = fields.get_mut("trainable_token_indices") {
         let old = std::mem::take(tokens);
         tokens.extend(
@@ -60,6 +61,57 @@ pub(super) fn renamed(
         fields.insert("lora_dropout".to_owned(), json!(0.0));
     }
     PeftConfig::from_json(&value.to_string())
+}
+
+/// The config of an adapter on `layers`, and on the layers of `added` with these sizes in place of the bare parameters that
+/// `is_gone` means.
+pub(super) fn with_layers(
+    config: &PeftConfig,
+    layers: &BTreeSet<String>,
+    added: &BTreeMap<String, Sizes>,
+    is_gone: impl Fn(&str) -> bool,
+) -> Result<PeftConfig> {
+    let mut value: Value = serde_json::from_str(&config.to_json()?)?;
+    let Some(fields) = value.as_object_mut() else { return Ok(config.clone()) };
+    let stabilised = fields.get("use_rslora") == Some(&Value::Bool(true));
+    let pairs: Vec<(&str, &str)> = layers.iter().map(|path| (path.as_str(), path.as_str())).collect();
+    for (name, default) in PATTERNS.into_iter().zip(["lora_alpha", "r"]) {
+        let number =
+            |sizes: &Sizes| if name == RANKS { sizes.rank_as_number() } else { sizes.alpha(stabilised) };
+        let default = fields.get(default).and_then(Value::as_f64).unwrap_or(f64::NAN);
+        let known: PatternMap<f64> = match fields.get(name).filter(|value| value.is_object()) {
+            Some(value) => serde_json::from_value(value.clone())?,
+            None => PatternMap::default(),
+        };
+        let mut is_said = true;
+        for (path, sizes) in added {
+            is_said = is_said && known.value(name, path, default)?.to_bits() == number(sizes).to_bits();
+        }
+        if !is_said {
+            let own = added.iter().map(|(path, sizes)| (path.as_str(), number(sizes))).collect();
+            rename_patterns(fields, name, &pairs, &own)?;
+        }
+    }
+    if let Some(Value::Array(parameters)) = fields.get_mut("target_parameters") {
+        parameters.retain(|name| !name.as_str().is_some_and(&is_gone));
+    }
+    let paths: Vec<&str> = layers.iter().chain(added.keys()).map(String::as_str).collect();
+    fields.insert("target_modules".to_owned(), json!(paths));
+    for name in FILTERS.iter().filter(|name| fields.contains_key(**name)).collect::<Vec<_>>() {
+        fields.insert((*name).to_owned(), Value::Null);
+    }
+    PeftConfig::from_json(&value.to_string())
+}
+
+/// Takes out the weights of layers with another name, which are targets as layers.
+fn drop_renamed_parameters(fields: &mut Map<String, Value>, renames: &BTreeMap<String, String>) {
+    let Some(Value::Array(parameters)) = fields.get_mut("target_parameters") else { return };
+    let means = |name: &str, path: &str| {
+        let weight = format!("{path}.weight");
+        weight.strip_suffix(name).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+    };
+    let is_lost = |name: &str| renames.iter().any(|(old, new)| means(name, old) && !means(name, new));
+    parameters.retain(|name| !name.as_str().is_some_and(is_lost));
 }
 
 /// Names every layer by its path, unless a list of names means them all as it is, and nothing that is gone.

@@ -13,7 +13,6 @@ use super::layer::{Layer, Sizes};
 use crate::error::{AdapterFileError, Error, Result};
 use crate::method::PeftConfig;
 use crate::store::formats::base::Base;
-use crate::store::formats::base_modules::BaseModules;
 use crate::store::stored_contents::StoredContents;
 
 /// Where the module of the experts is, from the path of one.
@@ -81,7 +80,7 @@ pub(super) fn fuse(config: &PeftConfig, contents: &StoredContents, base: &Base) 
         ends.entry(path).or_default().push(end);
     }
     for (module, parts) in experts(config, contents, base) {
-        let Some(module) = in_base(&module, base, base.modules())? else { continue };
+        let Some(module) = in_base(&module, base)? else { continue };
         let names: Vec<Fused> = parts.keys().copied().collect();
         for (parameter, parts) in parts {
             let path = format!("{module}.{}", parameter.name());
@@ -129,24 +128,17 @@ fn experts(config: &PeftConfig, contents: &StoredContents, base: &Base) -> BTree
 }
 
 /// The base model's path of the module of experts, if it has them fused.
-fn in_base(module: &str, base: &Base, modules: &BaseModules) -> Result<Option<String>> {
-    let is_fused = |path: &str| {
+fn in_base(module: &str, base: &Base) -> Result<Option<String>> {
+    let is_fused = |path: &String| {
         [Fused::GateUp, Fused::Down]
             .iter()
             .any(|fused| base.shapes.contains_key(&format!("{path}.{}", fused.name())))
     };
-    // Mixtral's block was called otherwise when its experts were single.
-    let today = module.replace(".block_sparse_moe.", ".mlp.");
-    for path in [module, today.as_str()] {
-        let placed = base.names.place(path).module;
-        if is_fused(&placed) {
-            return Ok(Some(placed));
-        }
-        if let Some(other) = modules.other_name(module, path)?.filter(|other| is_fused(other)) {
-            return Ok(Some(other));
-        }
+    let placed = base.names.place(module).module;
+    if is_fused(&placed) {
+        return Ok(Some(placed));
     }
-    Ok(None)
+    Ok(base.other_name(module, module)?.filter(is_fused))
 }
 
 /// A parameter of all experts.

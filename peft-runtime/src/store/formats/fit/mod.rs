@@ -3,6 +3,7 @@
 mod config;
 mod experts;
 mod layer;
+mod single;
 
 use std::collections::BTreeMap;
 
@@ -24,6 +25,7 @@ pub(super) fn to_base(
     contents: StoredContents,
     base: &Base,
 ) -> Result<(PeftConfig, StoredContents)> {
+    let (config, contents) = single::split(config, contents, base)?;
     let is_known = |key: &str| {
         module_of(&config, key).is_none_or(|module| base.has_module(&base.names.place(module).module))
     };
@@ -32,7 +34,6 @@ pub(super) fn to_base(
     }
     let mut renames: BTreeMap<String, String> = BTreeMap::new();
     let mut missing: Vec<String> = Vec::new();
-    let modules = base.modules();
     let FusedExperts { gone, parameters, tensors } =
         experts::fuse(&config, &contents, base).map_err(|error| contents.of_weights(error))?;
     for key in contents.keys() {
@@ -40,7 +41,7 @@ pub(super) fn to_base(
         if renames.contains_key(module) || base.has_module(&base.names.place(module).module) {
             continue;
         }
-        match modules.other_name(key, module).map_err(|error| contents.of_weights(error.into()))? {
+        match base.other_name(key, module).map_err(|error| contents.of_weights(error.into()))? {
             Some(name) => {
                 renames.insert(module.to_owned(), name);
             }
@@ -76,7 +77,7 @@ pub(super) fn to_base(
 pub(super) fn shape_of<'b>(base: &'b Base, path: &str, parameter: &str) -> Option<&'b [usize]> {
     let shape = |module: &str| base.shapes.get(&format!("{module}.{parameter}")).map(Vec::as_slice);
     shape(&base.names.place(path).module).or_else(|| {
-        let other = base.modules().other_name(path, path).ok().flatten()?;
+        let other = base.other_name(path, path).ok().flatten()?;
         shape(&other)
     })
 }

@@ -65,6 +65,19 @@ const IMAGE_MODULES: [&str; 7] = [
     "single_blocks.",
 ];
 
+/// What modules of language models begin with that have a `transformer`, as GPT-2, BLOOM, DistilBERT and ChatGLM.
+const LANGUAGE_MODULES: [&str; 9] =
+    ["h.", "layer.", "encoder.", "wte", "wpe", "ln_f", "word_embeddings", "embedding.", "output_layer"];
+
+/// What layers of language models are called whose blocks have the names of an image model's, as those of MPT.
+const LANGUAGE_LAYERS: [&str; 4] = ["Wqkv", "query_key_value", "c_attn", "attn.out_proj"];
+
+/// Whether a name behind `transformer.` is that of a language model's module.
+pub(super) fn is_of_language_model(module: &str) -> bool {
+    LANGUAGE_MODULES.iter().any(|start| module.starts_with(start))
+        || LANGUAGE_LAYERS.iter().any(|end| module.ends_with(end))
+}
+
 /// The part of the file that a module is in, and its name there.
 pub(super) fn split(module: &str) -> (Component, &str) {
     let of = |table: &'static [(&'static str, Role)], flat: bool| {

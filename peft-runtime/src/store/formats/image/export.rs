@@ -6,29 +6,22 @@ use candle_core::{DType, Device, Result as CandleResult, Tensor};
 use serde_json::{Map, Value};
 
 use super::delta::as_number;
+use super::exported::{ExportedLayer, MAGNITUDE};
+use super::flux_written::{self, OwnLayer};
 use super::metadata;
 use crate::error::{AdapterFileError, Error, Result};
-
-/// What an adapter has on one layer.
-pub(in crate::store) struct ExportedLayer<'l> {
-    pub(in crate::store) path: &'l str,
-    pub(in crate::store) rank: Option<usize>,
-    pub(in crate::store) scaling: Option<f64>,
-    /// The tensors by the ends of PEFT's keys.
-    pub(in crate::store) tensors: &'l [(String, Tensor)],
-}
 
 /// The ends of PEFT's keys that sd-scripts and LyCORIS have under other names.
 const RENAMED: [(&str, &str); 2] =
     [("lora_A.weight", "lora_down.weight"), ("lora_B.weight", "lora_up.weight")];
-const MAGNITUDE: &str = "lora_magnitude_vector";
 
 fn cannot_hold(format: &str, path: &str, end: &str) -> Error {
     let reason = format!("cannot be written: files of {format} have nothing for it");
     AdapterFileError::Key { key: format!("{path}.{end}"), reason }.into()
 }
 
-/// The tensors of a file of sd-scripts or LyCORIS, whose names begin with `prefix`.
+/// The tensors of a file of sd-scripts or LyCORIS, whose names begin with `prefix`. FLUX's modules get the names of its own
+/// program, as these programs have them.
 ///
 /// # Errors
 /// If a tensor has no name there, two modules would have one name, or the scaling of a layer cannot be said.
@@ -36,6 +29,9 @@ pub(in crate::store) fn kohya(
     layers: &[ExportedLayer<'_>],
     prefix: &str,
 ) -> Result<BTreeMap<String, Tensor>> {
+    let of_flux = flux_written::own_layers(layers)?;
+    let own: Vec<ExportedLayer<'_>> = of_flux.iter().flatten().map(OwnLayer::exported).collect();
+    let layers = if of_flux.is_some() { own.as_slice() } else { layers };
     let mut names: BTreeMap<String, &str> = BTreeMap::new();
     let mut tensors = BTreeMap::new();
     for layer in layers {

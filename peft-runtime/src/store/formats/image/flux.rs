@@ -53,14 +53,14 @@ type Fused = (&'static str, &'static [&'static str]);
 const IMAGE_PARTS: &[&str] = &["attn.to_q", "attn.to_k", "attn.to_v"];
 const TEXT_PARTS: &[&str] = &["attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"];
 
-const FUSED_DOUBLE: [Fused; 4] = [
+static FUSED_DOUBLE: [Fused; 4] = [
     ("img_attn.qkv", IMAGE_PARTS),
     ("txt_attn.qkv", TEXT_PARTS),
     ("qkv_lora1", IMAGE_PARTS),
     ("qkv_lora2", TEXT_PARTS),
 ];
 
-const FUSED_SINGLE: [Fused; 2] =
+static FUSED_SINGLE: [Fused; 2] =
     [("linear1", &["attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"]), ("qkv", IMAGE_PARTS)];
 
 /// XLabs's names of modules that FLUX's own program calls otherwise, in blocks with two streams and with one.
@@ -70,6 +70,39 @@ const XLABS_DOUBLE: [(&str, &str); 4] = [
     ("proj_lora1", "img_attn.proj"),
     ("proj_lora2", "txt_attn.proj"),
 ];
+
+/// What FLUX's own program calls a module that has a name of diffusers.
+pub(super) enum OwnName {
+    /// The same module.
+    Same(String),
+    /// The module with the halves of its outputs in the other order.
+    Swapped(String),
+    /// A part of a fused module.
+    Part { module: String, parts: &'static [&'static str], number: usize },
+}
+
+/// The own program's name of the module at `path`; `None` if it is none of diffusers' modules of FLUX.
+pub(super) fn own_name(path: &str) -> Option<OwnName> {
+    if path == SWAPPED.1 {
+        return Some(OwnName::Swapped(SWAPPED.0.to_owned()));
+    }
+    if let Some((own, _)) = OUTER.iter().find(|(_, theirs)| *theirs == path) {
+        return Some(OwnName::Same((*own).to_owned()));
+    }
+    let double = || block(path, "transformer_blocks.").map(|(number, rest)| ("double_blocks", number, rest));
+    let single =
+        || block(path, "single_transformer_blocks.").map(|(number, rest)| ("single_blocks", number, rest));
+    let (outer, number, rest) = double().or_else(single)?;
+    let (modules, fused): (&[(&str, &str)], &'static [Fused]) =
+        if outer == "double_blocks" { (&DOUBLE, &FUSED_DOUBLE) } else { (&SINGLE, &FUSED_SINGLE) };
+    if let Some((own, _)) = modules.iter().find(|(_, theirs)| *theirs == rest) {
+        return Some(OwnName::Same(format!("{outer}.{number}.{own}")));
+    }
+    fused.iter().find_map(|(own, parts)| {
+        let place = parts.iter().position(|part| *part == rest)?;
+        Some(OwnName::Part { module: format!("{outer}.{number}.{own}"), parts, number: place })
+    })
+}
 
 /// A base model whose modules are looked up.
 pub(super) struct Modules<'m> {

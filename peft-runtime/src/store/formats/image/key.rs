@@ -86,7 +86,7 @@ const FOREIGN_ENDS: [(&str, &str); 9] = [
     (".a2.weight", "GLoRA"),
     (".b1.weight", "GLoRA"),
     (".b2.weight", "GLoRA"),
-    (".on_input", "(IA)³ of LyCORIS"),
+    (".on_input", "LyCORIS's IA3"),
     (".lora_down.0.weight", "LoRA with one A for each part of a fused layer"),
 ];
 
@@ -109,6 +109,11 @@ pub(super) fn split(key: &str) -> Option<(&str, Part)> {
 /// Whether a key is one that LyCORIS writes and kohya's program does not.
 pub(super) fn is_of_lycoris(key: &str) -> bool {
     LYCORIS_ENDS.iter().map(|(end, _)| *end).chain([".diff", ".diff_b"]).any(|end| key.ends_with(end))
+}
+
+/// Whether a key is one of a method that only LyCORIS has, which is not read.
+pub(super) fn is_of_another_method(key: &str) -> bool {
+    FOREIGN_ENDS.iter().any(|(end, _)| key.ends_with(end))
 }
 
 /// Whether a key has one of the spellings that diffusers has had, and nobody else.

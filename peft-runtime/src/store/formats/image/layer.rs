@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use candle_core::{DType, Tensor};
 
+use super::blocks;
 use super::delta::{Delta, LowRank, as_number};
 use super::place::{Piece, Place};
 use super::update::{Lengths, Update, at, wrong};
@@ -67,7 +68,15 @@ impl Layers {
             ));
         }
         check_outputs(place, key, sides, weight)?;
-        for piece in &place.pieces {
+        let columns = match delta {
+            Delta::LowRank(terms) => blocks::columns(terms, place).map_err(at(key))?,
+            _ => None,
+        };
+        for (number, piece) in place.pieces.iter().enumerate() {
+            let own_columns = columns.as_ref().and_then(|columns| columns.get(number));
+            if own_columns.is_some_and(|own| own.is_empty() && lengths.is_none()) {
+                continue;
+            }
             let shape = weight(&piece.module)
                 .ok_or_else(|| wrong(key, format!("is for `{}`, which has no weight", piece.module)))?;
             check_sides(piece, key, sides, &shape)?;
@@ -75,7 +84,12 @@ impl Layers {
                 Some(Axis::Outputs(lengths)) => Some(piece.take(lengths, 0).map(Axis::Outputs)?),
                 other => other.clone(),
             };
-            let delta = delta.take(piece).map_err(at(&piece.module))?;
+            let mut delta = delta.take(piece).map_err(at(&piece.module))?;
+            if let (Delta::LowRank(terms), Some(own)) = (&mut delta, own_columns)
+                && !own.is_empty()
+            {
+                *terms = blocks::of_columns(terms, own).map_err(at(&piece.module))?;
+            }
             let pending = Pending { rows: piece.rows.clone(), key: key.to_owned(), delta, lengths };
             self.pending.entry(piece.module.clone()).or_insert((shape, Vec::new())).1.push(pending);
         }

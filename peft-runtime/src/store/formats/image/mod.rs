@@ -4,13 +4,16 @@
 //! does to a module is put together from its tensors (`update`), cut or fused as the base model has the module (`place`, `layer`), and
 //! written as LoHa or LoKr where all of a file is that and PEFT can hold it, otherwise as LoRA, which can hold every update.
 
+mod blocks;
 mod choice;
 mod component;
 mod delta;
 mod exact;
 mod export;
+mod exported;
 mod file;
 mod flux;
+mod flux_written;
 mod key;
 mod layer;
 mod lengths;
@@ -30,7 +33,8 @@ use crate::error::{AdapterFileError, Result};
 use crate::store::formats::format::{AdapterFormat, Imported};
 use crate::store::formats::{Base, Source};
 
-pub(in crate::store) use export::{ExportedLayer, diffusers, kohya};
+pub(in crate::store) use export::{diffusers, kohya};
+pub(in crate::store) use exported::ExportedLayer;
 
 /// One of the formats: all of them are read alike, and told apart for reports.
 pub(super) struct ImageFormat {
@@ -46,7 +50,10 @@ pub(super) struct ImageFormat {
 /// LyCORIS: LoHa, LoKr, whole differences and norms, or names that begin with `lycoris_`.
 pub(super) static LYCORIS: ImageFormat = ImageFormat {
     name: "lycoris",
-    marks: |key| key::is_of_lycoris(key) || key.starts_with("lycoris_") && key::split(key).is_some(),
+    marks: |key| {
+        let is_other = || component::split(key).0.flat && key::is_of_another_method(key);
+        key::is_of_lycoris(key) || key.starts_with("lycoris_") && key::split(key).is_some() || is_other()
+    },
     header: None,
     names_modules: true,
 };
@@ -76,7 +83,8 @@ pub(super) static DIFFUSERS: ImageFormat = ImageFormat {
         key::split(key).is_some_and(|(module, _)| {
             let (component, rest) = component::split(module);
             // Language models too have a `transformer`.
-            let named = component.is_of_diffusers() && component.prefix != "transformer.";
+            let named = component.is_of_diffusers()
+                && (component.prefix != "transformer." || !component::is_of_language_model(rest));
             named || key::is_spelt_by_diffusers(key) || component::is_of_image_model(rest)
         })
     },

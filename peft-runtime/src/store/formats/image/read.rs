@@ -9,7 +9,7 @@ use super::component::Component;
 use super::delta::Delta;
 use super::file::{Components, components};
 use super::layer::Layers;
-use super::metadata::Metadata;
+use super::metadata::{self, Metadata};
 use super::names::{self, Names};
 use super::place::Place;
 use super::replaced::Replaced;
@@ -24,6 +24,7 @@ use crate::store::formats::{Base, Source};
 /// Reads the parts of a file that are for `base`; without it, the only part, whose names have to be those of modules.
 pub(super) fn adapter(source: &Source, base: Option<&Base>) -> Result<Imported> {
     let components = components(source)?;
+    check_base(source, base, &components)?;
     let names = base.map(Names::of);
     let chosen = match &names {
         Some(names) => choice::components(source, names, &components)?,
@@ -53,6 +54,23 @@ pub(super) fn adapter(source: &Source, base: Option<&Base>) -> Result<Imported> 
     let Written { config, tensors } = written(updates, template, names.as_ref())?;
     let config = PeftConfig::from_json(&serde_json::to_string(&Value::Object(config))?)?;
     Ok(Imported { config, tensors, left_out: left_out(&components, &chosen) })
+}
+
+/// An error if a file of which only the names tell that it is diffusers' is for a language model: its alpha is in the config.
+fn check_base(source: &Source, base: Option<&Base>, components: &Components) -> Result<()> {
+    let config = base.and_then(|base| base.config.as_ref());
+    let model_type = config.and_then(|config| config.get("model_type")).and_then(Value::as_str);
+    let is_doubtful = !source.metadata().contains_key(metadata::FIELD)
+        && components.keys().all(|component| component.prefix == "transformer.");
+    match model_type.filter(|_| is_doubtful) {
+        Some(model_type) => {
+            let reason = format!(
+                "the base model is a `{model_type}` of transformers, whose adapters have `adapter_config.json` next to them: it has alpha"
+            );
+            Err(AdapterFileError::NothingForBase { reason }.into())
+        }
+        None => Ok(()),
+    }
 }
 
 /// The only part of a file that is read without the base model.
@@ -131,6 +149,10 @@ fn written(
         }
     }
     let layers = layers.finish()?;
+    if let Some((_, update)) = updates.first().filter(|_| layers.is_empty()) {
+        let reason = "is added to a norm or a bias, and the file has nothing else: such a file is no adapter of layers, and PEFT's form cannot hold it";
+        return Err(wrong(&update.key, reason));
+    }
     let adapted: Vec<String> = layers.keys().cloned().collect();
     let all = || names.into_iter().flat_map(Names::layers);
     let written = match (loha::write(&layers, all())?, lokr::write(&layers, all())?) {

@@ -70,7 +70,7 @@ impl<'s> Reader<'s> {
     fn tensor(&self, part: Part) -> Result<Option<Tensor>> {
         let Some(key) = self.keys.get(&part) else { return Ok(None) };
         let tensor = self.source.tensor(key)?.ok_or_else(|| wrong(key, "is not in the file"))?;
-        if !tensor.dtype().is_float() {
+        if !tensor.dtype().is_float() && part != Part::Alpha {
             return Err(wrong(key, format!("has numbers of type {:?}; they must be floats", tensor.dtype())));
         }
         if tensor.dims().contains(&0) {
@@ -84,8 +84,8 @@ impl<'s> Reader<'s> {
         self.tensor(part)?.ok_or_else(|| wrong(self.key(next_to), format!("has no `{name}` next to it")))
     }
 
-    /// The number of a tensor with one element.
-    fn alpha(&self, rank: Option<usize>) -> Result<Option<f64>> {
+    /// The number of a tensor with one element. 0 is 0: the update does nothing.
+    fn alpha(&self) -> Result<Option<f64>> {
         let Some(tensor) = self.tensor(Part::Alpha)? else { return Ok(None) };
         let key = self.key(Part::Alpha);
         if tensor.elem_count() != 1 {
@@ -95,8 +95,7 @@ impl<'s> Reader<'s> {
         if !alpha.is_finite() {
             return Err(wrong(key, format!("is {alpha}; alpha must be a finite number")));
         }
-        // The programs that write alpha mean the rank by 0.
-        Ok(Some(if alpha == 0.0 { rank.map_or(alpha, as_number) } else { alpha }))
+        Ok(Some(alpha))
     }
 
     pub(super) fn read(&self, other_alpha: &OtherAlpha<'_>) -> Result<Update> {
@@ -178,7 +177,7 @@ impl<'s> Reader<'s> {
             (a, b) = (a.to_dtype(DType::F32)?, b.to_dtype(DType::F32)?);
         }
         let other = || other_alpha(self.module, rank);
-        let (alpha, stabilised) = match self.alpha(Some(rank))? {
+        let (alpha, stabilised) = match self.alpha()? {
             Some(alpha) => (alpha, false),
             None => other()?.unwrap_or((as_number(rank), false)),
         };
@@ -215,7 +214,7 @@ impl<'s> Reader<'s> {
                 format!("and its like have the shapes {shapes:?}: they are no factors of LoHa"),
             ));
         }
-        let alpha = self.alpha(Some(rank))?.unwrap_or(as_number(rank));
+        let alpha = self.alpha()?.unwrap_or(as_number(rank));
         Ok(Hadamard { factors, cores, alpha })
     }
 
@@ -223,7 +222,7 @@ impl<'s> Reader<'s> {
         let first = self.half(["lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_t1"])?;
         let second = self.half(["lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"])?;
         let rank = second.rank().or_else(|| first.rank());
-        let alpha = self.alpha(rank)?;
+        let alpha = self.alpha()?;
         Ok(Kronecker { first, second, alpha: alpha.or(rank.map(as_number)) })
     }
 
