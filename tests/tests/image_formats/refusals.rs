@@ -110,7 +110,7 @@ fn a_file_of_norms_only_is_refused_as_that() {
     let norm = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_norm1";
     let (weight, bias) = (format!("{norm}.w_norm"), format!("{norm}.b_norm"));
     let error = refusal("sd15", &[(&weight, &[4]), (&bias, &[4])]);
-    assert!(error.contains("b_norm` is added to a norm or a bias, and the file has nothing else"), "{error}");
+    assert!(error.contains("w_norm` is added to a norm or a bias, and the file has nothing else"), "{error}");
 }
 
 #[test]

@@ -154,10 +154,33 @@ impl Base {
 
     /// What of a module does not fit, in words.
     fn misfit(&self, module: &Module<'_>, place: &str, adapter: &AdapterFile) -> Option<String> {
-        self.copy_misfit(module, place).or_else(|| {
-            let weight = self.weight(place, "weight")?;
-            let has = misfit_of_layer(module, weight, adapter, &self.config)?;
-            Some(format!("`{}` {has}, and the base model's weight has shape {weight:?}", module.path))
+        self.copy_misfit(module, place).or_else(|| self.parameter_misfit(module, place, adapter)).or_else(
+            || {
+                let weight = self.weight(place, "weight")?;
+                let has = misfit_of_layer(module, weight, adapter, &self.config)?;
+                Some(format!("`{}` {has}, and the base model's weight has shape {weight:?}", module.path))
+            },
+        )
+    }
+
+    /// Factors for bare parameters of a module that has none of their size.
+    fn parameter_misfit(&self, module: &Module<'_>, place: &str, adapter: &AdapterFile) -> Option<String> {
+        adapter.field("target_parameters")?;
+        let front = format!("{place}.");
+        let own = self.shapes.range(front.clone()..).take_while(|(name, _)| name.starts_with(&front));
+        let own: Vec<&[usize]> = own.map(|(_, shape)| shape.as_slice()).collect();
+        let factors = |part: Part| module.parts.iter().filter(move |(key, _)| key.part == part);
+        factors(Part::A).find_map(|(key, a)| {
+            let (_, b) = factors(Part::B).find(|(other, _)| other.path == key.path)?;
+            let ([_, inputs], [outputs, _]) = (a, b) else { return None };
+            let (inputs, outputs) = (*inputs, *outputs);
+            let fits = |shape: &&[usize]| {
+                shape.ends_with(&[outputs, inputs]) || shape.ends_with(&[inputs, outputs])
+            };
+            let found = own.iter().any(fits);
+            (!found).then(|| {
+                format!("`{}` takes {inputs} inputs to {outputs} outputs, and no parameter of the base model's `{place}` does", key.path)
+            })
         })
     }
 
