@@ -124,3 +124,23 @@ impl PlacedTensors {
         }
     }
 }
+
+/// The prefixes with which every module of the adapter is one of the base model's `modules`, if there are such; a head that the
+/// adapter brings need not be one.
+pub(super) fn fitting_prefixes(
+    adapter: &StoredAdapter,
+    plan: &Plan,
+    names: &NameMap,
+    modules: &BTreeSet<String>,
+) -> Vec<(String, String)> {
+    let found = |copies: bool| {
+        let layers = adapter.layer_keys().into_keys().map(ModulePath::from);
+        let parameters = adapter.parameter_keys().filter_map(|key| Some(split_parameter(key)?.0));
+        let parameters = parameters.filter(|path| copies || !plan.copies(path));
+        let paths = layers.chain(parameters).map(|path| names.module_of(path.as_str()));
+        let paths: BTreeSet<String> = paths.collect();
+        NameMap::fitting(paths.iter().map(String::as_str), modules.iter().map(String::as_str))
+    };
+    let fitting = found(true).or_else(|| found(false)).unwrap_or_default();
+    fitting.prefixes().map(|(from, to)| (from.to_owned(), to.to_owned())).collect()
+}

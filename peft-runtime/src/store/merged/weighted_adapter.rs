@@ -6,17 +6,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{Device, Tensor};
 
-use super::placed_tensors::{PlacedLayer, PlacedTensors, Replacement, Search};
+use super::placed_tensors::{PlacedLayer, PlacedTensors, Replacement, Search, fitting_prefixes};
 use crate::adapter::{Adapter, Built, Geometry, Site, StoredTensor, StoredTensors};
 use crate::error::{Error, Result, TensorReport};
 use crate::inject::{Origin, Plan, UnmatchedPattern, plan, selector};
-use crate::path::ModulePath;
 use crate::schema::Family;
 use crate::select::{Decision, Selector, TargetModules};
 use crate::store::model_facts::ModelFacts;
 use crate::store::name_map::NameMap;
 use crate::store::orientation;
-use crate::store::standalone::{Skeleton, StoredAdapter, of_adapted_layers, split_parameter};
+use crate::store::standalone::{Skeleton, StoredAdapter, of_adapted_layers};
 
 /// An adapter with its weight and its places in a base model.
 pub(super) struct WeightedAdapter {
@@ -65,8 +64,11 @@ impl WeightedAdapter {
         };
         let placed = PlacedTensors::find(&Search { adapter: &adapter, plan: &plan, names, base_has });
         let PlacedTensors { layers, replaced, unexpected, ignored } = placed;
-        let renames =
-            if unexpected.is_empty() { Vec::new() } else { renames(&adapter, &plan, names, &modules()) };
+        let renames = if unexpected.is_empty() {
+            Vec::new()
+        } else {
+            fitting_prefixes(&adapter, &plan, names, &modules())
+        };
         let this = Self { adapter, weight, plan, selector, layers, replaced, used: Mutex::new(ignored) };
         this.check(TensorReport { unexpected, renames, ..TensorReport::default() })?;
         Ok(this)
@@ -271,26 +273,6 @@ impl WeightedAdapter {
         let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
         used.extend(keys.into_iter().map(str::to_owned));
     }
-}
-
-/// The prefixes with which every module of the adapter is one of the base model's `modules`, if there are such; a head that the
-/// adapter brings need not be one.
-fn renames(
-    adapter: &StoredAdapter,
-    plan: &Plan,
-    names: &NameMap,
-    modules: &BTreeSet<String>,
-) -> Vec<(String, String)> {
-    let found = |copies: bool| {
-        let layers = adapter.layer_keys().into_keys().map(ModulePath::from);
-        let parameters = adapter.parameter_keys().filter_map(|key| Some(split_parameter(key)?.0));
-        let parameters = parameters.filter(|path| copies || !plan.copies(path));
-        let paths = layers.chain(parameters).map(|path| names.module_of(path.as_str()));
-        let paths: BTreeSet<String> = paths.collect();
-        NameMap::fitting(paths.iter().map(String::as_str), modules.iter().map(String::as_str))
-    };
-    let fitting = found(true).or_else(|| found(false)).unwrap_or_default();
-    fitting.prefixes().map(|(from, to)| (from.to_owned(), to.to_owned())).collect()
 }
 
 fn check_weight(adapter: &StoredAdapter, plan: &Plan, weight: f64) -> Result<()> {

@@ -4,6 +4,7 @@ mod empty_layer;
 mod empty_parameter;
 mod gguf_file;
 mod image_files;
+mod keys;
 mod layers;
 #[cfg(feature = "models")]
 mod on_model;
@@ -21,7 +22,7 @@ use std::sync::Arc;
 use candle_core::{Device, Tensor};
 
 use super::adapter_files::holds_adapter;
-use super::bare_parameters::{BareParameter, BareParameters, bare_parameters};
+use super::bare_parameters::{BareParameters, bare_parameters};
 use super::base_weights::BaseWeights;
 use super::canonical::{IsLayer, KeyReader};
 use super::formats::{self, Base, Opened, PEFT};
@@ -32,7 +33,6 @@ use crate::adapter::{AdapterMethod, StoredTensor};
 use crate::error::{Error, Result};
 use crate::inject::name_fault;
 use crate::method::PeftConfig;
-use crate::path::ModulePath;
 
 pub use image_files::{ImageProgram, PipelineModel};
 pub use layers::{StoredKind, StoredLayer};
@@ -210,68 +210,9 @@ impl StoredAdapter {
         self.contents.read_keys(KeyReader { method, is_layer: Some(is_layer) })
     }
 
-    /// The keys of parameters of the base model, and of layers that train in full.
-    pub(super) fn parameter_keys(&self) -> impl Iterator<Item = &str> {
-        self.keys().into_iter().filter(|key| self.split_key(key).is_none())
-    }
-
-    /// A key taken apart into the path of the layer and the end that names the tensor; `None` for a parameter of a module.
-    fn split_key<'k>(&self, key: &'k str) -> Option<(&'k str, &'k str)> {
-        let (path, end) = self.method().split_key(key)?;
-        let (module, _) = key.rsplit_once('.')?;
-        // A module that trains in full may be called like the end of a key.
-        let module = ModulePath::from(module);
-        let copied = self.method().selection().modules_to_save;
-        let may_be_copy = module.as_str() != path && copied.iter().any(|name| module.ends_with(name));
-        // An adapter has other tensors on the layer.
-        let is_other = |other: &&str| {
-            *other != key && self.method().split_key(other).is_some_and(|(layer, _)| layer == path)
-        };
-        (!may_be_copy || self.keys().iter().any(is_other)).then_some((path, end))
-    }
-
     /// Its tensors, and the files that they are read from.
     pub(super) fn contents(&self) -> &StoredContents {
         &self.contents
-    }
-
-    /// The keys without the prefix.
-    pub(super) fn keys(&self) -> Vec<&str> {
-        self.contents.keys()
-    }
-
-    /// The shape of the tensor at `key`, a key without the prefix.
-    pub(super) fn shape(&self, key: &str) -> Option<&[usize]> {
-        self.contents.shape(key)
-    }
-
-    /// The tensor at `key`, a key without the prefix.
-    pub(super) fn stored_at(&self, key: &str) -> Option<StoredTensor<'_>> {
-        self.contents.stored_at(key)
-    }
-
-    /// The dtype of the tensor at `key`, a key without the prefix.
-    pub(super) fn dtype(&self, key: &str) -> Option<safetensors::Dtype> {
-        self.contents.dtype(key)
-    }
-
-    /// The layers that the adapter is on, each with the ends of its keys.
-    pub(super) fn layer_keys(&self) -> BTreeMap<&str, Vec<&str>> {
-        let mut layers: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-        for (path, end) in self.keys().into_iter().filter_map(|key| self.split_key(key)) {
-            layers.entry(path).or_default().push(end);
-        }
-        layers
-    }
-
-    /// The bare parameter whose adapter has keys that begin with `stem`, if it is one of one.
-    pub(super) fn parameter(&self, stem: &str) -> Option<&BareParameter> {
-        self.parameters.get(stem)
-    }
-
-    /// The bare parameters that it is on, by the stems of their keys, where the base model is known.
-    pub(super) fn parameters(&self) -> &BareParameters {
-        &self.parameters
     }
 
     /// The settings, with what a model would have supplied filled in.

@@ -275,11 +275,7 @@ impl<O: Optimizer> Trainer<O> {
         if !norm.is_finite() {
             let parameter = first_non_finite(&grads, parameters)?.unwrap_or_default().to_owned();
             let (step, last_checkpoint) = (self.steps + 1, self.last_checkpoint.clone());
-            return Err(Error::Training(TrainingError::NonFiniteGradient {
-                step,
-                parameter,
-                last_checkpoint,
-            }));
+            return Err(TrainingError::NonFiniteGradient { step, parameter, last_checkpoint }.into());
         }
         self.optimizer.step(&grads, self.schedule.factor(self.steps))?;
         if let Some(allocator) = &mut self.allocator {
