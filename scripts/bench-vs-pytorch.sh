@@ -75,6 +75,8 @@ while [ "$round" -le "$rounds" ]; do
         # With candle's own default, which the examples otherwise change.
         measure "LoRA, $batch × 256" candle env CANDLE_BARRIER_POOL_SPIN_LIMIT=25000 "$target/stock_candle" $shape
         measure "LoRA, $batch × 256" ours "$target/train_bench" $shape
+        measure "LoRA in bf16, $batch × 256" pytorch "$python" tests/python/train_bench.py --dtype bf16 $shape
+        measure "LoRA in bf16, $batch × 256" ours "$target/train_bench" --dtype bf16 $shape
     done
     shape="--batch 1 --seq 256 --steps $steps --threads $threads --json"
     measure "QLoRA Q4_1, 1 × 256" ours "$target/train_bench" --method qlora --quantized Q4_1 $shape

@@ -1,8 +1,9 @@
 """The training step of the `train_bench` example in PyTorch and PEFT, for comparison.
 
-    python tests/python/train_bench.py [--shape smollm2-135m] [--batch 1] [--seq 256] [--steps 10] [--threads 2] --json
+    python tests/python/train_bench.py [--shape smollm2-135m] [--batch 1] [--seq 256] [--steps 10] [--threads 2] \
+        [--dtype bf16] --json
 
-LoRA on all seven projections of a Llama with random weights, in f32, with AdamW. The last line of standard output is the JSON
+LoRA on all seven projections of a Llama with random weights, with AdamW; the base model is in f32, or in bf16 with factors in f32. The last line of standard output is the JSON
 object that the Rust example prints, with the resident size after the imports as `imports_rss_mb` and the CUDA version that PyTorch
 was built for as `cuda`; the share of matrix products comes from one more step under PyTorch's profiler.
 """
@@ -75,6 +76,7 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--lr", type=float, default=1e-4)
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--dtype", choices=("f32", "bf16"), default="f32")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
@@ -85,7 +87,8 @@ def main() -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     torch.manual_seed(arguments.seed)
-    model = peft.get_peft_model(llama(arguments.shape), peft.LoraConfig(
+    dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[arguments.dtype]
+    model = peft.get_peft_model(llama(arguments.shape).to(dtype), peft.LoraConfig(
         r=arguments.rank, lora_alpha=2 * arguments.rank, target_modules=PROJECTIONS, task_type="CAUSAL_LM",
     ))
     model.train()
