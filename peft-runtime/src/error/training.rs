@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::TensorReport;
 
-/// A step of training, or a checkpoint of it, that failed. The step has changed nothing.
+/// A step of training, or a checkpoint of it, that failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TrainingError {

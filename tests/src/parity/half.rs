@@ -160,7 +160,7 @@ impl HalfErrors {
     }
 }
 
-/// An error in parts of what it is measured in; no error is no part of anything.
+/// The error divided by `of`; zero if there is no error, whatever `of` is.
 fn quotient(error: f64, of: f64) -> f64 {
     if error == 0.0 { 0.0 } else { error / of }
 }
