@@ -1,12 +1,11 @@
 //! Errors as users see them: one line that says what went wrong, and one that says what to do.
 
-use peft_runtime::error::ConfigError;
 use std::fmt::Display;
 use std::io::{ErrorKind, Write};
 use std::path::Path;
 
 use peft_runtime::Error;
-use peft_runtime::error::AdapterFileError;
+use peft_runtime::error::{AdapterFileError, ConfigError};
 
 /// Why a command failed.
 #[derive(Debug)]

@@ -53,6 +53,9 @@ pub(super) fn check_tied(
 
 fn stored_values(path: &ModulePath, adapter: &dyn Adapter) -> Result<Vec<(String, Tensor)>> {
     // Also those that are saved under the other layer only: a file of all embeddings has them twice.
-    let tensors = adapter.tensors().into_iter();
-    tensors.map(|tensor| Ok((path.parameter(tensor.key), adapter.stored_tensor(&tensor)?))).collect()
+    adapter
+        .tensors()
+        .iter()
+        .map(|tensor| Ok((path.parameter(tensor.key), adapter.stored_tensor(tensor)?)))
+        .collect()
 }

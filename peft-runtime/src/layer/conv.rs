@@ -29,7 +29,7 @@ fn forward(
     bias: Option<&Tensor>,
     settings: ConvSettings,
 ) -> candle_core::Result<Tensor> {
-    if is_half_on_cpu(x) || x.dtype() != weight.dtype() {
+    if x.dtype() != weight.dtype() || (bias.is_some() && is_half_on_cpu(x)) {
         // Sum and bias are rounded together.
         let wide = widened(x)?;
         let bias = bias.map(|bias| bias.to_dtype(wide.dtype())).transpose()?;

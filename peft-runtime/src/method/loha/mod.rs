@@ -11,7 +11,6 @@ use super::weight_delta::{DeltaDropout, add_to_weight, apply, core_product};
 use crate::adapter::{
     Adapter, AdapterTensor, Call, Component, Geometry, LinearParameters, LowRank, MergeError, Site,
 };
-
 use crate::ops::widened_value;
 
 pub use config::{LohaConfig, LohaSettings, LohaStart};

@@ -10,7 +10,6 @@ use candle_core::{Result as CandleResult, Tensor, Var};
 
 use super::weight_delta::{DeltaDropout, add_to_weight, apply, core_product, times_transposed};
 use crate::adapter::{Adapter, AdapterTensor, Call, Component, Geometry, LinearParameters, MergeError, Site};
-
 use crate::ops::widened_value;
 
 pub use config::{LokrConfig, LokrInit, LokrSettings, LokrShape};

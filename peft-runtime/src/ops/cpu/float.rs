@@ -102,7 +102,7 @@ macro_rules! impl_wide {
             }
 
             fn matmul(destination: &mut [Self], lhs: Matrix<'_, Self>, rhs: Matrix<'_, Self>) -> Result<()> {
-                matmul_into(destination, Write::Replace, 1.0, lhs, rhs)
+                Self::matmul_wide(destination, Write::Replace, lhs, rhs)
             }
 
             fn matmul_wide(
@@ -158,9 +158,7 @@ macro_rules! impl_half {
             }
 
             fn matmul(destination: &mut [Self], lhs: Matrix<'_, Self>, rhs: Matrix<'_, Self>) -> Result<()> {
-                let shape = (lhs.rows(), rhs.columns());
-                let term = Term { scale: 1.0, lhs: lhs.into(), rhs: rhs.into() };
-                sum_into(destination, shape, Write::Replace, None, &[term])
+                one_product(destination, Write::Replace, lhs.into(), rhs.into())
             }
 
             fn matmul_wide(
@@ -169,12 +167,21 @@ macro_rules! impl_half {
                 lhs: Matrix<'_, Self>,
                 rhs: Matrix<'_, Self>,
             ) -> Result<()> {
-                let shape = (lhs.rows(), rhs.columns());
-                let term = Term { scale: 1.0, lhs: lhs.into(), rhs: rhs.into() };
-                sum_into(destination, shape, write, None, &[term])
+                one_product(destination, write, lhs.into(), rhs.into())
             }
         }
     )+};
 }
 
 impl_half!(bf16, f16);
+
+/// `destination (+)= lhs · rhs` on all threads, summed in f32.
+fn one_product<T: Element>(
+    destination: &mut [T],
+    write: Write,
+    lhs: Operand<'_>,
+    rhs: Operand<'_>,
+) -> Result<()> {
+    let shape = (lhs.rows(), rhs.columns());
+    sum_into(destination, shape, write, None, &[Term { scale: 1.0, lhs, rhs }])
+}

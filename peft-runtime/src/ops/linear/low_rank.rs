@@ -7,6 +7,7 @@ use candle_core::quantized::QTensor;
 use candle_core::{CpuStorage, CustomOp3, DType, Device, Layout, Result, Shape, Tensor, bail};
 
 use crate::ops::cpu::element::Element;
+use crate::ops::cpu::float::wide_dtype;
 use crate::ops::cpu::matmul::matmul_into;
 use crate::ops::cpu::matrix::{Matrix, Write};
 use crate::ops::cpu::operand::Operand;
@@ -178,11 +179,6 @@ pub(super) fn multiply_low_rank<T: Real>(
     Ok(hidden)
 }
 
-/// What sums in a dtype are computed in.
-pub(super) fn wide(dtype: DType) -> DType {
-    if dtype == DType::F64 { DType::F64 } else { DType::F32 }
-}
-
 /// h = x·Aᵀ in f32, `[rows, rank]`.
 pub(super) fn hidden(x: Operand<'_>, a: Operand<'_>) -> Result<Vec<f32>> {
     let shape = (x.rows(), a.rows());
@@ -256,7 +252,7 @@ impl CustomOp3 for LowRankLinear {
         let rows = x.elem_count() / factor_a.dim(1)?.max(1);
         let x_rows = x.detach().reshape((rows, factor_a.dim(1)?))?;
         let grad = grad.contiguous()?.reshape((rows, factor_b.dim(0)?))?;
-        let wide = wide(x.dtype());
+        let wide = wide_dtype(x.dtype());
         let grad_hidden = product_as(wide, &grad, &factor_b, self.scaling)?;
         let grad_b = match self.hidden.get() {
             Some(hidden) if b.track_op() => Some(product_as(b.dtype(), &grad.t()?, hidden, self.scaling)?),

@@ -41,7 +41,7 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
         let bias = bias.map(|bias| bias.to_dtype(wide.dtype())).transpose()?;
         return linear(&wide, &weight.to_dtype(wide.dtype())?, bias.as_ref())?.to_dtype(x.dtype());
     }
-    if weight.track_op() && trainable::takes(x, weight) {
+    if weight.track_op() && has_kernel {
         return trainable_linear(x, weight, bias);
     }
     if weight.track_op() {

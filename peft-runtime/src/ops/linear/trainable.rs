@@ -3,16 +3,10 @@
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Tensor};
 
-use crate::ops::is_at_most_f32;
 use crate::ops::linear::frozen::FrozenLinear;
 use crate::ops::matmul::product_as;
 
-/// Whether the map is this op: on the CPU, in f32 or half precision.
-pub(super) fn takes(x: &Tensor, weight: &Tensor) -> bool {
-    x.device().is_cpu() && [x.dtype(), weight.dtype()].into_iter().all(is_at_most_f32)
-}
-
-/// y = x·Wᵀ + b, rounded once, with gradients for all that is part of a graph.
+/// y = x·Wᵀ + b on the CPU in f32 or half precision, rounded once, with gradients for all that is part of a graph.
 pub(super) fn trainable_linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     let map = FrozenLinear { weight: weight.detach(), bias: bias.map(Tensor::detach) };
     let (x, op) = (x.contiguous()?, TrainableLinear(map));
