@@ -155,7 +155,7 @@ def circumstances(arguments, found: dict) -> list[str]:
         f"Programs take turns, rounds in one go: {arguments.rounds}; a value is the median of the rounds. A step's seconds "
         f"are the median of {arguments.steps - 2} steps after two that do not count. Memory is the largest resident size of "
         f"the process.{note} "
-        "SmolLM2-135M's sizes with random weights, f32 where no row says bf16, LoRA of rank 8 on all seven projections, AdamW. plain candle is "
+        "SmolLM2-135M's sizes with random weights, f32 unless the row says bf16, LoRA of rank 8 on all seven projections, AdamW. plain candle is "
         "`examples/src/bin/stock_candle`, of candle's own differentiable ops.",
         "",
     ]

@@ -29,7 +29,7 @@ struct Arguments {
     /// How often everything except loading is measured; the median counts.
     #[arg(long, default_value_t = 9)]
     rounds: usize,
-    /// The precision of the base model and of what it computes: bf16, f16 or f32. Adapters train in f32.
+    /// The precision of the base model and of what it computes: bf16, f16 or f32. Adapters are in f32.
     #[arg(long, value_parser = float_type, value_name = "TYPE", default_value = "f32")]
     dtype: DType,
     /// Threads to compute on; all cores by default.

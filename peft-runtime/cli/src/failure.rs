@@ -76,7 +76,10 @@ fn advice(error: &Error) -> &'static str {
         | Error::Setting { .. }
         | Error::Combination(_) => "correct the value that the message names",
         Error::AdapterFile(error) => match error {
-            AdapterFileError::NeedsBase { .. } => "give the base model with `--base`",
+            AdapterFileError::NeedsBase { .. } => {
+                "give the base model's folder with `--base`; if the base is a GGUF file, convert the adapter first with \
+                 `peft convert --to peft --base FOLDER`"
+            }
             AdapterFileError::OtherNames { .. } => {
                 "pass the `--rename` that the message names to `peft merge`"
             }
