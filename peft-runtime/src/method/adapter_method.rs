@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::adapter_config::AdapterConfig;
 use super::settings::Method;
+use super::tokens::TrainableTokens;
 use crate::adapter::{
     Adapter, AdapterMethod, Built, Combination, Combined, Geometry, KeyedShapes, LayerSettings, LayerShapes,
     PlainLora, Selection, Site, TensorSource, TiedMethod,
@@ -170,7 +171,7 @@ impl<M: Method> AdapterMethod for AdapterConfig<M> {
             return Arc::new(known);
         }
         // The file's own layers stand for those that a model's type has by default.
-        let is_adapted = |ends: &[&str]| ends.iter().any(|end| !end.starts_with("token_adapter."));
+        let is_adapted = |ends: &[&str]| ends.iter().any(|end| !TrainableTokens::has_key(end));
         let adapted = layers.iter().filter(|(_, ends)| is_adapted(ends));
         let paths: BTreeSet<String> = adapted.map(|(path, _)| (*path).to_owned()).collect();
         let own = || (!paths.is_empty()).then_some(TargetModules::Names(paths));

@@ -37,6 +37,11 @@ impl TrainableTokens {
     /// The end of the key of the base model's own rows, which PEFT keeps next to them.
     pub(crate) const ORIGINAL_KEY: &'static str = "token_adapter.trainable_tokens_original";
 
+    /// Whether what follows a layer's path in a key is of the adapter on its rows.
+    pub(crate) fn has_key(end: &str) -> bool {
+        end.starts_with("token_adapter.")
+    }
+
     /// The rows of `tokens`, which start as the layer's own.
     pub(crate) fn build(site: &Site<'_>, tokens: &[u32], source: &mut dyn TensorSource) -> Result<Built> {
         let (geometry, index) = (site.geometry.clone(), Tensor::new(tokens, &Device::Cpu)?);

@@ -70,6 +70,12 @@ pub(crate) fn has_avx512() -> bool {
         && is_x86_feature_detected!("avx512vl")
 }
 
+/// Whether these vectors have products of bf16.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn has_avx512_bf16() -> bool {
+    has_avx512() && is_x86_feature_detected!("avx512bf16")
+}
+
 /// Whether the processor converts between f16 and f32.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]

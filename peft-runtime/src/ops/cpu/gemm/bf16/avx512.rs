@@ -6,6 +6,7 @@ use std::arch::x86_64::{
 };
 
 use super::block::{BLOCK, Kernel, Line, SumLine};
+use crate::ops::cpu::dispatch::has_avx512_bf16;
 
 /// Rows whose sums are in registers at once: sixteen of these, and two of the right factor.
 const ROWS: usize = 8;
@@ -15,10 +16,7 @@ const PAIRS: usize = BLOCK / 2;
 
 /// Why the instruction cannot be used, if it cannot.
 pub(in crate::ops::cpu::gemm) fn missing() -> Option<&'static str> {
-    let there = is_x86_feature_detected!("avx512bf16")
-        && is_x86_feature_detected!("avx512f")
-        && is_x86_feature_detected!("avx512bw");
-    (!there).then_some("this processor has no AVX-512 instructions for bf16")
+    (!has_avx512_bf16()).then_some("this processor has no AVX-512 instructions for bf16")
 }
 
 /// The kernel of a thread.
