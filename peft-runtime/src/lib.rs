@@ -39,6 +39,37 @@
 //! | write my own adapter method | [`method::Method`] |
 //! | write my own kind of layer | [`layer::BaseLayer`] |
 //!
+//! # Swapping while serving
+//!
+//! A model is swapped under a lock while others read it: a forward pass sees the adapter before or the one after.
+//!
+//! ```
+//! use std::sync::RwLock;
+//!
+//! use candle_core::{DType, Device, Tensor};
+//! use candle_nn::{Linear, Module};
+//! use peft_runtime::prelude::*;
+//!
+//! #[derive(Injectable)]
+//! struct Model {
+//!     linear: Adapted<Linear>,
+//! }
+//!
+//! let weight = Tensor::ones((3, 2), DType::F32, &Device::Cpu)?;
+//! let mut model = Model { linear: Linear::new(weight, None).into() };
+//! model.inject_adapter(&LoraConfig::new(2, 4.0).with_targets(targets!(Model; "linear")), "default")?;
+//! let folder = tempfile::tempdir().unwrap();
+//! model.save_pretrained(folder.path(), "default")?;
+//!
+//! let model = RwLock::new(model);
+//! let x = Tensor::ones((1, 2), DType::F32, &Device::Cpu)?;
+//! std::thread::scope(|scope| {
+//!     scope.spawn(|| model.read().unwrap().linear.forward(&x));
+//!     scope.spawn(|| model.write().unwrap().hotswap_adapter(folder.path(), "default").map(drop));
+//! });
+//! # Ok::<(), peft_runtime::Error>(())
+//! ```
+//!
 //! # Features
 //!
 //! | feature | adds |

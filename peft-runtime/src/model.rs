@@ -352,34 +352,7 @@ pub trait PeftModel: Injectable {
     /// other ranks, another scaling, other layers; it is active and trainable as the one before was. Its variables are new
     /// ones: an optimiser that was made before holds others, and is made anew.
     ///
-    /// A model is swapped under a lock while others read it: a forward pass sees the adapter before or the one after.
-    ///
-    /// ```
-    /// use std::sync::RwLock;
-    ///
-    /// use candle_core::{DType, Device, Tensor};
-    /// use candle_nn::{Linear, Module};
-    /// use peft_runtime::prelude::*;
-    ///
-    /// #[derive(Injectable)]
-    /// struct Model {
-    ///     linear: Adapted<Linear>,
-    /// }
-    ///
-    /// let weight = Tensor::ones((3, 2), DType::F32, &Device::Cpu)?;
-    /// let mut model = Model { linear: Linear::new(weight, None).into() };
-    /// model.inject_adapter(&LoraConfig::new(2, 4.0).with_targets(targets!(Model; "linear")), "default")?;
-    /// let folder = tempfile::tempdir().unwrap();
-    /// model.save_pretrained(folder.path(), "default")?;
-    ///
-    /// let model = RwLock::new(model);
-    /// let x = Tensor::ones((1, 2), DType::F32, &Device::Cpu)?;
-    /// std::thread::scope(|scope| {
-    ///     scope.spawn(|| model.read().unwrap().linear.forward(&x));
-    ///     scope.spawn(|| model.write().unwrap().hotswap_adapter(folder.path(), "default").map(drop));
-    /// });
-    /// # Ok::<(), peft_runtime::Error>(())
-    /// ```
+    /// [Swapping while serving](crate#swapping-while-serving) shows it under a lock.
     ///
     /// # Errors
     /// [`Error::UnknownAdapter`], [`Error::Merged`], and as [`load_adapter`](Self::load_adapter); the adapter that was

@@ -53,17 +53,32 @@ pub(crate) struct StoredTensors<'a> {
 /// Reads a tensor onto a device.
 pub(crate) type ReadTensor<'a> = Box<dyn Fn(&Device) -> candle_core::Result<Tensor> + 'a>;
 
+/// Reads the values of a tensor into memory of their own.
+pub(crate) type ReadValues<'a> = Box<dyn Fn() -> Result<Vec<f32>> + 'a>;
+
 /// A tensor that is read when it is needed.
 pub(crate) struct StoredTensor<'a> {
     pub(crate) shape: Vec<usize>,
     pub(crate) read: ReadTensor<'a>,
+    /// For a tensor in f32 in a file: what a variable holds without a copy in between.
+    pub(crate) values: Option<ReadValues<'a>>,
 }
 
 impl<'a> StoredTensor<'a> {
     /// A tensor that is in memory already.
     pub(crate) fn in_memory(tensor: &'a Tensor) -> Self {
         let read = move |device: &Device| tensor.detach().to_device(device);
-        Self { shape: tensor.dims().to_vec(), read: Box::new(read) }
+        Self { shape: tensor.dims().to_vec(), read: Box::new(read), values: None }
+    }
+
+    /// The tensor as a new variable.
+    fn variable(&self, dtype: DType, device: &Device) -> Result<Var> {
+        match &self.values {
+            Some(values) if dtype == DType::F32 && device.is_cpu() => {
+                Ok(Var::from_vec(values()?, self.shape.as_slice(), device)?)
+            }
+            _ => Ok(Var::from_tensor(&(self.read)(device)?.to_dtype(dtype)?)?),
+        }
     }
 }
 
@@ -91,8 +106,7 @@ impl<'a> StoredTensors<'a> {
             self.mismatched.push(ShapeMismatch { key, expected, found });
             return Ok(Var::zeros(0, DType::F32, &Device::Cpu)?);
         }
-        let tensor = (stored.read)(device)?.to_dtype(dtype)?;
-        Ok(Var::from_tensor(&tensor)?)
+        stored.variable(dtype, device)
     }
 
     /// Counts the tensors at these keys as used.

@@ -59,4 +59,10 @@ impl TensorEntry {
     pub(super) fn load(&self, file: &MappedFile, device: &Device) -> candle_core::Result<Tensor> {
         TensorView::new(self.dtype, self.shape.clone(), self.bytes(file)?)?.load(device)
     }
+
+    /// The values of a tensor that is stored in f32.
+    pub(super) fn floats(&self, file: &MappedFile) -> Result<Vec<f32>> {
+        let (values, _) = self.bytes(file)?.as_chunks::<{ size_of::<f32>() }>();
+        Ok(values.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect())
+    }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
-use safetensors::View;
+use safetensors::{Dtype, View};
 
 use super::adapter_files::{self, AdapterFiles};
 use super::canonical::{CanonicalKeys, IsLayer, KeyReader};
@@ -199,7 +199,7 @@ impl StoredContents {
     }
 
     /// The dtype of the tensor at `key`, a key without the prefix.
-    pub(super) fn dtype(&self, key: &str) -> Option<safetensors::Dtype> {
+    pub(super) fn dtype(&self, key: &str) -> Option<Dtype> {
         let found = self.keys.found.get(key)?;
         match &self.tensors {
             Tensors::Mapped { entries, .. } => entries.get(found).map(|entry| entry.dtype),
@@ -220,7 +220,8 @@ impl StoredContents {
             Tensors::Mapped { file, entries } => {
                 let entry = entries.get(found)?;
                 let read = Box::new(move |device: &Device| entry.load(file, device));
-                Some(StoredTensor { shape: entry.shape.clone(), read })
+                let values = (entry.dtype == Dtype::F32).then(|| Box::new(move || entry.floats(file)) as _);
+                Some(StoredTensor { shape: entry.shape.clone(), read, values })
             }
             Tensors::Memory(tensors) => Some(StoredTensor::in_memory(tensors.get(found)?)),
         }

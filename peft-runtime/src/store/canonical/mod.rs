@@ -133,11 +133,22 @@ impl KeyReader<'_> {
 
     /// What a key says: of what it can mean, what the model has.
     fn read(&self, found: &str) -> Reading {
+        if let Some(key) = self.as_saved(found) {
+            return Reading { key: key.to_owned(), place: Place::Own, adapter: None };
+        }
         let (candidates, fallback) = without_wrappers(found);
         let mut readings: Vec<Reading> = candidates.iter().map(|key| self.read_unwrapped(key)).collect();
         let of_model =
             self.is_layer.and_then(|_| readings.iter().position(|reading| self.is_of_model(&reading.key)));
         readings.swap_remove(of_model.unwrap_or(fallback))
+    }
+
+    /// The one key of a tensor of a layer that the model has, if it was found as PEFT saves it: nothing else can be meant.
+    fn as_saved<'k>(&self, found: &'k str) -> Option<&'k str> {
+        let key = found.strip_prefix(PREFIX)?;
+        let (path, end) = self.method.split_key(key)?;
+        let is_layer = self.is_layer.is_some_and(|is_layer| is_layer(path));
+        (is_layer && !self.method.inert_key_ends().contains(&end)).then(|| self.method.canonical_key(key))
     }
 
     fn is_of_model(&self, key: &str) -> bool {

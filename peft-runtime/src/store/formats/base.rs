@@ -1,5 +1,6 @@
 //! What formats need to know of the model that an adapter is for.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::OnceLock;
 
@@ -24,6 +25,7 @@ pub(in crate::store) struct Base {
     /// The name of its folder, which in a pipeline says which of the models it is.
     pub(super) folder: Option<String>,
     values: Values,
+    paths: OnceLock<BTreeMap<String, bool>>,
     modules: OnceLock<BaseModules>,
 }
 
@@ -40,17 +42,28 @@ enum Values {
 impl From<&BaseWeights> for Base {
     fn from(weights: &BaseWeights) -> Self {
         Self {
-            shapes: weights.shapes().clone(),
             config: weights.config().cloned(),
             names: weights.names().clone(),
             folder: weights.folder(),
-            values: Values::Files(weights.clone()),
-            modules: OnceLock::new(),
+            ..Self::with(weights.shapes().clone(), Values::Files(weights.clone()))
         }
     }
 }
 
 impl Base {
+    /// Parameters and nothing else.
+    fn with(shapes: BTreeMap<String, Vec<usize>>, values: Values) -> Self {
+        Self {
+            shapes,
+            config: None,
+            names: NameMap::default(),
+            folder: None,
+            values,
+            paths: OnceLock::new(),
+            modules: OnceLock::new(),
+        }
+    }
+
     /// The parameters of a model in memory, the weights of quantized layers included. It has no config.
     pub(in crate::store) fn of_model<M: Injectable + ?Sized>(model: &M) -> Self {
         let (mut shapes, mut values) = (BTreeMap::new(), BTreeMap::new());
@@ -64,29 +77,13 @@ impl Base {
                 values.insert(name, tensor.detach());
             }
         }
-        let values = Values::Memory(values);
-        Self {
-            shapes,
-            config: None,
-            names: NameMap::default(),
-            folder: None,
-            values,
-            modules: OnceLock::new(),
-        }
+        Self::with(shapes, Values::Memory(values))
     }
 
     /// A model of which only the shapes are known.
     #[cfg(test)]
     pub(super) fn of_shapes(shapes: BTreeMap<String, Vec<usize>>) -> Self {
-        let values = Values::Memory(BTreeMap::new());
-        Self {
-            shapes,
-            config: None,
-            names: NameMap::default(),
-            folder: None,
-            values,
-            modules: OnceLock::new(),
-        }
+        Self::with(shapes, Values::Memory(BTreeMap::new()))
     }
 
     /// Reads the parameter called `name`.
@@ -128,9 +125,9 @@ impl Base {
             let router =
                 router.or_else(|| respelt.strip_suffix(".router").map(|block| format!("{block}.gate")));
             for name in std::iter::once(respelt.clone()).chain(router) {
-                let placed = self.names.place(&name).module;
+                let placed = self.placed(&name);
                 if self.has_module(&placed) {
-                    return Ok(Some(placed));
+                    return Ok(Some(placed.into_owned()));
                 }
                 if let Some(name) = self.modules().other_name(key, &name)? {
                     return Ok(Some(name));
@@ -140,23 +137,40 @@ impl Base {
         Ok(None)
     }
 
+    /// The path that the module which adapters call `path` has here.
+    pub(super) fn placed<'p>(&self, path: &'p str) -> Cow<'p, str> {
+        if self.names.is_empty() { path.into() } else { self.names.place(path).module.into() }
+    }
+
     /// Whether a module at `path` has parameters.
     pub(super) fn has_module(&self, path: &str) -> bool {
-        let start = format!("{path}.");
-        let mut below = self.shapes.range(start.clone()..);
-        below.next().is_some_and(|(name, _)| name.starts_with(&start))
+        self.paths().contains_key(path)
     }
 
     /// Whether the module that adapters call `path` has parameters of its own.
     pub(super) fn is_layer(&self, path: &str) -> bool {
-        let start = format!("{}.", self.names.place(path).module);
-        let below = self.shapes.range(start.clone()..).map_while(|(name, _)| name.strip_prefix(&start));
-        below.into_iter().any(|parameter| !parameter.contains('.'))
+        self.paths().get(&*self.placed(path)).is_some_and(|has_own| *has_own)
     }
 
     /// The paths of all modules.
     pub(super) fn module_paths(&self) -> BTreeSet<&str> {
-        let ends = |name: &str| name.match_indices('.').map(|(dot, _)| dot).collect::<Vec<_>>();
-        self.shapes.keys().flat_map(|name| ends(name).into_iter().map(move |end| &name[..end])).collect()
+        self.paths().keys().map(String::as_str).collect()
+    }
+
+    /// The paths of all modules, each with whether it has parameters of its own.
+    fn paths(&self) -> &BTreeMap<String, bool> {
+        self.paths.get_or_init(|| {
+            let mut paths = BTreeMap::new();
+            for (module, _) in self.shapes.keys().filter_map(|name| name.rsplit_once('.')) {
+                paths.insert(module.to_owned(), true);
+                let mut above = module.rsplit_once('.');
+                // Whatever is above a known module is known.
+                while let Some((path, _)) = above.filter(|(path, _)| !paths.contains_key(*path)) {
+                    paths.insert(path.to_owned(), false);
+                    above = path.rsplit_once('.');
+                }
+            }
+            paths
+        })
     }
 }

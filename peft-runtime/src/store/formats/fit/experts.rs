@@ -114,7 +114,7 @@ fn experts(config: &PeftConfig, contents: &StoredContents, base: &Base) -> BTree
         let Some((expert, name)) = rest.split_once('.') else { continue };
         let known = PROJECTIONS.iter().find(|(known, ..)| *known == name);
         let (Ok(expert), Some((_, parameter, place))) = (expert.parse::<usize>(), known) else { continue };
-        if base.has_module(&base.names.place(path).module) {
+        if base.has_module(&base.placed(path)) {
             continue;
         }
         let module = format!("{module}{}", EXPERTS.trim_end_matches('.'));

@@ -26,9 +26,8 @@ pub(super) fn to_base(
     base: &Base,
 ) -> Result<(PeftConfig, StoredContents)> {
     let (config, contents) = single::split(config, contents, base)?;
-    let is_known = |key: &str| {
-        module_of(&config, key).is_none_or(|module| base.has_module(&base.names.place(module).module))
-    };
+    let is_known =
+        |key: &str| module_of(&config, key).is_none_or(|module| base.has_module(&base.placed(module)));
     if contents.keys().into_iter().all(is_known) {
         return Ok((config, contents));
     }
@@ -38,7 +37,7 @@ pub(super) fn to_base(
         experts::fuse(&config, &contents, base).map_err(|error| contents.of_weights(error))?;
     for key in contents.keys() {
         let Some(module) = module_of(&config, key).filter(|module| !gone.contains(*module)) else { continue };
-        if renames.contains_key(module) || base.has_module(&base.names.place(module).module) {
+        if renames.contains_key(module) || base.has_module(&base.placed(module)) {
             continue;
         }
         match base.other_name(key, module).map_err(|error| contents.of_weights(error.into()))? {
@@ -76,7 +75,7 @@ pub(super) fn to_base(
 /// The shape of a parameter of the module that an adapter calls `path`, if it is one of the base model's.
 pub(super) fn shape_of<'b>(base: &'b Base, path: &str, parameter: &str) -> Option<&'b [usize]> {
     let shape = |module: &str| base.shapes.get(&format!("{module}.{parameter}")).map(Vec::as_slice);
-    shape(&base.names.place(path).module).or_else(|| {
+    shape(&base.placed(path)).or_else(|| {
         let other = base.other_name(path, path).ok().flatten()?;
         shape(&other)
     })

@@ -46,6 +46,9 @@ pub(super) fn split(
     base: &Base,
 ) -> Result<(PeftConfig, StoredContents)> {
     let wanted = config.method().selection().parameters;
+    if wanted.is_empty() {
+        return Ok((config, contents));
+    }
     let stems: BTreeSet<String> = contents
         .keys()
         .into_iter()
