@@ -7,7 +7,7 @@ use super::parameters::{map_weight_and_bias, weight_and_bias};
 use super::{BaseLayer, ParameterMap, python_tuple};
 use crate::adapter::{ConvSettings, Geometry};
 use crate::error::Result;
-use crate::ops::conv::conv;
+use crate::ops::conv::{conv, half_conv_with_bias};
 use crate::ops::{add_promoted, is_half_on_cpu, widened};
 use crate::schema::{Family, LayerKind};
 
@@ -29,6 +29,11 @@ fn forward(
     bias: Option<&Tensor>,
     settings: ConvSettings,
 ) -> candle_core::Result<Tensor> {
+    if let Some(bias) = bias
+        && let Some(y) = half_conv_with_bias(x, weight, bias, settings)?
+    {
+        return Ok(y);
+    }
     if x.dtype() != weight.dtype() || (bias.is_some() && is_half_on_cpu(x)) {
         // Sum and bias are rounded together.
         let wide = widened(x)?;

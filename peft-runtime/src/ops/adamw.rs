@@ -6,9 +6,9 @@ use std::ops::Range;
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, DType, InplaceOp2, Layout, Result, Tensor, Var, bail};
 use half::{bf16, f16};
-use rayon::prelude::*;
 
 use crate::ops::cpu::real::Real;
+use crate::ops::cpu::threads::for_each;
 
 /// The coefficients of one step, which are the same for all elements.
 #[derive(Clone, Copy, Debug)]
@@ -107,9 +107,9 @@ impl<S: Real> Step<'_, S> {
             coefficients.update(values, grads, (first, second), widen, round);
             return Ok(());
         }
-        let moments = first.par_chunks_mut(CHUNK).zip(second.par_chunks_mut(CHUNK));
-        let chunks = values.par_chunks_mut(CHUNK).zip(grads.par_chunks(CHUNK)).zip(moments);
-        chunks.for_each(|((values, grads), moments)| {
+        let moments = first.chunks_mut(CHUNK).zip(second.chunks_mut(CHUNK));
+        let chunks = values.chunks_mut(CHUNK).zip(grads.chunks(CHUNK)).zip(moments);
+        for_each(chunks, |((values, grads), moments)| {
             coefficients.update(values, grads, moments, &widen, &round);
         });
         Ok(())

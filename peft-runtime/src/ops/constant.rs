@@ -6,12 +6,14 @@ use candle_core::{
     CpuStorage, CudaStorage, CustomOp1, Layout, MetalStorage, Result, Shape, Storage, Tensor, bail,
 };
 
+use crate::ops::graph::carried::ApplyCarried;
+
 /// `x + constant`, with a gradient only for `x`; the shapes are equal.
 pub(crate) fn add_constant(x: &Tensor, constant: &Tensor) -> Result<Tensor> {
     if !x.track_op() {
         return x + constant;
     }
-    x.apply_op1(WithConstant { constant: constant.detach(), op: Op::Add })
+    x.carry_op1(WithConstant { constant: constant.detach(), op: Op::Add })
 }
 
 /// `x ∘ constant`, with a gradient only for `x`; the shapes are equal.
@@ -19,7 +21,7 @@ pub(crate) fn mul_constant(x: &Tensor, constant: &Tensor) -> Result<Tensor> {
     if !x.track_op() {
         return x * constant;
     }
-    x.apply_op1(WithConstant { constant: constant.detach(), op: Op::Mul })
+    x.carry_op1(WithConstant { constant: constant.detach(), op: Op::Mul })
 }
 
 /// `x / constant` element by element, with a gradient only for `x`; the shapes are equal.
@@ -27,7 +29,7 @@ pub(crate) fn div_constant(x: &Tensor, constant: &Tensor) -> Result<Tensor> {
     if !x.track_op() {
         return x / constant;
     }
-    x.apply_op1(WithConstant { constant: constant.detach(), op: Op::Div })
+    x.carry_op1(WithConstant { constant: constant.detach(), op: Op::Div })
 }
 
 struct WithConstant {

@@ -6,6 +6,7 @@ use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, bail};
 
 use crate::ops::elements::contiguous_slice;
+use crate::ops::graph::carried::ApplyCarried;
 
 /// Which positions of a padded batch hold tokens.
 ///
@@ -83,7 +84,7 @@ impl Packing {
             Move::Unpack => [&padded, rest].concat(),
         };
         if x.device().is_cpu() {
-            return x.contiguous()?.apply_op1(PackingOp { packing: self.clone(), direction, dims });
+            return x.contiguous()?.carry_op1(PackingOp { packing: self.clone(), direction, dims });
         }
         let places = Tensor::new(&*self.places, x.device())?;
         let width = rest.iter().product::<usize>();

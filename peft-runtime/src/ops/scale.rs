@@ -4,13 +4,15 @@ use candle_core::backend::BackendStorage;
 use candle_core::op::Mul;
 use candle_core::{CpuStorage, CudaStorage, CustomOp2, DType, Layout, MetalStorage, Result, Shape, Tensor};
 
+use crate::ops::graph::carried::ApplyCarried;
+
 /// `x ⊙ v` with `v` of shape `[features]` along dimension `axis` of `x`, in the promoted dtype.
 ///
 /// An operand that is not part of a graph gets no gradient.
 pub(crate) fn scale_features(x: &Tensor, v: &Tensor, axis: usize) -> Result<Tensor> {
     let dtype = super::promoted(x.dtype(), v.dtype());
     let (x, v) = (x.to_dtype(dtype)?, v.to_dtype(dtype)?);
-    x.apply_op2(&v, ScaleFeatures { axis: axis.min(x.rank().saturating_sub(1)) })
+    x.carry_op2(&v, ScaleFeatures { axis: axis.min(x.rank().saturating_sub(1)) })
 }
 
 struct ScaleFeatures {

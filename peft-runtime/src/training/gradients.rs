@@ -2,9 +2,9 @@
 
 use candle_core::backprop::GradStore;
 use candle_core::{CpuStorage, DType, Storage, Tensor, Var, bail};
-use rayon::prelude::*;
 
 use crate::error::Result;
+use crate::ops::cpu::threads::map;
 use crate::ops::widened;
 
 /// The mean of the gradients of several batches: a step of the optimiser on more rows than fit into memory at once.
@@ -180,8 +180,7 @@ fn squares<T: Copy + Sync>(values: &[T], widen: impl Fn(T) -> f64 + Sync) -> f64
         }
         lanes.iter().sum::<f64>()
     };
-    let pieces: Vec<f64> = values.par_chunks(CHUNK).map(piece).collect();
-    pieces.iter().sum()
+    map(values.chunks(CHUNK), piece).iter().sum()
 }
 
 #[cfg(test)]

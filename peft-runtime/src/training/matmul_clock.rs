@@ -1,8 +1,6 @@
 //! How much of a run's time goes into matrix products.
 
-use rayon::current_num_threads;
-
-use crate::ops::cpu::clock;
+use crate::ops::cpu::{clock, threads};
 
 /// Measures how long the matrix products of this crate's layers and kernels take, in all threads of the process.
 ///
@@ -39,6 +37,6 @@ impl MatmulClock {
     /// The seconds since then in which products ran: the time of all threads, divided by the number of threads.
     pub fn seconds(&self) -> f64 {
         let nanoseconds = clock::nanoseconds() - self.start;
-        nanoseconds as f64 / 1e9 / current_num_threads() as f64
+        nanoseconds as f64 / 1e9 / threads::count() as f64
     }
 }

@@ -11,6 +11,7 @@ use candle_nn::{Embedding, LayerNorm, Linear, Module, VarBuilder};
 use super::folder;
 use crate::layer::Adapted;
 use crate::nn::{self, AttentionOptions, Dropout, Packing, PaddedEmbedding};
+use crate::ops::graph::carried::reshaped;
 use batch::Batch;
 
 pub use super::activation::HiddenAct;
@@ -257,13 +258,15 @@ impl SelfAttention {
         let split = |projected: Tensor| {
             let projected = batch.unpack(projected)?;
             let (rows, length, size) = projected.dims3()?;
-            projected.reshape((rows, length, self.heads, size / self.heads))
+            reshaped(&projected, (rows, length, self.heads, size / self.heads))
         };
         let (query, key) = (split(self.query.forward(hidden)?)?, split(self.key.forward(hidden)?)?);
         let value = split(self.value.forward(hidden)?)?;
         let (scale, dropout) = ((query.dim(3)? as f64).sqrt().recip(), self.dropout.draw()?);
         let options = AttentionOptions { scale, causal: false, mask: batch.mask, dropout };
-        batch.pack(nn::attention(&query, &key, &value, &options)?.flatten_from(2)?)
+        let attended = nn::attention(&query, &key, &value, &options)?;
+        let (rows, length, heads, size) = attended.dims4()?;
+        batch.pack(reshaped(&attended, (rows, length, heads * size))?)
     }
 }
 

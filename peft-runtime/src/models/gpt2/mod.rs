@@ -15,6 +15,7 @@ use super::generate::CausalModel;
 use crate::layer::{Adapted, AnyLinear};
 use crate::nn::{self, AttentionOptions, TransposedLinear};
 use crate::ops::add_promoted;
+use crate::ops::graph::carried::reshaped;
 use crate::store::ModelWeights;
 
 pub use config::Gpt2Config;
@@ -231,7 +232,7 @@ impl Attention {
         cache: Option<(&mut KvCache, usize)>,
     ) -> Result<Tensor> {
         let (batch, length, size) = x.dims3()?;
-        let joined = self.c_attn.forward(x)?.reshape((batch, length, 3, self.heads, size / self.heads))?;
+        let joined = reshaped(&self.c_attn.forward(x)?, (batch, length, 3, self.heads, size / self.heads))?;
         let part = |index: usize| joined.narrow(2, index, 1)?.squeeze(2);
         let (query, key, value) = (part(0)?, part(1)?, part(2)?);
         let (key, value) = match cache {
@@ -240,7 +241,7 @@ impl Attention {
         };
         let options = AttentionOptions { scale: self.scale, causal: true, mask, dropout: None };
         let attended = nn::attention(&query, &key, &value, &options)?;
-        self.c_proj.forward_add(&attended.reshape((batch, length, size))?, residual)
+        self.c_proj.forward_add(&reshaped(&attended, (batch, length, size))?, residual)
     }
 }
 

@@ -8,6 +8,7 @@ use super::weights::Weights;
 use crate::layer::{Adapted, AnyLinear};
 use crate::models::cache::KvCache;
 use crate::nn::{self, AttentionOptions};
+use crate::ops::graph::carried::reshaped;
 
 /// What all blocks of one forward pass share.
 #[derive(Clone, Debug)]
@@ -121,7 +122,7 @@ impl SelfAttention {
     ) -> Result<Tensor> {
         let (batch, length, _) = x.dims3()?;
         let split =
-            |projected: Tensor, heads: usize| projected.reshape((batch, length, heads, self.head_dim));
+            |projected: Tensor, heads: usize| reshaped(&projected, (batch, length, heads, self.head_dim));
         let query = normed(self.q_norm.as_ref(), split(self.q_proj.forward(x)?, self.heads)?)?;
         let key = normed(self.k_norm.as_ref(), split(self.k_proj.forward(x)?, self.key_value_heads)?)?;
         let value = split(self.v_proj.forward(x)?, self.key_value_heads)?;
@@ -137,7 +138,7 @@ impl SelfAttention {
             }
             None => nn::rotary_attention(&query, &key, &value, cos, sin, &options)?,
         };
-        let attended = attended.reshape((batch, length, self.heads * self.head_dim))?;
+        let attended = reshaped(&attended, (batch, length, self.heads * self.head_dim))?;
         self.o_proj.forward_add(&attended, residual)
     }
 }

@@ -12,6 +12,8 @@ use candle_core::{Result, Tensor};
 use self::composed::composed;
 use self::op::FusedAttention;
 
+use crate::ops::graph::carried::ApplyCarried;
+
 pub use self::options::AttentionOptions;
 
 /// `softmax(scale · q·kᵀ)·v` for each head, with dropout on the softmax if the options have it.
@@ -39,7 +41,7 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, options: &AttentionOptions<
     if !q.device().is_cpu() {
         return composed(q, k, v, &op.sizes, op.mask.as_deref(), op.dropout);
     }
-    q.apply_op3(k, v, op)
+    q.carry_op3(k, v, op)
 }
 
 #[cfg(test)]

@@ -78,14 +78,33 @@ impl Sizes {
         vec![T::from_f64(0.0); self.depth() * self.window.places()]
     }
 
-    pub(super) fn forward<T: Float>(&self, x: &[T], kernel: &[T]) -> Result<Vec<T>> {
+    /// y; with a bias, one value for each output channel, it is summed together with that and rounded once.
+    pub(super) fn forward<T: Float>(
+        &self,
+        x: &[T],
+        kernel: &[T],
+        bias: Option<&[T::Wide]>,
+    ) -> Result<Vec<T>> {
         let mut y = vec![T::from_f64(0.0); self.batch * self.groups * self.output_part()];
-        let mut columns = self.zero_columns();
+        let (mut columns, mut space) = (self.zero_columns(), Vec::new());
         let pictures = x.chunks(self.input_part()).zip(y.chunks_mut(self.output_part()));
         for (part, (x, y)) in pictures.enumerate() {
             self.window.unfold(x, &mut columns);
             let columns = Matrix::contiguous(&columns, self.depth(), self.window.places())?;
-            T::matmul(y, self.kernel_of(kernel, part)?, columns)?;
+            let kernel = self.kernel_of(kernel, part)?;
+            match bias {
+                None => T::matmul(y, kernel, columns)?,
+                Some(bias) => {
+                    let bias = &bias[part % self.groups * self.outputs..][..self.outputs];
+                    let mut done = Ok(());
+                    T::write(y, &mut space, |y| {
+                        let channels = y.chunks_mut(self.window.places().max(1));
+                        channels.zip(bias).for_each(|(channel, bias)| channel.fill(*bias));
+                        done = T::matmul_wide(y, Write::Add, kernel, columns);
+                    });
+                    done?;
+                }
+            }
         }
         Ok(y)
     }

@@ -12,9 +12,28 @@ use half::{bf16, f16};
 use self::kernel::Sizes;
 use crate::ops::elements::contiguous_slice;
 use crate::ops::graph::attach::with_gradient;
+use crate::ops::graph::carried::ApplyCarried;
 use crate::ops::is_half_on_cpu;
 
 pub use self::kernel::ConvSettings;
+
+/// [`conv`] with a bias `[out]`, all in half precision on the CPU: bias and sum are rounded together. `None` if they are not.
+pub(crate) fn half_conv_with_bias(
+    x: &Tensor,
+    kernel: &Tensor,
+    bias: &Tensor,
+    settings: ConvSettings,
+) -> Result<Option<Tensor>> {
+    if !is_half_on_cpu(x) || kernel.dtype() != x.dtype() || bias.track_op() {
+        return Ok(None);
+    }
+    check_input(x.dims(), kernel.dims(), settings)?;
+    if bias.dims() != [kernel.dim(0)?] {
+        bail!("a bias of shape {:?} does not fit a kernel of shape {:?}", bias.dims(), kernel.dims())
+    }
+    let bias = Some(bias.to_dtype(DType::F32)?.to_vec1()?);
+    x.contiguous()?.carry_op2(&kernel.contiguous()?, Conv { settings, bias }).map(Some)
+}
 
 /// The convolution of `x` (`[batch, in, length]` or `[batch, in, height, width]`) with a kernel of the same rank
 /// (`[out, in / groups, …]`). Half precision on the CPU is computed in f32 and rounded once.
@@ -25,7 +44,7 @@ pub(crate) fn conv(x: &Tensor, kernel: &Tensor, settings: ConvSettings) -> Resul
         return y.to_dtype(x.dtype());
     }
     if x.device().is_cpu() {
-        return x.contiguous()?.apply_op2(&kernel.contiguous()?, Conv { settings });
+        return x.contiguous()?.carry_op2(&kernel.contiguous()?, Conv { settings, bias: None });
     }
     if kernel.track_op() {
         return convolve(x, kernel, settings);
@@ -75,6 +94,8 @@ fn convolve(x: &Tensor, kernel: &Tensor, settings: ConvSettings) -> Result<Tenso
 /// The op on the CPU.
 struct Conv {
     settings: ConvSettings,
+    /// For half precision only.
+    bias: Option<Vec<f32>>,
 }
 
 impl CustomOp2 for Conv {
@@ -90,22 +111,23 @@ impl CustomOp2 for Conv {
         kernel_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         let sizes = Sizes::new(x_layout.dims(), kernel_layout.dims(), self.settings);
+        let bias = self.bias.as_deref();
         let y = match (x, kernel) {
             (CpuStorage::F32(x), CpuStorage::F32(kernel)) => {
                 let kernel = contiguous_slice(kernel, kernel_layout)?;
-                CpuStorage::F32(sizes.forward(contiguous_slice(x, x_layout)?, kernel)?)
+                CpuStorage::F32(sizes.forward(contiguous_slice(x, x_layout)?, kernel, None)?)
             }
             (CpuStorage::F64(x), CpuStorage::F64(kernel)) => {
                 let kernel = contiguous_slice(kernel, kernel_layout)?;
-                CpuStorage::F64(sizes.forward(contiguous_slice(x, x_layout)?, kernel)?)
+                CpuStorage::F64(sizes.forward(contiguous_slice(x, x_layout)?, kernel, None)?)
             }
             (CpuStorage::F16(x), CpuStorage::F16(kernel)) => {
                 let kernel = contiguous_slice(kernel, kernel_layout)?;
-                CpuStorage::F16(sizes.forward(contiguous_slice(x, x_layout)?, kernel)?)
+                CpuStorage::F16(sizes.forward(contiguous_slice(x, x_layout)?, kernel, bias)?)
             }
             (CpuStorage::BF16(x), CpuStorage::BF16(kernel)) => {
                 let kernel = contiguous_slice(kernel, kernel_layout)?;
-                CpuStorage::BF16(sizes.forward(contiguous_slice(x, x_layout)?, kernel)?)
+                CpuStorage::BF16(sizes.forward(contiguous_slice(x, x_layout)?, kernel, bias)?)
             }
             _ => bail!("a convolution takes an input and a kernel of floats of one dtype"),
         };

@@ -1,6 +1,6 @@
 use candle_core::{DType, Tensor, Var};
 
-use super::{ConvSettings, conv};
+use super::{ConvSettings, conv, half_conv_with_bias};
 use crate::ops::testing::{assert_close, assert_differences, assert_precise, random};
 
 /// Every shape × settings.
@@ -39,4 +39,35 @@ fn a_frozen_kernel_gets_no_gradient() {
     let settings = ConvSettings { padding: 0, stride: 1, dilation: 1, groups: 1 };
     let grads = conv(&x, &kernel, settings).unwrap().sum_all().unwrap().backward().unwrap();
     assert!(grads.get(&x).is_some() && grads.get(&kernel).is_none());
+}
+
+#[test]
+fn a_bias_in_half_precision_is_rounded_together_with_the_sum() {
+    let settings = ConvSettings { padding: 1, stride: 2, dilation: 1, groups: 2 };
+    // Half a unit in the last place.
+    for (dtype, unit) in [(DType::BF16, 4e-3), (DType::F16, 5e-4)] {
+        for (input, kernel) in [(vec![2, 4, 6, 5], vec![6, 2, 3, 3]), (vec![3, 4, 7], vec![6, 2, 3])] {
+            let [x, kernel, bias] = [("x", input.as_slice()), ("kernel", kernel.as_slice()), ("bias", &[6])]
+                .map(|(label, shape)| random(label, shape).to_dtype(dtype).unwrap());
+            let x = Var::from_tensor(&x).unwrap();
+            let ours = half_conv_with_bias(&x, &kernel, &bias, settings).unwrap().unwrap();
+            let wide = |tensor: &Tensor| tensor.to_dtype(DType::F64).unwrap();
+            let mut channels = vec![1; input.len()];
+            channels[1] = 6;
+            let sum = conv(&wide(&x.detach()), &wide(&kernel), settings).unwrap();
+            let exact = sum.broadcast_add(&wide(&bias).reshape(channels).unwrap()).unwrap();
+            assert_close(&ours, &exact, unit, &format!("{dtype:?} {input:?}"));
+
+            // The gradient of the sum does not depend on the bias.
+            let slope = |y: &Tensor| {
+                let sum = y.to_dtype(DType::F32).unwrap().sum_all().unwrap();
+                wide(sum.backward().unwrap().get(&x).unwrap())
+            };
+            let without = conv(&x, &kernel, settings).unwrap();
+            assert_close(&slope(&ours), &slope(&without), 0.0, "the gradient");
+        }
+    }
+    let f32s = random("x", &[1, 2, 5]).to_dtype(DType::F32).unwrap();
+    let none = half_conv_with_bias(&f32s, &f32s.narrow(2, 0, 2).unwrap(), &f32s, settings).unwrap();
+    assert!(none.is_none(), "not of half precision");
 }

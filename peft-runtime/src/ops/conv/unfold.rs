@@ -1,7 +1,8 @@
 //! The windows of a convolution as the columns of a matrix, and back.
 
 use candle_core::WithDType;
-use rayon::prelude::*;
+
+use crate::ops::cpu::threads::for_each;
 
 /// How a window moves over one image; a one-dimensional signal is an image one pixel high.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,8 +36,8 @@ impl SlidingWindow {
     /// Writes the windows over an image of several channels into `columns`: one row for each channel and window
     /// element, one column for each position.
     pub(crate) fn unfold<T: WithDType>(&self, picture: &[T], columns: &mut [T]) {
-        let rows = columns.par_chunks_mut(self.places().max(1)).enumerate();
-        rows.for_each(|(index, row)| {
+        let rows = columns.chunks_mut(self.places().max(1)).enumerate();
+        for_each(rows, |(index, row)| {
             let channel = &picture[index / self.size() * self.pixels()..][..self.pixels()];
             self.for_each_place(index % self.size(), |place, pixel| {
                 row[place] = pixel.map_or(T::from_f64(0.0), |pixel| channel[pixel]);
@@ -46,8 +47,8 @@ impl SlidingWindow {
 
     /// Adds `columns` back into the image they were unfolded from.
     pub(crate) fn fold<T: WithDType>(&self, columns: &[T], picture: &mut [T]) {
-        let channels = picture.par_chunks_mut(self.pixels().max(1));
-        channels.zip(columns.par_chunks(self.size() * self.places())).for_each(|(channel, rows)| {
+        let channels = picture.chunks_mut(self.pixels().max(1));
+        for_each(channels.zip(columns.chunks(self.size() * self.places())), |(channel, rows)| {
             for (element, row) in rows.chunks(self.places().max(1)).enumerate() {
                 self.add_row(element, row, channel);
             }

@@ -4,6 +4,7 @@ use candle_core::WithDType;
 use half::{bf16, f16};
 
 use super::dispatch::dispatched;
+use super::threads::for_each;
 
 /// A float that f32 holds exactly.
 pub(crate) trait Element: WithDType {
@@ -15,6 +16,21 @@ pub(crate) trait Element: WithDType {
 
     /// Writes the nearest values into `rounded`, which has the same length; of two that are equally near, the even one.
     fn round(values: &[f32], rounded: &mut [Self]);
+}
+
+/// How many elements a thread converts at a time.
+const TASK: usize = 1 << 14;
+
+/// Writes `values` into `wide`, which has the same length, on all threads.
+pub(crate) fn widen_all<T: Element>(values: &[T], wide: &mut [f32]) {
+    let tasks = wide.chunks_mut(TASK).zip(values.chunks(TASK));
+    for_each(tasks, |(wide, values)| T::widen(values, wide));
+}
+
+/// Writes the nearest values into `rounded`, which has the same length, on all threads.
+pub(crate) fn round_all<T: Element>(values: &[f32], rounded: &mut [T]) {
+    let tasks = rounded.chunks_mut(TASK).zip(values.chunks(TASK));
+    for_each(tasks, |(rounded, values)| T::round(values, rounded));
 }
 
 impl Element for f32 {

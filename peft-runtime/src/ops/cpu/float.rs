@@ -3,7 +3,7 @@
 use candle_core::{DType, Result, WithDType};
 use half::{bf16, f16};
 
-use super::element::Element;
+use super::element::{Element, round_all};
 use super::matmul::{matmul_into, matmul_serial};
 use super::matrix::{Matrix, Write};
 use super::operand::Operand;
@@ -138,7 +138,7 @@ macro_rules! impl_half {
 
             fn round(wide: Vec<f32>) -> Vec<Self> {
                 let mut values = vec![Self::ZERO; wide.len()];
-                <Self as Element>::round(&wide, &mut values);
+                round_all(&wide, &mut values);
                 values
             }
 

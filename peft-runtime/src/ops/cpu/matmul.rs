@@ -2,12 +2,11 @@
 
 use candle_core::{Result, WithDType, bail};
 use gemm::Parallelism;
-use rayon::current_num_threads;
-use rayon::prelude::*;
 
 use super::gemm::named::check_names;
 use super::gemm::{multiply, own_factors};
 use super::matrix::{Matrix, Write};
+use super::threads::{self, try_for_each};
 use super::tile::{UNIT, steps, tiles};
 
 /// Products with fewer multiplications than this take less time than waking another thread.
@@ -36,10 +35,10 @@ pub(crate) fn matmul_into<T: WithDType>(
     if rows * columns * inner == 0 {
         return Ok(());
     }
-    let threads = if rows * columns * inner < SHARED { 1 } else { current_num_threads() };
+    let threads = if rows * columns * inner < SHARED { 1 } else { threads::count() };
     if threads > 1 && own_factors(lhs, rhs).is_some() {
         let steps = steps(rows, columns, UNIT, columns.div_ceil(threads).next_multiple_of(UNIT));
-        return tiles(destination, (rows, columns), steps)?.into_par_iter().try_for_each(|mut tile| {
+        return try_for_each(tiles(destination, (rows, columns), steps)?, |mut tile| {
             let (lhs, rhs) = (lhs.block(tile.rows(), 0..inner)?, rhs.block(0..inner, tile.columns())?);
             tile.matmul(write, scale, lhs, rhs)
         });

@@ -3,6 +3,7 @@
 //! | module | has |
 //! | --- | --- |
 //! | `dispatch` | the instruction sets that the processor has; kernels of plain loops, compiled a second time for wider vectors |
+//! | `threads` | work on all threads |
 //! | `real`, `exp` | f32 and f64 with their functions; exponential and error function of f32 that vectorise |
 //! | `element` | f32, bf16 and f16, which kernels read and write while they compute in f32 |
 //! | `slices`, `softmax` | arithmetic on one row |
@@ -31,4 +32,5 @@ pub(crate) mod real;
 pub(crate) mod slices;
 pub(crate) mod softmax;
 pub(crate) mod sums;
+pub(crate) mod threads;
 pub(crate) mod tile;

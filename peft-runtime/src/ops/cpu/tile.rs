@@ -6,7 +6,6 @@ use std::ops::Range;
 
 use candle_core::{DType, Result, WithDType, bail};
 use gemm::Parallelism;
-use rayon::current_num_threads;
 
 use super::gemm::{Destination, multiply, multiply_mixed};
 use super::matrix::{Matrix, Write};
@@ -68,7 +67,7 @@ pub(super) fn rows_of<T>(values: &mut [T], row_stride: usize, rows: usize, colum
 /// How far apart the tiles of a result start, in rows and in columns. A tile has at most `limit` columns, or `unit`
 /// if that is more.
 pub(crate) fn steps(rows: usize, columns: usize, unit: usize, limit: usize) -> (usize, usize) {
-    let threads = current_num_threads();
+    let threads = super::threads::count();
     let step = balanced_step(columns, unit, limit, threads);
     // If the columns do not keep all threads busy, rows are split as well; then several threads read the same columns.
     let parts = threads / columns.div_ceil(step).max(1);

@@ -4,11 +4,12 @@ mod mask;
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Result, Shape, Tensor, bail};
-use rayon::prelude::*;
 
 use crate::ops::constant::mul_constant;
 use crate::ops::cpu::float::Float;
+use crate::ops::cpu::threads::for_each;
 use crate::ops::elements::contiguous_slice;
+use crate::ops::graph::carried::ApplyCarried;
 
 pub use self::mask::DropoutMask;
 
@@ -19,7 +20,7 @@ const ROW: usize = 4096;
 /// `x` with the elements that `mask` drops as zeros and the others scaled; `x` has any shape and holds floats.
 pub(crate) fn dropout(x: &Tensor, mask: DropoutMask) -> Result<Tensor> {
     if x.device().is_cpu() {
-        return x.contiguous()?.apply_op1(Dropped { mask });
+        return x.contiguous()?.carry_op1(Dropped { mask });
     }
     let wide = if x.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
     let factors = dropout(&Tensor::ones(x.dims(), wide, &Device::Cpu)?, mask)?;
@@ -34,8 +35,8 @@ struct Dropped {
 impl Dropped {
     fn apply<T: Float>(&self, x: &[T]) -> Vec<T> {
         let mut y = vec![T::from_f64(0.0); x.len()];
-        let rows = y.par_chunks_mut(ROW).zip(x.par_chunks(ROW));
-        rows.enumerate().for_each(|(row, (y, x))| {
+        let rows = y.chunks_mut(ROW).zip(x.chunks(ROW));
+        for_each(rows.enumerate(), |(row, (y, x))| {
             let [mut wide_x, mut wide_y] = [const { Vec::new() }; 2];
             let x = T::read(x, &mut wide_x);
             T::write(y, &mut wide_y, |y| {

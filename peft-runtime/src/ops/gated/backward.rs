@@ -2,11 +2,11 @@
 
 use candle_core::{DType, Device, Result, Tensor};
 use half::{bf16, f16};
-use rayon::prelude::*;
 
 use super::kernel::{Activation, activate_gradient, gate_gradients};
 use super::{Activate, Gated, TASK};
 use crate::ops::cpu::float::Float;
+use crate::ops::cpu::threads::for_each;
 use crate::ops::elements::Elements;
 
 impl<A: Activation> Activate<A> {
@@ -14,8 +14,8 @@ impl<A: Activation> Activate<A> {
         let (x_elements, grad_elements) = (Elements::of(x), Elements::of(grad));
         let (values, dy) = (x_elements.as_slice::<T>()?, grad_elements.as_slice::<T>()?);
         let mut dx = vec![T::from_f64(0.0); values.len()];
-        let blocks = dx.par_chunks_mut(TASK).zip(values.par_chunks(TASK).zip(dy.par_chunks(TASK)));
-        blocks.for_each(|(dx, (x, dy))| {
+        let blocks = dx.chunks_mut(TASK).zip(values.chunks(TASK).zip(dy.chunks(TASK)));
+        for_each(blocks, |(dx, (x, dy))| {
             let [mut wide_x, mut wide_dy, mut wide_dx] = [const { Vec::new() }; 3];
             let (x, dy) = (T::read(x, &mut wide_x), T::read(dy, &mut wide_dy));
             T::write(dx, &mut wide_dx, |dx| activate_gradient::<A, T::Wide>(dx, x, dy));
@@ -50,9 +50,9 @@ impl<A: Activation> Gated<A> {
             [elements[0].as_slice::<T>()?, elements[1].as_slice::<T>()?, elements[2].as_slice::<T>()?];
         let mut dgate = vec![T::from_f64(0.0); dy.len()];
         let mut dup = vec![T::from_f64(0.0); dy.len()];
-        let outputs = dgate.par_chunks_mut(TASK).zip(dup.par_chunks_mut(TASK));
-        let inputs = gate_values.par_chunks(TASK).zip(up_values.par_chunks(TASK)).zip(dy.par_chunks(TASK));
-        outputs.zip(inputs).for_each(|((dgate, dup), ((gate, up), dy))| {
+        let outputs = dgate.chunks_mut(TASK).zip(dup.chunks_mut(TASK));
+        let inputs = gate_values.chunks(TASK).zip(up_values.chunks(TASK)).zip(dy.chunks(TASK));
+        for_each(outputs.zip(inputs), |((dgate, dup), ((gate, up), dy))| {
             let [mut wide_gate, mut wide_up, mut wide_dy] = [const { Vec::new() }; 3];
             let (gate, up) = (T::read(gate, &mut wide_gate), T::read(up, &mut wide_up));
             let dy = T::read(dy, &mut wide_dy);

@@ -8,11 +8,12 @@ use std::marker::PhantomData;
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, DType, Layout, Result, Shape, Tensor, bail};
 use half::{bf16, f16};
-use rayon::prelude::*;
 
 use self::kernel::{Activation, GeluErf, GeluTanh, Silu, activate, gate};
 use crate::ops::cpu::float::Float;
+use crate::ops::cpu::threads::for_each;
 use crate::ops::elements::contiguous_slice;
+use crate::ops::graph::carried::ApplyCarried;
 
 /// One task computes at least this many elements.
 const TASK: usize = 4096;
@@ -69,7 +70,7 @@ pub fn gelu_erf(x: &Tensor) -> Result<Tensor> {
 
 /// The op on the CPU; elsewhere `activation`, which is candle's own.
 fn activated<A: Activation>(x: &Tensor, activation: fn(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
-    if x.device().is_cpu() { x.contiguous()?.apply_op1(Activate::<A>(PhantomData)) } else { activation(x) }
+    if x.device().is_cpu() { x.contiguous()?.carry_op1(Activate::<A>(PhantomData)) } else { activation(x) }
 }
 
 /// The op on the CPU; elsewhere `activation`, which is candle's own, times `up`.
@@ -88,7 +89,7 @@ fn gated<A: Activation>(
         )
     }
     if gate.device().is_cpu() {
-        return gate.contiguous()?.apply_op2(&up.contiguous()?, Gated::<A>(PhantomData));
+        return gate.contiguous()?.carry_op2(&up.contiguous()?, Gated::<A>(PhantomData));
     }
     activation(gate)? * up
 }
@@ -98,8 +99,8 @@ struct Activate<A>(PhantomData<A>);
 impl<A: Activation> Activate<A> {
     fn forward<T: Float>(x: &[T]) -> Vec<T> {
         let mut y = vec![T::from_f64(0.0); x.len()];
-        let blocks = y.par_chunks_mut(TASK).zip(x.par_chunks(TASK));
-        blocks.for_each(|(y, x)| {
+        let blocks = y.chunks_mut(TASK).zip(x.chunks(TASK));
+        for_each(blocks, |(y, x)| {
             let (mut wide_x, mut wide_y) = (Vec::new(), Vec::new());
             let x = T::read(x, &mut wide_x);
             T::write(y, &mut wide_y, |y| activate::<A, T::Wide>(y, x));
@@ -140,8 +141,8 @@ struct Gated<A>(PhantomData<A>);
 impl<A: Activation> Gated<A> {
     fn forward<T: Float>(gates: &[T], up: &[T]) -> Vec<T> {
         let mut y = vec![T::from_f64(0.0); gates.len()];
-        let blocks = y.par_chunks_mut(TASK).zip(gates.par_chunks(TASK).zip(up.par_chunks(TASK)));
-        blocks.for_each(|(y, (gates, up))| {
+        let blocks = y.chunks_mut(TASK).zip(gates.chunks(TASK).zip(up.chunks(TASK)));
+        for_each(blocks, |(y, (gates, up))| {
             let [mut wide_gates, mut wide_up, mut wide_y] = [const { Vec::new() }; 3];
             let (gates, up) = (T::read(gates, &mut wide_gates), T::read(up, &mut wide_up));
             T::write(y, &mut wide_y, |y| gate::<A, T::Wide>(y, gates, up));

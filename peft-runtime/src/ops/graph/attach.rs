@@ -3,6 +3,8 @@
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CudaStorage, CustomOp2, Layout, MetalStorage, Result, Shape, Tensor};
 
+use crate::ops::graph::carried::ApplyCarried;
+
 /// `y`, with `gradient` as its backward pass to `x`: it maps the gradient of `y` to that of `x`.
 ///
 /// `y` must depend on variables only through `x`. Where `x` is not part of a graph, `y` is returned as it is.
@@ -16,7 +18,7 @@ where
     // The copy below starts where the storage does.
     let at_start = y.is_contiguous() && y.layout().start_offset() == 0;
     let y = if at_start { y } else { y.force_contiguous()? };
-    x.apply_op2(&y, Attached(gradient))
+    x.carry_op2(&y, Attached(gradient))
 }
 
 struct Attached<G>(G);

@@ -1,35 +1,36 @@
 //! A gradient that an op hands over to the op before it.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::thread::{self, ThreadId};
 
 use candle_core::{Result, Tensor, bail};
 
+use super::pass::Pass;
+
 /// Where an op leaves its output's gradient for the op before it, whose own output is too small to carry it.
 ///
-/// The two make up one function of more arguments than a candle op can have. A backward pass runs on one thread, so two
-/// simultaneous passes through one graph do not mix their gradients.
+/// The two make up one function of more arguments than a candle op can have. Simultaneous and nested passes through one graph do
+/// not mix their gradients.
 #[derive(Default)]
-pub(crate) struct GradientHandover(Mutex<Vec<(ThreadId, Tensor)>>);
+pub(crate) struct GradientHandover(Mutex<Vec<(Pass, Tensor)>>);
 
 impl GradientHandover {
-    /// Leaves a gradient. One that an earlier pass on this thread left and that was not taken is discarded.
+    /// Leaves a gradient. One that this pass left and that was not taken is discarded.
     pub(crate) fn leave(&self, grad: Tensor) {
-        let (mut waiting, own) = (self.waiting(), thread::current().id());
-        waiting.retain(|(thread, _)| *thread != own);
+        let (mut waiting, own) = (self.waiting(), Pass::current());
+        waiting.retain(|(pass, _)| *pass != own);
         waiting.push((own, grad));
     }
 
-    /// The gradient that this thread left.
+    /// The gradient that this pass left.
     pub(crate) fn take(&self) -> Result<Tensor> {
-        let (mut waiting, own) = (self.waiting(), thread::current().id());
-        match waiting.iter().position(|(thread, _)| *thread == own) {
+        let (mut waiting, own) = (self.waiting(), Pass::current());
+        match waiting.iter().position(|(pass, _)| *pass == own) {
             Some(place) => Ok(waiting.swap_remove(place).1),
             None => bail!("the backward pass of an op came before that of the op after it"),
         }
     }
 
-    fn waiting(&self) -> MutexGuard<'_, Vec<(ThreadId, Tensor)>> {
+    fn waiting(&self) -> MutexGuard<'_, Vec<(Pass, Tensor)>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

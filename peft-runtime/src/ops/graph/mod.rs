@@ -2,5 +2,8 @@
 //! arithmetic.
 
 pub(crate) mod attach;
+pub(crate) mod carried;
 pub(crate) mod handover;
+pub(crate) mod pass;
 pub(crate) mod precomputed;
+mod sum;

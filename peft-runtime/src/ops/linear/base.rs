@@ -2,13 +2,16 @@
 
 use candle_core::{DType, Result, Tensor};
 
+use crate::ops::cpu::element::Element;
 use crate::ops::cpu::matrix::Write;
+use crate::ops::cpu::operand::Operand;
 use crate::ops::cpu::real::Real;
-use crate::ops::cpu::slices::add;
+use crate::ops::cpu::sums::Term;
 use crate::ops::is_half;
+use crate::ops::linear::bias::add_bias_rows;
 use crate::ops::linear::frozen::FrozenLinear;
 use crate::ops::linear::quantized::FrozenQuantized;
-use crate::ops::matmul::{add_product, sum_of_products};
+use crate::ops::matmul::sum_of_products;
 
 /// y = x·Wᵀ + b on the CPU, with constants W `[out, in]` and b `[out]`.
 pub(super) enum FrozenBase {
@@ -29,14 +32,8 @@ impl FrozenBase {
 
     /// y += x·Wᵀ + b for `x` of shape `[rows, in]` and `y` `[rows, out]`.
     pub(super) fn add_rows<T: Real>(&self, y: &mut [T], x: &[T], rows: usize) -> Result<()> {
-        let bias = match self {
-            Self::Dense(base) => &base.bias,
-            Self::Quantized(base) => &base.bias,
-        };
-        if let Some(bias) = bias {
-            let bias = bias.to_dtype(T::DTYPE)?.to_vec1::<T>()?;
-            y.chunks_mut(bias.len().max(1)).for_each(|row| add(row, &bias));
-        }
+        let (Self::Dense(FrozenLinear { bias, .. }) | Self::Quantized(FrozenQuantized { bias, .. })) = self;
+        add_bias_rows(y, bias.as_ref())?;
         match self {
             Self::Dense(base) => base.multiply(y, Write::Add, x, rows),
             Self::Quantized(base) => base.multiply(y, Write::Add, x, rows),
@@ -57,18 +54,30 @@ impl FrozenBase {
                 let pairs: Vec<_> = [Some((grad, &weight)), other].into_iter().flatten().collect();
                 sum_of_products(dtype, &pairs)
             }
-            Self::Quantized(base) => match (base.input_gradient(grad)?, other) {
-                (dx, Some((lhs, rhs))) => add_product(dx, lhs, rhs, 1.0),
-                (dx, None) => Ok(dx),
-            },
+            Self::Quantized(base) => base.sum_of_gradients(dtype, grad, other),
         }
     }
 
-    /// The dense map, if not all of its operands are of one dtype that kernels compute in.
-    pub(super) fn mixed(&self, dtype: DType) -> Option<&FrozenLinear> {
+    /// Whether not all operands are of one dtype that kernels compute in, if the input is in `dtype`.
+    pub(super) fn is_mixed(&self, dtype: DType) -> bool {
+        is_half(dtype)
+            || match self {
+                Self::Dense(base) => base.weight.dtype() != dtype,
+                Self::Quantized(_) => false,
+            }
+    }
+
+    /// `y (+)= x·Wᵀ + b + others`, summed in f32 and rounded once, where not everything is f32.
+    pub(super) fn sum_mixed<T: Element>(
+        &self,
+        y: &mut [T],
+        write: Write,
+        x: Operand<'_>,
+        others: Option<Term<'_>>,
+    ) -> Result<()> {
         match self {
-            Self::Dense(base) => (is_half(dtype) || base.weight.dtype() != dtype).then_some(base),
-            Self::Quantized(_) => None,
+            Self::Dense(base) => base.sum_mixed(y, write, x, others),
+            Self::Quantized(base) => base.sum_mixed(y, write, x, others),
         }
     }
 }

@@ -1,13 +1,25 @@
-//! A bias that trains on a layer whose weight is frozen.
+//! Biases of layers whose weight is frozen; they may train.
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CudaStorage, CustomOp2, Layout, MetalStorage, Result, Shape, Tensor};
 
+use crate::ops::cpu::real::Real;
+use crate::ops::cpu::slices::add;
+use crate::ops::graph::carried::ApplyCarried;
 use crate::ops::widened;
+
+/// Adds the bias to every row of `y`.
+pub(super) fn add_bias_rows<T: Real>(y: &mut [T], bias: Option<&Tensor>) -> Result<()> {
+    if let Some(bias) = bias {
+        let bias = bias.to_dtype(T::DTYPE)?.to_vec1::<T>()?;
+        y.chunks_mut(bias.len().max(1)).for_each(|row| add(row, &bias));
+    }
+    Ok(())
+}
 
 /// `y`, which has the values of the bias in it already, with a gradient for the bias: the sum over all rows, in f32 or wider.
 pub(super) fn with_bias_gradient(y: &Tensor, bias: &Tensor) -> Result<Tensor> {
-    y.contiguous()?.apply_op2(bias, BiasGradient)
+    y.contiguous()?.carry_op2(bias, BiasGradient)
 }
 
 struct BiasGradient;

@@ -14,6 +14,7 @@ use crate::ops::cpu::operand::Operand;
 use crate::ops::cpu::real::Real;
 use crate::ops::cpu::sums::{Term, sum_into};
 use crate::ops::elements::contiguous_slice;
+use crate::ops::graph::carried::ApplyCarried;
 use crate::ops::linear::base::FrozenBase;
 use crate::ops::linear::frozen::{FrozenLinear, as_rows};
 use crate::ops::linear::quantized::{FrozenQuantized, quantized_linear};
@@ -43,7 +44,7 @@ pub(crate) fn low_rank(x: &Tensor, terms: &LowRank) -> Result<Tensor> {
     if x.device().is_cpu() {
         // The product reads halves as they are.
         let x = if one_sum(&[x, &terms.a, &terms.b]) { x.clone() } else { x.to_dtype(dtype)? };
-        return x.contiguous()?.apply_op3(&terms.a, &terms.b, LowRankLinear::new(None, terms.scaling, dtype));
+        return x.contiguous()?.carry_op3(&terms.a, &terms.b, LowRankLinear::new(None, terms.scaling, dtype));
     }
     let x = x.to_dtype(dtype)?;
     let hidden = x.reshape((rows, terms.a.dim(1)?))?.matmul(&terms.a.t()?)?;
@@ -83,7 +84,7 @@ pub(crate) fn quantized_linear_low_rank(
 
 fn fused(x: &Tensor, base: FrozenBase, terms: &LowRank) -> Result<Tensor> {
     let op = LowRankLinear::new(Some(base), terms.scaling, x.dtype());
-    x.contiguous()?.apply_op3(&terms.a, &terms.b, op)
+    x.contiguous()?.carry_op3(&terms.a, &terms.b, op)
 }
 
 /// Whether one sum can have products of these tensors: all are f64, or all f32 or half precision.
@@ -98,7 +99,7 @@ pub(crate) fn can_fuse(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, terms
     frozen && x.device().is_cpu() && one_sum(&[x, weight, &terms.a, &terms.b])
 }
 
-/// [`can_fuse`] for a quantized weight, which has the dtype of the input once it is dense.
+/// [`can_fuse`] for a quantized weight, which is dense in f32, or in f64 for an input in f64.
 pub(crate) fn can_fuse_quantized(
     x: &Tensor,
     weight: &QTensor,
@@ -106,8 +107,7 @@ pub(crate) fn can_fuse_quantized(
     terms: &LowRank,
 ) -> bool {
     let frozen = !bias.is_some_and(Tensor::track_op);
-    let one_dtype = matches!(x.dtype(), DType::F32 | DType::F64) && x.dtype() == terms.a.dtype();
-    frozen && one_dtype && x.device().is_cpu() && weight.device().is_cpu()
+    frozen && x.device().is_cpu() && weight.device().is_cpu() && one_sum(&[x, &terms.a, &terms.b])
 }
 
 /// The op on the CPU: with a base, the product is added into the base's output.
@@ -135,8 +135,7 @@ impl LowRankLinear {
         };
         let mut y = vec![T::from_f64(0.0); x.rows() * b.rows()];
         match &self.base {
-            Some(FrozenBase::Dense(base)) => base.sum_mixed(&mut y, Write::Replace, x, Some(low_rank))?,
-            Some(FrozenBase::Quantized(_)) => bail!("a quantized layer takes f32 or f64"),
+            Some(base) => base.sum_mixed(&mut y, Write::Replace, x, Some(low_rank))?,
             None => sum_into(&mut y, (x.rows(), b.rows()), Write::Replace, None, &[low_rank])?,
         }
         let _ = self.hidden.set(Tensor::from_vec(hidden, (x.rows(), a.rows()), &Device::Cpu)?);
@@ -145,7 +144,7 @@ impl LowRankLinear {
 
     /// Whether everything is f32, or f64.
     fn is_uniform(&self, dtypes: [DType; 3]) -> bool {
-        let mixed = self.base.as_ref().is_some_and(|base| base.mixed(self.dtype).is_some());
+        let mixed = self.base.as_ref().is_some_and(|base| base.is_mixed(self.dtype));
         !mixed && !is_half(self.dtype) && dtypes == [self.dtype; 3]
     }
 

@@ -15,6 +15,7 @@ use self::bias::with_bias_gradient;
 use self::frozen::FrozenLinear;
 use self::trainable::trainable_linear;
 use crate::ops::graph::attach::with_gradient;
+use crate::ops::graph::carried::ApplyCarried;
 use crate::ops::{add_promoted, is_at_most_f32, widened};
 
 /// `x·Wᵀ + b` for `x` of shape `[…, in]` and `weight` of shape `[out, in]` with any strides.
@@ -58,7 +59,7 @@ fn frozen_linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<T
     let op = FrozenLinear { weight: weight.detach(), bias: bias.map(Tensor::detach) };
     let x = x.contiguous()?;
     if x.device().is_cpu() {
-        return x.apply_op1(op);
+        return x.carry_op1(op);
     }
     let (rows, dims) = check_input(&x, weight)?;
     let y = x.detach().reshape((rows, weight.dim(1)?))?.matmul(&op.weight.t()?)?.reshape(dims)?;

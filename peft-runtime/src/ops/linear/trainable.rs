@@ -3,6 +3,7 @@
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Tensor};
 
+use crate::ops::graph::carried::ApplyCarried;
 use crate::ops::linear::frozen::FrozenLinear;
 use crate::ops::matmul::product_as;
 
@@ -11,8 +12,8 @@ pub(super) fn trainable_linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor
     let map = FrozenLinear { weight: weight.detach(), bias: bias.map(Tensor::detach) };
     let (x, op) = (x.contiguous()?, TrainableLinear(map));
     match bias {
-        Some(bias) if bias.track_op() => x.apply_op3(weight, bias, op),
-        _ => x.apply_op2(weight, op),
+        Some(bias) if bias.track_op() => x.carry_op3(weight, bias, op),
+        _ => x.carry_op2(weight, op),
     }
 }
 

@@ -1,13 +1,13 @@
 //! The backward pass of both norms.
 
 use candle_core::{Device, Result, Tensor};
-use rayon::prelude::*;
 
 use super::Norm;
 use super::kernel::{add_parameter_gradients, input_gradient};
 use crate::ops::cpu::float::Float;
 use crate::ops::cpu::real::Real;
 use crate::ops::cpu::slices::add;
+use crate::ops::cpu::threads::{for_each_with, map};
 use crate::ops::elements::Elements;
 
 /// The number of rows whose shares of a parameter's gradient one task adds up.
@@ -49,8 +49,8 @@ impl Norm {
     fn input_gradient<T: Float>(self, x: &[T], weight: &[T::Wide], dy: &[T]) -> Vec<T> {
         let width = weight.len().max(1);
         let mut dx = vec![T::from_f64(0.0); x.len()];
-        let rows = dx.par_chunks_mut(width).zip(x.par_chunks(width).zip(dy.par_chunks(width)));
-        rows.for_each_init(<[Vec<T::Wide>; 3]>::default, |[wide_x, wide_dy, wide_dx], (dx, (x, dy))| {
+        let rows = dx.chunks_mut(width).zip(x.chunks(width).zip(dy.chunks(width)));
+        for_each_with(rows, <[Vec<T::Wide>; 3]>::default, |[wide_x, wide_dy, wide_dx], (dx, (x, dy))| {
             let (x, dy) = (T::read(x, wide_x), T::read(dy, wide_dy));
             let eps = T::Wide::of(self.eps);
             T::write(dx, wide_dx, |dx| input_gradient(dx, x, dy, weight, eps, self.centred));
@@ -62,20 +62,16 @@ impl Norm {
     fn parameter_gradients<T: Float>(self, x: &[T], dy: &[T], width: usize) -> Vec<T::Wide> {
         let row = width.max(1);
         let task = ROWS_OF_TASK * row;
-        let shares: Vec<Vec<T::Wide>> = x
-            .par_chunks(task)
-            .zip(dy.par_chunks(task))
-            .map(|(x, dy)| {
-                let mut share = vec![T::Wide::ZERO; 2 * width];
-                let (dweight, dbias) = share.split_at_mut(width);
-                let [mut wide_x, mut wide_dy] = [const { Vec::new() }; 2];
-                for (x, dy) in x.chunks(row).zip(dy.chunks(row)) {
-                    let (x, dy) = (T::read(x, &mut wide_x), T::read(dy, &mut wide_dy));
-                    add_parameter_gradients(dweight, dbias, x, dy, T::Wide::of(self.eps), self.centred);
-                }
-                share
-            })
-            .collect();
+        let shares = map(x.chunks(task).zip(dy.chunks(task)), |(x, dy)| {
+            let mut share = vec![T::Wide::ZERO; 2 * width];
+            let (dweight, dbias) = share.split_at_mut(width);
+            let [mut wide_x, mut wide_dy] = [const { Vec::new() }; 2];
+            for (x, dy) in x.chunks(row).zip(dy.chunks(row)) {
+                let (x, dy) = (T::read(x, &mut wide_x), T::read(dy, &mut wide_dy));
+                add_parameter_gradients(dweight, dbias, x, dy, T::Wide::of(self.eps), self.centred);
+            }
+            share
+        });
         let mut sum = vec![T::Wide::ZERO; 2 * width];
         for share in &shares {
             add(&mut sum, share);

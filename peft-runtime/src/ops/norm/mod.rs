@@ -6,13 +6,14 @@ mod kernel;
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, D, DType, Layout, Result, Shape, Tensor, bail};
 use half::{bf16, f16};
-use rayon::prelude::*;
 
 use self::kernel::normalise;
 use crate::ops::constant::add_constant;
 use crate::ops::cpu::float::{Float, wide_dtype};
 use crate::ops::cpu::real::Real;
+use crate::ops::cpu::threads::for_each_with;
 use crate::ops::elements::contiguous_slice;
+use crate::ops::graph::carried::ApplyCarried;
 use crate::ops::scale::scale_features;
 
 /// `(x − mean) / √(variance + eps) · weight + bias`, in the dtype of `x`. <https://arxiv.org/abs/1607.06450>
@@ -57,8 +58,8 @@ impl Norm {
         let parameter = |tensor: &Tensor| tensor.to_dtype(wide_dtype(x.dtype()))?.contiguous();
         let weight = parameter(weight)?;
         match bias {
-            Some(bias) => x.apply_op3(&weight, &parameter(bias)?, self),
-            None => x.apply_op2(&weight, self),
+            Some(bias) => x.carry_op3(&weight, &parameter(bias)?, self),
+            None => x.carry_op2(&weight, self),
         }
     }
 
@@ -87,8 +88,8 @@ impl Norm {
     fn forward<T: Float>(self, x: &[T], weight: &[T::Wide], bias: Option<&[T::Wide]>) -> Vec<T> {
         let width = weight.len().max(1);
         let mut y = vec![T::from_f64(0.0); x.len()];
-        let rows = y.par_chunks_mut(width).zip(x.par_chunks(width));
-        rows.for_each_init(<(Vec<_>, Vec<_>)>::default, |(wide_x, wide_y), (y, x)| {
+        let rows = y.chunks_mut(width).zip(x.chunks(width));
+        for_each_with(rows, <(Vec<_>, Vec<_>)>::default, |(wide_x, wide_y), (y, x)| {
             let x = T::read(x, wide_x);
             let eps = T::Wide::of(self.eps);
             T::write(y, wide_y, |y| normalise(y, x, weight, bias, eps, self.centred));

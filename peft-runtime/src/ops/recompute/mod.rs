@@ -13,6 +13,8 @@ use candle_core::{
 };
 
 use crate::ops::graph::attach::with_gradient;
+use crate::ops::graph::carried::ApplyCarried;
+use crate::ops::graph::pass::Pass;
 use crate::ops::promoted;
 use crate::ops::random::draws::{recording, replaying};
 
@@ -41,7 +43,7 @@ pub(crate) fn recomputed(
     // The storage is copied as it is, so it must begin with the output.
     let whole = y.is_contiguous() && y.layout().start_offset() == 0;
     let y = if whole { y } else { y.force_contiguous()? };
-    x.apply_op2(&flat, Recomputed { again, draws, variables, output: Mutex::new(Some(y)) })
+    x.carry_op2(&flat, Recomputed { again, draws, variables, output: Mutex::new(Some(y)) })
 }
 
 /// The variables that a tensor was computed from, in an order that its graph determines.
@@ -167,7 +169,8 @@ impl<F: Fn(&Tensor) -> Result<Tensor>> CustomOp2 for Recomputed<F> {
         let grad = grad.clone();
         // A scalar whose gradient with respect to the output is the incoming gradient.
         let end = Tensor::zeros((), output.dtype(), output.device())?;
-        let mut grads = with_gradient(&output, end, move |_| Ok(grad.clone()))?.backward()?;
+        let end = with_gradient(&output, end, move |_| Ok(grad.clone()))?;
+        let mut grads = Pass::nested(|| end.backward())?;
         drop(output);
         // candle's gradients may be part of a graph themselves, which would keep the activations alive.
         let grad_x = if x.track_op() { grads.remove(&input).map(|grad| grad.detach()) } else { None };

@@ -5,13 +5,14 @@ mod kernel;
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Result, Shape, Tensor, bail};
 use half::{bf16, f16};
-use rayon::prelude::*;
 
 use self::kernel::rotate;
 use crate::ops::constant::mul_constant;
 use crate::ops::cpu::float::{Float, wide_dtype};
 use crate::ops::cpu::real::Real;
+use crate::ops::cpu::threads::for_each;
 use crate::ops::elements::{Elements, contiguous_slice};
+use crate::ops::graph::carried::ApplyCarried;
 
 /// Rotates every head of `x` by the angles of its position. <https://arxiv.org/abs/2104.09864>
 ///
@@ -34,7 +35,7 @@ use crate::ops::elements::{Elements, contiguous_slice};
 /// If the shapes do not fit, or `x` does not hold floats.
 pub fn rotary(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
     let op = Rotary::new(x, cos, sin)?;
-    if x.device().is_cpu() { x.contiguous()?.apply_op1(op) } else { op.composed(x) }
+    if x.device().is_cpu() { x.contiguous()?.carry_op1(op) } else { op.composed(x) }
 }
 
 /// A rotation by constant angles, in the dtype in which it is computed.
@@ -124,7 +125,7 @@ impl Rotary {
         let (row, (length, half)) = (row_size(dims)?, self.cos.dims2()?);
         let (cos, sin) = (Elements::of(&self.cos), Elements::of(&self.sin));
         let (cos, sin) = (cos.as_slice::<T::Wide>()?, sin.as_slice::<T::Wide>()?);
-        values.par_chunks_mut(row).enumerate().for_each(|(index, values)| {
+        for_each(values.chunks_mut(row).enumerate(), |(index, values)| {
             let start = index % length * half;
             f(index, values, &cos[start..][..half], &sin[start..][..half]);
         });

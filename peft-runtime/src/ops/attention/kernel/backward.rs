@@ -6,7 +6,6 @@
 use std::ops::Range;
 
 use candle_core::{Result, WithDType};
-use rayon::prelude::*;
 
 use super::{Attention, Block, Heads, QUERY_BLOCK, Sizes};
 use crate::ops::cpu::float::{Factor, Float};
@@ -14,6 +13,7 @@ use crate::ops::cpu::matrix::{Matrix, Write};
 use crate::ops::cpu::real::Real;
 use crate::ops::cpu::slices::{add, dot};
 use crate::ops::cpu::softmax::{softmax_again, softmax_gradient};
+use crate::ops::cpu::threads::{for_each, map};
 
 /// From this many pairs of a sequence and a key head on, one task takes all query heads that share the keys.
 const ENOUGH_TASKS: usize = 16;
@@ -52,14 +52,11 @@ impl<T: Float> Backward<'_, T> {
         let Sizes { batch, length, keys, heads, kv_heads, size, .. } = self.attention.sizes;
         let share = self.heads_of_task();
         let tasks = heads / share;
-        let parts = (0..batch * tasks)
-            .into_par_iter()
-            .with_max_len(1)
-            .map(|task| {
-                let first = task % tasks * share;
-                self.part(task / tasks, first..first + share)
-            })
-            .collect::<Result<Vec<TaskGradients<T::Wide>>>>()?;
+        let parts = map(0..batch * tasks, |task| {
+            let first = task % tasks * share;
+            self.part(task / tasks, first..first + share)
+        });
+        let parts = parts.into_iter().collect::<Result<Vec<TaskGradients<T::Wide>>>>()?;
 
         let of_queries = self.wanted[0].then(|| {
             interleaved([batch, length, heads, size], |piece, batch, row, head| {
@@ -223,7 +220,7 @@ fn interleaved<T: Real>(
     fill: impl Fn(&mut [T], usize, usize, usize) + Sync,
 ) -> Vec<T> {
     let mut all = vec![T::ZERO; batch * rows * heads * size];
-    all.par_chunks_mut(heads * size).enumerate().for_each(|(index, row)| {
+    for_each(all.chunks_mut(heads * size).enumerate(), |(index, row)| {
         for (head, piece) in row.chunks_mut(size).enumerate() {
             fill(piece, index / rows, index % rows, head);
         }

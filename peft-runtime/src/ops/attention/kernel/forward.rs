@@ -3,13 +3,13 @@
 use std::ops::Range;
 
 use candle_core::Result;
-use rayon::prelude::*;
 
 use super::{Attention, Block, QUERY_BLOCK, Sizes};
 use crate::ops::cpu::float::{Factor, Float};
 use crate::ops::cpu::matrix::{Matrix, Write};
 use crate::ops::cpu::real::Real;
 use crate::ops::cpu::softmax::softmax;
+use crate::ops::cpu::threads::try_for_each_with;
 
 /// Rows and heads that one task computes.
 struct Task {
@@ -54,13 +54,13 @@ impl<T: Float> Attention<'_, T> {
         let mut log_sums = vec![T::Wide::NEG_INFINITY; batch * length * heads];
         let (task_rows, task_heads) = self.sizes.task_sizes();
         let (rows_of_task, rows_of_batch) = (task_rows * task_heads, (length * heads).max(1));
-        let batches = y.par_chunks_mut(rows_of_batch * size).zip(log_sums.par_chunks_mut(rows_of_batch));
-        batches.enumerate().try_for_each(|(batch, (y, log_sums))| {
-            let tasks = y.par_chunks_mut(rows_of_task * size).zip(log_sums.par_chunks_mut(rows_of_task));
-            let tasks = tasks.enumerate().with_max_len(1);
-            tasks.try_for_each_init(Scratch::default, |scratch, (index, (y, log_sums))| {
-                self.forward_task(&self.sizes.task(batch, index), y, log_sums, scratch)
-            })
+        let batches = y.chunks_mut(rows_of_batch * size).zip(log_sums.chunks_mut(rows_of_batch));
+        let tasks = batches.enumerate().flat_map(|(batch, (y, log_sums))| {
+            let tasks = y.chunks_mut(rows_of_task * size).zip(log_sums.chunks_mut(rows_of_task));
+            tasks.enumerate().map(move |(index, rows)| (batch, index, rows))
+        });
+        try_for_each_with(tasks, Scratch::default, |scratch, (batch, index, (y, log_sums))| {
+            self.forward_task(&self.sizes.task(batch, index), y, log_sums, scratch)
         })?;
         Ok((y, log_sums))
     }

@@ -8,6 +8,7 @@ use crate::ops::attention::op::{FusedAttention, in_tensors, no_common_float};
 use crate::ops::attention::{AttentionOptions, attention};
 use crate::ops::cpu::float::Float;
 use crate::ops::elements::contiguous_slice;
+use crate::ops::graph::carried::ApplyCarried;
 use crate::ops::rotary::{Rotary, rotary};
 
 /// [`attention`] of queries and keys that [`rotary`] rotates; both have to belong to the same tokens.
@@ -51,7 +52,7 @@ pub fn rotary_attention(
         rotation: Rotary::new(q, cos, sin)?,
         attention: FusedAttention::new(q, k, v, options)?,
     };
-    q.contiguous()?.apply_op3(&k.contiguous()?, v, op)
+    q.contiguous()?.carry_op3(&k.contiguous()?, v, op)
 }
 
 /// The op on the CPU.

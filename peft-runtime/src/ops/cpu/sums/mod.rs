@@ -4,8 +4,6 @@ use std::cell::Cell;
 use std::ops::Range;
 
 use candle_core::{Result, bail};
-use rayon::current_num_threads;
-use rayon::prelude::*;
 
 use super::element::Element;
 use super::gemm::named::check_names;
@@ -13,6 +11,7 @@ use super::matmul::SHARED;
 use super::matrix::Write;
 use super::operand::Operand;
 use super::slices::add;
+use super::threads::{self, try_for_each};
 use super::tile::{Tile, UNIT, rows_of, steps, tiles};
 
 /// The most rows that a thread works on at once, so that the left factors of its products, widened, stay in its cache.
@@ -55,7 +54,7 @@ pub(crate) fn sum_into<T: Element>(
     check((rows, columns), bias, terms)?;
     check_names()?;
     let depth: usize = terms.iter().map(|term| term.lhs.columns()).sum();
-    let threads = if rows * columns * depth < SHARED { 1 } else { current_num_threads() };
+    let threads = if rows * columns * depth < SHARED { 1 } else { threads::count() };
     let parts = if rows < FEW_ROWS { threads * PARTS_OF_FEW_ROWS } else { threads };
     let widest = columns.div_ceil(parts).next_multiple_of(UNIT).min(COLUMNS);
     let (row_step, column_step) = steps(rows, columns, UNIT, widest);
@@ -66,7 +65,7 @@ pub(crate) fn sum_into<T: Element>(
         rounded(&mut tile, write, bias, terms)
     };
     let tiles = tiles(destination, (rows, columns), (row_step.min(ROWS), column_step))?;
-    if threads == 1 { tiles.into_iter().try_for_each(run) } else { tiles.into_par_iter().try_for_each(run) }
+    if threads == 1 { tiles.into_iter().try_for_each(run) } else { try_for_each(tiles, run) }
 }
 
 /// `destination (+)= scale · lhs · rhs`, summed in f32, on the calling thread only, for callers that run on all threads already. The

@@ -9,16 +9,17 @@ use std::sync::OnceLock;
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Result, Shape, Tensor, bail};
-use rayon::prelude::*;
 
 use crate::ops::cpu::matrix::Matrix;
 use crate::ops::cpu::real::Real;
 use crate::ops::cpu::softmax::{log_sum_exp, softmax};
+use crate::ops::cpu::threads::map;
 use crate::ops::cross_entropy::linear::products::OutputLayer;
 use crate::ops::cross_entropy::logits::mean_loss;
 use crate::ops::cross_entropy::targets::{Kept, Targets, index_tensors};
 use crate::ops::elements::{Elements, contiguous_slice};
 use crate::ops::graph::attach::with_gradient;
+use crate::ops::graph::carried::ApplyCarried;
 use crate::ops::is_half;
 use crate::ops::linear::linear;
 
@@ -89,7 +90,7 @@ pub fn linear_cross_entropy(
     };
     let op =
         LinearCrossEntropy { weight, targets, wants_gradient: hidden.track_op(), gradient: OnceLock::new() };
-    hidden.contiguous()?.apply_op1(op)
+    hidden.contiguous()?.carry_op1(op)
 }
 
 /// How many rows of logits are formed at a time.
@@ -143,8 +144,7 @@ impl LinearCrossEntropy {
 
     /// The loss of each row; where a gradient is wanted, its logits become softmax − one-hot.
     fn losses<T: Real>(&self, logits: &mut [T], kept: &[Kept], vocabulary: usize) -> Vec<f64> {
-        let rows = logits.par_chunks_mut(vocabulary.max(1)).zip(kept);
-        rows.map(|(logits, kept)| {
+        map(logits.chunks_mut(vocabulary.max(1)).zip(kept), |(logits, kept)| {
             let target = logits[kept.class];
             let log_sum = if self.wants_gradient {
                 let log_sum = softmax(logits, None);
@@ -155,7 +155,6 @@ impl LinearCrossEntropy {
             };
             (log_sum - target).to_f64()
         })
-        .collect()
     }
 }
 

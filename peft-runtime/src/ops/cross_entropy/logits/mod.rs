@@ -4,12 +4,13 @@ use std::sync::OnceLock;
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Result, Shape, Tensor, bail};
-use rayon::prelude::*;
 
 use crate::ops::cpu::real::Real;
 use crate::ops::cpu::softmax::{log_sum_exp, scaled_softmax};
+use crate::ops::cpu::threads::{for_each, map};
 use crate::ops::cross_entropy::targets::{Targets, index_tensors};
 use crate::ops::elements::{Elements, contiguous_slice};
+use crate::ops::graph::carried::ApplyCarried;
 
 /// The mean over all rows of −ln softmax(logits) at the target: a scalar.
 ///
@@ -36,7 +37,7 @@ pub(crate) fn mean_loss(logits: &Tensor, targets: Targets) -> Result<Tensor> {
     if !logits.device().is_cpu() {
         return composed(&logits, &targets);
     }
-    logits.contiguous()?.apply_op1(CrossEntropy { targets, log_sums: OnceLock::new() })
+    logits.contiguous()?.carry_op1(CrossEntropy { targets, log_sums: OnceLock::new() })
 }
 
 /// The loss from candle's own differentiable ops.
@@ -60,15 +61,12 @@ struct CrossEntropy {
 
 impl CrossEntropy {
     fn forward<T: Real>(&self, logits: &[T], vocabulary: usize) -> T {
-        let rows: Vec<(f64, f64)> = logits
-            .par_chunks(vocabulary.max(1))
-            .zip(self.targets.classes())
-            .map(|(row, class)| {
-                let Some(class) = class else { return (0.0, 0.0) };
-                let log_sum = log_sum_exp(row);
-                (log_sum.to_f64(), (log_sum - row[*class]).to_f64())
-            })
-            .collect();
+        let rows = logits.chunks(vocabulary.max(1)).zip(self.targets.classes());
+        let rows = map(rows, |(row, class)| {
+            let Some(class) = class else { return (0.0, 0.0) };
+            let log_sum = log_sum_exp(row);
+            (log_sum.to_f64(), (log_sum - row[*class]).to_f64())
+        });
         let (log_sums, losses): (Vec<f64>, Vec<f64>) = rows.into_iter().unzip();
         // It is set once: an op runs forward once.
         let _ = self.log_sums.set(log_sums);
@@ -85,9 +83,9 @@ impl CrossEntropy {
         let vocabulary = logits.dims().last().copied().unwrap_or_default().max(1);
         let scale = T::of(factor / self.targets.divisor());
         let mut gradient = vec![T::ZERO; values.len()];
-        let rows = gradient.par_chunks_mut(vocabulary).zip(values.par_chunks(vocabulary));
-        let known = self.targets.classes().par_iter().zip(log_sums);
-        rows.zip(known).for_each(|((gradient, row), (class, log_sum))| {
+        let rows = gradient.chunks_mut(vocabulary).zip(values.chunks(vocabulary));
+        let known = self.targets.classes().iter().zip(log_sums);
+        for_each(rows.zip(known), |((gradient, row), (class, log_sum))| {
             let Some(class) = class else { return };
             scaled_softmax(gradient, row, T::of(*log_sum), scale);
             gradient[*class] -= scale;

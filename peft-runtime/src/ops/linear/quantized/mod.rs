@@ -9,11 +9,20 @@ use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Result, Shape, S
 
 use self::product::{multiply_transposed, product};
 use crate::ops::cpu::dequantize::QuantizedMatrix;
-use crate::ops::cpu::matrix::Write;
+use crate::ops::cpu::element::{Element, round_all, widen_all};
+use crate::ops::cpu::float::wide_dtype;
+use crate::ops::cpu::matrix::{Matrix, Write};
+use crate::ops::cpu::operand::Operand;
 use crate::ops::cpu::real::Real;
-use crate::ops::elements::contiguous_slice;
+use crate::ops::cpu::sums::{Term, sum_into};
+use crate::ops::elements::{contiguous_slice, converted};
 use crate::ops::graph::attach::with_gradient;
+use crate::ops::graph::carried::ApplyCarried;
+use crate::ops::linear::bias::{add_bias_rows, with_bias_gradient};
+use crate::ops::linear::frozen::as_rows;
 use crate::ops::linear::{add_bias, output_dims};
+use crate::ops::matmul::add_product;
+use crate::ops::widened;
 
 /// `x·Wᵀ + b` in the dtype of `x`, for `x` of shape `[…, in]` and `weight` of shape `[out, in]`.
 ///
@@ -22,38 +31,32 @@ use crate::ops::linear::{add_bias, output_dims};
 ///
 /// A bias that is a variable trains; the weight never gets a gradient.
 pub(crate) fn quantized_linear(x: &Tensor, weight: &Arc<QTensor>, bias: Option<&Tensor>) -> Result<Tensor> {
-    let dtype = match x.dtype() {
-        DType::F64 => DType::F64,
-        DType::F32 | DType::F16 | DType::BF16 => DType::F32,
-        _ => bail!("a linear layer takes floats only"),
-    };
-    let bias = bias.map(|bias| bias.to_dtype(dtype)).transpose()?;
-    let wide = x.to_dtype(dtype)?;
-    let y = match bias.as_ref() {
-        Some(bias) if bias.track_op() => add_bias(frozen(&wide, weight, None)?, Some(bias)),
-        bias => frozen(&wide, weight, bias),
-    };
-    y?.to_dtype(x.dtype())
+    match bias {
+        Some(bias) if bias.track_op() => with_bias_gradient(&frozen(x, weight, Some(bias))?, bias),
+        bias => frozen(x, weight, bias),
+    }
 }
 
 fn frozen(x: &Tensor, weight: &Arc<QTensor>, bias: Option<&Tensor>) -> Result<Tensor> {
     let (rows, dims) = output_dims(x, weight.shape().dims2()?)?;
     let x = x.contiguous()?;
     if x.device().is_cpu() && weight.device().is_cpu() {
-        return x.apply_op1(FrozenQuantized::new(weight, bias));
+        return x.carry_op1(FrozenQuantized::new(weight, bias));
     }
     let (weight, input_dims) = (Arc::clone(weight), x.dims().to_vec());
     let (out_features, in_features) = weight.shape().dims2()?;
+    let dtype = x.dtype();
     let dense = move |like: &Tensor| weight.dequantize(like.device())?.to_dtype(like.dtype());
-    let y = x.detach().reshape((rows, in_features))?.matmul(&dense(&x)?.t()?)?.reshape(dims)?;
-    let y = add_bias(y, bias.map(Tensor::detach).as_ref())?;
+    let wide = widened(&x.detach())?.reshape((rows, in_features))?;
+    let y = wide.matmul(&dense(&wide)?.t()?)?.reshape(dims)?;
+    let y = add_bias(y, bias.map(Tensor::detach).as_ref())?.to_dtype(dtype)?;
     with_gradient(&x, y, move |grad| {
-        let rows = grad.contiguous()?.reshape((rows, out_features))?;
-        rows.matmul(&dense(grad)?)?.reshape(input_dims.as_slice())
+        let rows = widened(&grad.contiguous()?.reshape((rows, out_features))?)?;
+        rows.matmul(&dense(&rows)?)?.reshape(input_dims.as_slice())?.to_dtype(dtype)
     })
 }
 
-/// The map as an op on the CPU, for f32 and f64.
+/// The map as an op on the CPU.
 pub(super) struct FrozenQuantized {
     weight: Arc<QTensor>,
     pub(super) bias: Option<Tensor>,
@@ -80,8 +83,59 @@ impl FrozenQuantized {
         multiply_transposed(y, write, x, rows, &QuantizedMatrix::new(&self.weight)?)
     }
 
-    /// dx = dy·W for a contiguous `grad` of shape `[rows, out]`.
-    pub(super) fn input_gradient(&self, grad: &Tensor) -> Result<Tensor> {
+    /// `y (+)= x·Wᵀ + b + others`, summed in f32 and rounded once, where not everything is f32.
+    pub(super) fn sum_mixed<T: Element>(
+        &self,
+        y: &mut [T],
+        write: Write,
+        x: Operand<'_>,
+        others: Option<Term<'_>>,
+    ) -> Result<()> {
+        let (rows, columns) = (x.rows(), self.weight.shape().dims2()?.0);
+        let mut wide = vec![0f32; y.len()];
+        if write == Write::Add {
+            widen_all(y, &mut wide);
+        }
+        add_bias_rows(&mut wide, self.bias.as_ref())?;
+        let mut space = Vec::new();
+        let x = match x {
+            Operand::F32(x) => &x.data()[..rows * x.columns()],
+            Operand::Bf16(x) => widened_into(x, &mut space),
+            Operand::F16(x) => widened_into(x, &mut space),
+        };
+        self.multiply(&mut wide, Write::Add, x, rows)?;
+        if let Some(term) = others {
+            sum_into(&mut wide, (rows, columns), Write::Add, None, &[term])?;
+        }
+        round_all(&wide, y);
+        Ok(())
+    }
+
+    /// y for a contiguous input in half precision.
+    fn half_rows<T: Element>(&self, x: Operand<'_>) -> Result<Vec<T>> {
+        let mut y = vec![T::from_f64(0.0); x.rows() * self.weight.shape().dims2()?.0];
+        self.sum_mixed(&mut y, Write::Replace, x, None)?;
+        Ok(y)
+    }
+
+    /// dx = dy·W in `dtype` for a contiguous `grad` of shape `[rows, out]`, with the product of another pair added before
+    /// the only rounding.
+    pub(super) fn sum_of_gradients(
+        &self,
+        dtype: DType,
+        grad: &Tensor,
+        other: Option<(&Tensor, &Tensor)>,
+    ) -> Result<Tensor> {
+        let dx = self.input_gradient(&converted(grad, wide_dtype(dtype))?)?;
+        let dx = match other {
+            Some((lhs, rhs)) => add_product(dx, lhs, rhs, 1.0)?,
+            None => dx,
+        };
+        converted(&dx, dtype)
+    }
+
+    /// dx = dy·W for a contiguous `grad` of shape `[rows, out]` in f32 or f64.
+    fn input_gradient(&self, grad: &Tensor) -> Result<Tensor> {
         let (storage, layout) = grad.storage_and_layout();
         match &*storage {
             Storage::Cpu(CpuStorage::F32(grad)) => self.backward_rows(contiguous_slice(grad, layout)?),
@@ -97,6 +151,13 @@ impl FrozenQuantized {
     }
 }
 
+/// The elements of a contiguous matrix in f32.
+fn widened_into<'s, T: Element>(x: Matrix<'_, T>, space: &'s mut Vec<f32>) -> &'s [f32] {
+    space.resize(x.rows() * x.columns(), 0.0);
+    widen_all(&x.data()[..space.len()], space);
+    space
+}
+
 impl CustomOp1 for FrozenQuantized {
     fn name(&self) -> &'static str {
         "frozen-quantized-linear"
@@ -108,7 +169,13 @@ impl CustomOp1 for FrozenQuantized {
         let y = match storage {
             CpuStorage::F32(x) => CpuStorage::F32(self.forward_rows(contiguous_slice(x, layout)?, rows)?),
             CpuStorage::F64(x) => CpuStorage::F64(self.forward_rows(contiguous_slice(x, layout)?, rows)?),
-            _ => bail!("a quantized linear layer takes f32 or f64"),
+            CpuStorage::BF16(_) => {
+                CpuStorage::BF16(self.half_rows(as_rows(storage, layout, rows, in_features)?)?)
+            }
+            CpuStorage::F16(_) => {
+                CpuStorage::F16(self.half_rows(as_rows(storage, layout, rows, in_features)?)?)
+            }
+            _ => bail!("a linear layer takes floats only"),
         };
         let mut dims = layout.dims().to_vec();
         if let Some(last) = dims.last_mut() {
@@ -121,7 +188,7 @@ impl CustomOp1 for FrozenQuantized {
         let (out_features, in_features) = self.weight.shape().dims2()?;
         let rows = x.elem_count() / in_features.max(1);
         let grad = grad.contiguous()?.reshape((rows, out_features))?;
-        self.input_gradient(&grad)?.reshape(x.dims()).map(Some)
+        self.sum_of_gradients(x.dtype(), &grad, None)?.reshape(x.dims()).map(Some)
     }
 }
 

@@ -8,12 +8,11 @@ use std::cell::Cell;
 use std::ops::Range;
 
 use candle_core::Result;
-use rayon::current_num_threads;
-use rayon::prelude::*;
 
 use crate::ops::cpu::dequantize::QuantizedMatrix;
 use crate::ops::cpu::matrix::{Matrix, Write};
 use crate::ops::cpu::real::Real;
+use crate::ops::cpu::threads::try_for_each;
 use crate::ops::cpu::tile::{Tile, UNIT, steps, tiles};
 
 /// The most elements that a tile has: as f32, they leave room in a core's own cache.
@@ -105,10 +104,7 @@ fn for_each<'a, T: Real>(
         SCRATCH.set(scratch.values);
         done
     };
-    if tiles.len() <= 1 || current_num_threads() == 1 {
-        return tiles.into_iter().try_for_each(run);
-    }
-    tiles.into_par_iter().try_for_each(run)
+    try_for_each(tiles, run)
 }
 
 #[cfg(test)]

@@ -5,8 +5,10 @@ use candle_core::{DType, Device, Tensor, Var};
 
 use super::quantized_linear;
 use crate::ops::cpu::dequantize::tests::GGML_TYPES;
+use crate::ops::linear::input::LayerInput;
 use crate::ops::linear::linear;
 use crate::ops::linear::low_rank::{LowRank, can_fuse_quantized, linear_low_rank, quantized_linear_low_rank};
+use crate::ops::linear::residual::{linear_add, quantized_linear_add};
 use crate::ops::testing::{assert_close, random_as, random_variable};
 
 const IN: usize = 512;
@@ -89,6 +91,33 @@ fn other_dtypes_are_computed_as_wide_as_they_are() {
         let ours = quantized_linear(&x, &quantized, Some(&bias)).unwrap();
         let theirs = linear(&x, &dense, Some(&bias.to_dtype(dtype).unwrap())).unwrap();
         assert_alike(&ours, &theirs, &[&x], tolerance, &format!("{dtype:?}"));
+    }
+}
+
+/// Two results that are rounded once differ by one unit in the last place at most.
+#[test]
+fn half_precision_is_summed_in_f32_and_rounded_once_with_a_low_rank_product_and_a_residual() {
+    for (dtype, unit) in [(DType::BF16, 4e-3), (DType::F16, 5e-4)] {
+        let (quantized, dense) = weights(GgmlDType::Q4K, DType::F32);
+        let bias = random_as(DType::F32, "bias", &[OUT]);
+        let [a, b] = factors();
+        let terms = LowRank { a: a.as_tensor().clone(), b: b.as_tensor().clone(), scaling: 0.5 };
+        let x = random_variable(dtype, "x", &[2, 35, IN]);
+        assert!(can_fuse_quantized(&x, &quantized, Some(&bias), &terms));
+        let ours = quantized_linear_low_rank(&x, &quantized, Some(&bias), &terms).unwrap();
+        let theirs = linear_low_rank(&x, &dense, Some(&bias), &terms).unwrap();
+        assert_alike(&ours, &theirs, &[&x, &a, &b], unit, &format!("{dtype:?}"));
+
+        let residual = random_variable(dtype, "residual", &[2, 35, OUT]);
+        for terms in [None, Some(&terms)] {
+            let input = LayerInput::Tensor(&x);
+            let ours = quantized_linear_add(input, &quantized, Some(&bias), terms, &residual).unwrap();
+            let theirs = linear_add(input, &dense, Some(&bias), terms, &residual).unwrap();
+            let variables: &[&Var] =
+                if terms.is_some() { &[&x, &a, &b, &residual] } else { &[&x, &residual] };
+            let what = format!("{dtype:?}, with a residual, {} variables", variables.len());
+            assert_alike(&ours.unwrap(), &theirs.unwrap(), variables, unit, &what);
+        }
     }
 }
 

@@ -15,7 +15,7 @@ mod ops;
 use std::sync::Arc;
 
 use candle_core::quantized::QTensor;
-use candle_core::{DType, Result, Tensor, WithDType, bail};
+use candle_core::{DType, Result, Tensor, WithDType};
 use half::{bf16, f16};
 
 use self::ops::{FrozenSum, Hidden, LowRankSum, SharedByOps, matrix, rows_of};
@@ -24,9 +24,9 @@ use crate::ops::cpu::matrix::{Matrix, Write};
 use crate::ops::cpu::real::Real;
 use crate::ops::cpu::sums::Term;
 use crate::ops::elements::Elements;
+use crate::ops::graph::carried::ApplyCarried;
 use crate::ops::graph::handover::GradientHandover;
 use crate::ops::graph::precomputed::Precomputed;
-use crate::ops::is_half;
 use crate::ops::linear::base::FrozenBase;
 use crate::ops::linear::frozen::FrozenLinear;
 use crate::ops::linear::input::LayerInput;
@@ -53,7 +53,7 @@ pub(crate) fn linear_add(
     added(x, FrozenBase::Dense(base), terms, residual).map(Some)
 }
 
-/// [`linear_add`] for a quantized weight, which has the dtype of the input once it is dense.
+/// [`linear_add`] for a quantized weight, which is dense in f32, or in f64 for an input in f64.
 pub(crate) fn quantized_linear_add(
     x: LayerInput<'_>,
     weight: &Arc<QTensor>,
@@ -63,9 +63,7 @@ pub(crate) fn quantized_linear_add(
 ) -> Result<Option<Tensor>> {
     let (_, dims) = output_dims(x.parts().0, weight.shape().dims2()?)?;
     let frozen = !bias.is_some_and(Tensor::track_op) && weight.device().is_cpu();
-    let fits = !is_half(residual.dtype()) && alike(residual, x, terms, &[]);
-    let fits = fits && terms.is_none_or(|terms| terms.a.dtype() == residual.dtype());
-    if !frozen || residual.dims() != dims || !fits {
+    if !frozen || residual.dims() != dims || !alike(residual, x, terms, &[]) {
         return Ok(None);
     }
     added(x, FrozenBase::Quantized(FrozenQuantized::new(weight, bias)), terms, residual).map(Some)
@@ -91,7 +89,7 @@ fn alike(
 /// Whether all of them are f32, or all f64.
 fn uniform(residual: &Tensor, base: &FrozenBase, terms: Option<&LowRank>) -> bool {
     let dtype = residual.dtype();
-    base.mixed(dtype).is_none()
+    !base.is_mixed(dtype)
         && terms.is_none_or(|terms| [&terms.a, &terms.b].iter().all(|factor| factor.dtype() == dtype))
 }
 
@@ -133,17 +131,17 @@ fn attach(
     let Some(LowRank { a, b, scaling }) = terms else {
         let sum = FrozenSum { base, y };
         return match x.parts() {
-            (x, None) => residual.apply_op2(x, sum),
-            (gate, Some(up)) => residual.apply_op3(gate, up, sum),
+            (x, None) => residual.carry_op2(x, sum),
+            (gate, Some(up)) => residual.carry_op3(gate, up, sum),
         };
     };
     let shared = Arc::new(SharedByOps { base, handover: GradientHandover::default() });
     let hidden = Hidden { shared: Arc::clone(&shared), hidden };
     let hidden = match x.parts() {
-        (x, None) => x.apply_op2(a, hidden)?,
-        (gate, Some(up)) => gate.apply_op3(up, a, hidden)?,
+        (x, None) => x.carry_op2(a, hidden)?,
+        (gate, Some(up)) => gate.carry_op3(up, a, hidden)?,
     };
-    residual.apply_op3(&hidden, b, LowRankSum { shared, scaling: *scaling, y })
+    residual.carry_op3(&hidden, b, LowRankSum { shared, scaling: *scaling, y })
 }
 
 /// y, and h if there is a low-rank product, where not everything is f32: summed in f32, y rounded once.
@@ -153,7 +151,6 @@ fn mixed_values<T: Element>(
     terms: Option<&LowRank>,
     residual: &Tensor,
 ) -> Result<(Vec<T>, Vec<f32>)> {
-    let FrozenBase::Dense(base) = base else { bail!("a quantized layer takes f32 or f64") };
     let mut y = Elements::of(residual).as_slice::<T>()?.to_vec();
     let elements = Elements::of(x);
     let x = elements.operand()?;
