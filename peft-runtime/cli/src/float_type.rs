@@ -24,19 +24,30 @@ pub fn parse_float_type(name: &str) -> Result<DType, String> {
 /// # Errors
 /// If a number is beyond the largest of the type.
 pub fn rounded(adapter: &StoredAdapter, dtype: DType) -> Result<StoredAdapter, Failure> {
-    let mut tensors = BTreeMap::new();
-    for (key, tensor) in adapter.tensors(&Device::Cpu)? {
+    let tensors = rounded_tensors(adapter.tensors(&Device::Cpu)?, dtype)?;
+    Ok(StoredAdapter::new(adapter.name(), adapter.config().clone(), tensors)?)
+}
+
+/// The tensors in `dtype`.
+///
+/// # Errors
+/// If a number is beyond the largest of the type.
+pub fn rounded_tensors(
+    mut tensors: BTreeMap<String, Tensor>,
+    dtype: DType,
+) -> Result<BTreeMap<String, Tensor>, Failure> {
+    for (key, tensor) in &mut tensors {
         let rounded = tensor.to_dtype(dtype)?;
-        if has_infinity(&rounded)? && !has_infinity(&tensor)? {
+        if has_infinity(&rounded)? && !has_infinity(tensor)? {
             let name = dtype.as_str();
             return Err(Failure::new(
                 format!("`{key}` has numbers beyond the largest of {name}"),
                 "write bf16, which has the range of f32, or f32",
             ));
         }
-        tensors.insert(key, rounded);
+        *tensor = rounded;
     }
-    Ok(StoredAdapter::new(adapter.name(), adapter.config().clone(), tensors)?)
+    Ok(tensors)
 }
 
 fn has_infinity(tensor: &Tensor) -> Result<bool, Failure> {

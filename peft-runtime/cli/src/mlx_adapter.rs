@@ -5,12 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
 use std::path::Path;
 
-use peft_runtime::candle_core::{Device, Tensor};
+use peft_runtime::candle_core::{DType, Device, Tensor};
 use peft_runtime::{BaseWeights, StoredAdapter, StoredKind, StoredLayer};
 use serde_json::{Value, json};
 
 use crate::failure::Failure;
 use crate::files::new_file;
+use crate::float_type::rounded_tensors;
 
 const MERGE: &str = "merge the adapter into the base model with `peft merge`";
 
@@ -51,11 +52,11 @@ struct Sizes {
 }
 
 /// Writes an adapter of LoRA or DoRA. Smaller ranks are padded with zeros, and what a module's scaling is more than the one
-/// scale goes into its `lora_b`.
+/// scale goes into its `lora_b`. The numbers are rounded to `dtype`, if there is one.
 ///
 /// # Errors
 /// If the adapter has something that the format does not have, or the folder cannot be written.
-pub fn write(adapter: &StoredAdapter, folder: &Path) -> Result<(), Failure> {
+pub fn write(adapter: &StoredAdapter, folder: &Path, dtype: Option<DType>) -> Result<(), Failure> {
     let layers = adapter.layers()?;
     let updates = || layers.iter().filter_map(|layer| layer.update.as_ref());
     let rank = updates().map(|update| update.a.dim(0)).collect::<Result<Vec<_>, _>>()?;
@@ -68,6 +69,9 @@ pub fn write(adapter: &StoredAdapter, folder: &Path) -> Result<(), Failure> {
     for layer in layers.iter().filter(|layer| layer.kind != StoredKind::Base) {
         add(&mut tensors, layer, sizes)?;
         keys.insert(in_block(layer.path.as_str()).to_owned());
+    }
+    if let Some(dtype) = dtype {
+        tensors = rounded_tensors(tensors, dtype)?;
     }
     let is_dora = layers.iter().any(|layer| lengths(layer).is_some());
     let config = json!({

@@ -1,5 +1,6 @@
 //! The command line.
 
+mod parsing;
 #[cfg(test)]
 mod tests;
 
@@ -12,6 +13,7 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use peft_runtime::{CombinationType, MajoritySign, NameMap, StoredAdapter};
 
+use self::parsing::{parse_fused, parse_rename, parse_sign, parse_type, types};
 use crate::check::arguments::CheckArguments;
 pub use crate::written_format::{Component, Format};
 
@@ -212,8 +214,12 @@ pub struct ConvertArguments {
     /// The model that the adapter is for, for `kohya` and `diffusers`; by default told by the names of its modules.
     #[arg(long, value_enum, value_name = "MODEL")]
     pub component: Option<Component>,
-    /// Write half precision, for `gguf`.
-    #[arg(long)]
+    /// Round the numbers to this type: bf16, f16 or f32; `gguf` has no bf16. Without it they stay as they are, or for `gguf` and
+    /// where factors are computed, in f32.
+    #[arg(long, value_name = "TYPE", value_parser = crate::float_type::parse_float_type)]
+    pub dtype: Option<DType>,
+    /// The same as `--dtype f16`, for `gguf`.
+    #[arg(long, conflicts_with = "dtype")]
     pub f16: bool,
     /// Replace the output if it exists.
     #[arg(long)]
@@ -264,37 +270,4 @@ impl NameArguments {
 /// The weight of each adapter.
 pub fn weights(given: &[f64], adapters: usize) -> Vec<f64> {
     if given.is_empty() { vec![1.0; adapters] } else { given.to_vec() }
-}
-
-fn types() -> String {
-    let names = CombinationType::ALL.map(CombinationType::name).join(", ");
-    format!("The combination type, under PEFT's name: {names}")
-}
-
-fn parse_type(text: &str) -> Result<CombinationType, String> {
-    text.parse().map_err(|error: peft_runtime::Error| error.to_string())
-}
-
-fn parse_sign(text: &str) -> Result<MajoritySign, String> {
-    text.parse().map_err(|error: peft_runtime::Error| error.to_string())
-}
-
-fn parse_rename(text: &str) -> Result<(String, String), String> {
-    match text.split_once('=') {
-        Some((from, to)) => Ok((from.to_owned(), to.to_owned())),
-        None => Err("expected FROM=TO".to_owned()),
-    }
-}
-
-fn parse_fused(text: &str) -> Result<Fused, String> {
-    let malformed = || "expected FROM=TO:START..END".to_owned();
-    let (from, rest) = text.split_once('=').ok_or_else(malformed)?;
-    let (to, rows) = rest.rsplit_once(':').ok_or_else(malformed)?;
-    let (start, end) = rows.split_once("..").ok_or_else(malformed)?;
-    let number = |text: &str| text.parse::<usize>().map_err(|_| malformed());
-    let rows = number(start)?..number(end)?;
-    if rows.is_empty() {
-        return Err(format!("{start}..{end} is empty; END must be greater than START"));
-    }
-    Ok(Fused { from: from.to_owned(), to: to.to_owned(), rows })
 }

@@ -1,6 +1,7 @@
 use clap::{CommandFactory, Parser};
 
-use super::{Arguments, Command, Fused, parse_fused};
+use super::parsing::parse_fused;
+use super::{Arguments, Command, Fused};
 
 #[test]
 fn the_declarations_are_consistent() {

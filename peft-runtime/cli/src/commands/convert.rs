@@ -2,12 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
+use candle_core::DType;
 use peft_runtime::{BaseWeights, ImageProgram, PipelineModel, StoredAdapter};
 use serde_json::{Value, json};
 
 use crate::arguments::{AUTO, Component, ConvertArguments, Format};
 use crate::failure::Failure;
 use crate::files::{check_free, open_adapter, open_base, read_model_config, warn_of_left_out};
+use crate::float_type::rounded;
 use crate::mlx_adapter;
 use crate::terminal::{print, print_json};
 
@@ -25,27 +27,54 @@ pub fn run(arguments: &ConvertArguments) -> Result<(), Failure> {
     let adapter = open_adapter(&arguments.adapter, base.as_ref())?;
     check_format(&arguments.from, &adapter)?;
     warn_of_left_out(&adapter);
-    let plain = || adapter.to_plain_lora(base.as_ref());
-    let tensors = match arguments.to {
-        Format::Peft => save(&adapter, &arguments.output)?,
-        Format::PlainLora => save(&plain()?, &arguments.output)?,
-        Format::Gguf => {
-            let config = model_config(arguments, &adapter)?;
-            plain()?.save_gguf(&arguments.output, &config, base.as_ref(), arguments.f16)?
-        }
-        Format::Kohya => image_file(arguments, &adapter, ImageProgram::Kohya)?,
-        Format::Diffusers => image_file(arguments, &adapter, ImageProgram::Diffusers)?,
-        Format::Mlx => {
-            let uniform = mlx_adapter::fitting(&adapter, base.as_ref())?;
-            mlx_adapter::write(&uniform, &arguments.output)?;
-            uniform.shapes().len()
-        }
-    };
+    let from = adapter.format();
+    let tensors = write(arguments, adapter, base.as_ref())?;
     if arguments.json {
-        let (output, from) = (&arguments.output, adapter.format());
+        let output = &arguments.output;
         return print_json(&json!({ "output": output, "from": from, "tensors": tensors }));
     }
     print(&format!("{}: {tensors} tensors\n", arguments.output.display()))
+}
+
+/// Writes an adapter in the format, and returns the number of its tensors.
+fn write(
+    arguments: &ConvertArguments,
+    adapter: StoredAdapter,
+    base: Option<&BaseWeights>,
+) -> Result<usize, Failure> {
+    let output = &arguments.output;
+    let in_dtype = |adapter: StoredAdapter| match arguments.dtype {
+        Some(dtype) => rounded(&adapter, dtype),
+        None => Ok(adapter),
+    };
+    match arguments.to {
+        Format::Peft => save(&in_dtype(adapter)?, output),
+        Format::PlainLora => save(&in_dtype(adapter.to_plain_lora(base)?)?, output),
+        Format::Gguf => {
+            let half = gguf_is_half(arguments)?;
+            let config = model_config(arguments, &adapter)?;
+            Ok(adapter.to_plain_lora(base)?.save_gguf(output, &config, base, half)?)
+        }
+        Format::Kohya => image_file(arguments, &in_dtype(adapter)?, ImageProgram::Kohya),
+        Format::Diffusers => image_file(arguments, &in_dtype(adapter)?, ImageProgram::Diffusers),
+        Format::Mlx => {
+            let uniform = mlx_adapter::fitting(&adapter, base)?;
+            mlx_adapter::write(&uniform, output, arguments.dtype)?;
+            Ok(uniform.shapes().len())
+        }
+    }
+}
+
+/// Whether a GGUF file is written in half precision, which is f16 there.
+fn gguf_is_half(arguments: &ConvertArguments) -> Result<bool, Failure> {
+    match arguments.dtype {
+        Some(DType::BF16) => Err(Failure::new(
+            "llama.cpp takes adapters in f32 and f16, not in bf16",
+            "use `--dtype f16` or `--dtype f32`",
+        )),
+        Some(dtype) => Ok(dtype == DType::F16),
+        None => Ok(arguments.f16),
+    }
 }
 
 /// Saves an adapter as PEFT does, and returns the number of its tensors.

@@ -3,6 +3,7 @@
 mod check;
 mod combine;
 mod convert;
+mod convert_dtype;
 mod diff;
 mod fixture;
 mod formats;

@@ -60,7 +60,7 @@ pub fn write(request: &Request<'_>) -> Result<Vec<String>, Failure> {
 fn save(adapter: &StoredAdapter, request: &Request<'_>) -> Result<(), Failure> {
     let output = request.output;
     match request.arguments.program {
-        Some(ProgramName::Mlx) => mlx_adapter::write(adapter, output),
+        Some(ProgramName::Mlx) => mlx_adapter::write(adapter, output, None),
         Some(ProgramName::LlamaCpp) if request.is_gguf() => {
             let config = request.arguments.base.first().map(|base| base.join("config.json"));
             let config = config.filter(|config| config.is_file()).ok_or_else(|| {
