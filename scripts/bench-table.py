@@ -16,7 +16,14 @@ BEGIN, END = "<!-- bench-vs-pytorch: begin -->", "<!-- bench-vs-pytorch: end -->
 PROGRAMS = {"pytorch": "PyTorch + PEFT", "candle": "plain candle", "ours": "this library"}
 
 # What a configuration without a PyTorch run is compared with.
-REFERENCES = {"QLoRA Q4_1, 1 × 256": ("LoRA, 1 × 256", "ours", "our f32 step")}
+REFERENCES = {
+    "QLoRA Q4_1, 1 × 256": ("LoRA, 1 × 256", "ours", "our f32 step"),
+    "QLoRA Q4_0 in bf16, 1 × 256": ("LoRA in bf16, 1 × 256", "ours", "our bf16 step"),
+    "QLoRA Q4_0 in bf16, Llama-3.2-1B, 1 × 256": ("LoRA in bf16, Llama-3.2-1B, 1 × 256", "ours", "our bf16 step"),
+    "QLoRA Q4_K in bf16, Llama-3.2-1B, 1 × 256": ("LoRA in bf16, Llama-3.2-1B, 1 × 256", "ours", "our bf16 step"),
+    "LoRA in bf16, 1 × 256": ("LoRA, 1 × 256", "ours", "our f32 step"),
+    "LoRA in bf16, 4 × 256": ("LoRA, 4 × 256", "ours", "our f32 step"),
+}
 
 
 def medians(path: pathlib.Path) -> dict:
@@ -78,6 +85,25 @@ def ratios_table(found: dict) -> list[str]:
             memory = peak / reference["peak_rss_mb"]
             without = f"{peak / (reference['peak_rss_mb'] - imports(reference)):.2f}" if imports(reference) else "–"
             lines.append(f"| {name} | {configuration} | {time:.2f} | {memory:.2f} | {without} |")
+    return lines
+
+
+def generation_table(found: dict) -> list[str]:
+    if not found:
+        return []
+    lines = [
+        "",
+        "| | program | prompt of 512 tokens | a token | tokens/s | of what the memory gives |",
+        "| --- | --- | ---: | ---: | ---: | ---: |",
+    ]
+    for configuration, programs in found.items():
+        for program, result in programs.items():
+            share = result.get("share_of_read_rate")
+            share = f"{share:.0%}, at {result['read_bytes_per_second'] / 1e9:.1f} GB/s" if share is not None else "–"
+            lines.append(
+                f"| {configuration} | {PROGRAMS[program]} | {result['prompt_seconds']:.2f} s | "
+                f"{1e3 * result['token_seconds']:.1f} ms | {result['tokens_per_second']:.1f} | {share} |"
+            )
     return lines
 
 
@@ -155,7 +181,7 @@ def circumstances(arguments, found: dict) -> list[str]:
         f"Programs take turns, rounds in one go: {arguments.rounds}; a value is the median of the rounds. A step's seconds "
         f"are the median of {arguments.steps - 2} steps after two that do not count. Memory is the largest resident size of "
         f"the process.{note} "
-        "SmolLM2-135M's sizes with random weights, f32 unless the row says bf16, LoRA of rank 8 on all seven projections, AdamW. plain candle is "
+        "SmolLM2-135M's sizes with random weights unless the row names another model, f32 unless it says bf16, LoRA of rank 8 on all seven projections, AdamW. plain candle is "
         "`examples/src/bin/stock_candle`, of candle's own differentiable ops.",
         "",
     ]
@@ -169,8 +195,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--threads", type=int, required=True)
     arguments = parser.parse_args()
-    found = medians(arguments.work / "results")
+    measured = medians(arguments.work / "results")
+    generating = {name: programs for name, programs in measured.items() if name.startswith("generating")}
+    found = {name: programs for name, programs in measured.items() if name not in generating}
     lines = [BEGIN, "", *circumstances(arguments, found), *ratios_table(found), "", *steps_table(found)]
+    lines += generation_table(generating)
     lines += [*adapters_table(arguments.work), "", END]
     section = "\n".join(lines)
     text = arguments.out.read_text(encoding="utf-8") if arguments.out.exists() else f"# Performance\n\n{BEGIN}\n{END}\n"

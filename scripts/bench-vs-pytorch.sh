@@ -3,18 +3,20 @@
 # ratios into a Markdown file, between two marks.
 #
 #   scripts/bench-vs-pytorch.sh [--venv DIR] [--rounds 3] [--steps 8] [--threads 2] [--out docs/performance.md]
-#                               [--sentiment MODEL DATA] [--adapters]
+#                               [--sentiment MODEL DATA] [--adapters] [--generate] [--larger]
 #
 # --venv DIR     builds a virtual environment with PyTorch and PEFT there, or uses the one that is there
 # --sentiment    measures an epoch of the `sentiment` example as well (scripts/fetch-assets.sh downloads model and data)
 # --adapters     measures injection, loading, mixed batches and inference as well
+# --generate     measures reading a prompt of 512 tokens and generating from it as well, in f32 and bf16
+# --larger       measures steps on the sizes of Qwen2.5-0.5B and Llama-3.2-1B in bf16 as well
 # Without --venv, the Python in $PYTHON, or python3, must have the packages in tests/python/requirements.txt.
 set -eu
 cd "$(dirname "$0")/.."
 
-python=${PYTHON:-python3} rounds=3 steps=8 threads=2 out=docs/performance.md venv= model= data= adapters=
+python=${PYTHON:-python3} rounds=3 steps=8 threads=2 out=docs/performance.md venv= model= data= adapters= generate= larger=
 usage() {
-    sed -n '2,12s/^# \{0,1\}//p' "$0" >&2
+    sed -n '2,14s/^# \{0,1\}//p' "$0" >&2
     exit 2
 }
 while [ $# -gt 0 ]; do
@@ -29,8 +31,8 @@ while [ $# -gt 0 ]; do
         model=$2 data=$3
         shift 3
         ;;
-    --adapters)
-        adapters=yes
+    --adapters | --generate | --larger)
+        eval "${1#--}=yes"
         shift
         ;;
     *) usage ;;
@@ -48,7 +50,8 @@ if ! "$python" -c "import peft, torch, transformers" 2>/dev/null; then
     exit 1
 fi
 
-cargo build --release -p peft-examples --bin train_bench --bin stock_candle --bin sentiment --bin adapter_bench
+cargo build --release -p peft-examples --bin train_bench --bin stock_candle --bin sentiment --bin adapter_bench \
+    --bin generate_bench
 target=${CARGO_TARGET_DIR:-target}/release
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -72,14 +75,31 @@ while [ "$round" -le "$rounds" ]; do
     for batch in 1 4; do
         shape="--batch $batch --seq 256 --steps $steps --threads $threads --json"
         measure "LoRA, $batch × 256" pytorch "$python" tests/python/train_bench.py $shape
-        # With candle's own default, which the examples otherwise change.
-        measure "LoRA, $batch × 256" candle env CANDLE_BARRIER_POOL_SPIN_LIMIT=25000 "$target/stock_candle" $shape
+        measure "LoRA, $batch × 256" candle "$target/stock_candle" $shape
         measure "LoRA, $batch × 256" ours "$target/train_bench" $shape
         measure "LoRA in bf16, $batch × 256" pytorch "$python" tests/python/train_bench.py --dtype bf16 $shape
         measure "LoRA in bf16, $batch × 256" ours "$target/train_bench" --dtype bf16 $shape
     done
     shape="--batch 1 --seq 256 --steps $steps --threads $threads --json"
     measure "QLoRA Q4_1, 1 × 256" ours "$target/train_bench" --method qlora --quantized Q4_1 $shape
+    measure "QLoRA Q4_0 in bf16, 1 × 256" ours "$target/train_bench" --method qlora --quantized Q4_0 --dtype bf16 $shape
+    if [ -n "$larger" ]; then
+        shape="--shape qwen2.5-0.5b --batch 1 --seq 512 --steps 5 --threads $threads --json"
+        measure "LoRA in bf16, Qwen2.5-0.5B, 1 × 512" pytorch "$python" tests/python/train_bench.py --dtype bf16 $shape
+        measure "LoRA in bf16, Qwen2.5-0.5B, 1 × 512" ours "$target/train_bench" --dtype bf16 $shape
+        shape="--shape llama3.2-1b --batch 1 --seq 256 --steps 4 --threads $threads --json"
+        measure "LoRA in bf16, Llama-3.2-1B, 1 × 256" ours "$target/train_bench" --dtype bf16 $shape
+        for type in Q4_0 Q4_K; do
+            measure "QLoRA $type in bf16, Llama-3.2-1B, 1 × 256" ours \
+                "$target/train_bench" --method qlora --quantized $type --dtype bf16 $shape
+        done
+    fi
+    if [ -n "$generate" ]; then
+        for type in f32 bf16; do
+            measure "generating in $type" pytorch "$python" tests/python/generate_bench.py --dtype $type --threads "$threads"
+            measure "generating in $type" ours "$target/generate_bench" --dtype $type --threads "$threads"
+        done
+    fi
     if [ -n "$model" ]; then
         measure "sentiment, one epoch" pytorch "$python" tests/python/sentiment.py --model "$model" --data "$data" \
             --threads "$threads"

@@ -101,7 +101,6 @@ follow_finetune() {
         done
     fi
     cp "$repository/examples/data/alice.txt" .
-    export CANDLE_BARRIER_POOL_SPIN_LIMIT=1
     prompt="Alice looked at the cat"
     cargo run --release --bin train -- alice alice.txt "$prompt" >train.txt || {
         cat train.txt

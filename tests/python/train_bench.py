@@ -26,6 +26,7 @@ SHAPES = {
     "tiny": (256, 64, 160, 2, 4, 2),
     "smollm2-135m": (49152, 576, 1536, 30, 9, 3),
     "smollm2-360m": (49152, 960, 2560, 32, 15, 5),
+    "qwen2.5-0.5b": (151936, 896, 4864, 24, 14, 2),
     "llama3.2-1b": (128256, 2048, 8192, 16, 32, 8),
 }
 
@@ -35,9 +36,13 @@ PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 PRODUCTS = {"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"}
 
 
-def llama(shape: str) -> transformers.LlamaForCausalLM:
+def language_model(shape: str) -> transformers.PreTrainedModel:
+    """A model with random weights; the Qwen has biases on queries, keys and values."""
     vocabulary, hidden, wide, blocks, heads, key_value_heads = SHAPES[shape]
-    return transformers.LlamaForCausalLM(transformers.LlamaConfig(
+    kind, config = transformers.LlamaForCausalLM, transformers.LlamaConfig
+    if shape.startswith("qwen"):
+        kind, config = transformers.Qwen2ForCausalLM, transformers.Qwen2Config
+    return kind(config(
         vocab_size=vocabulary, hidden_size=hidden, intermediate_size=wide, num_hidden_layers=blocks,
         num_attention_heads=heads, num_key_value_heads=key_value_heads, rms_norm_eps=1e-5,
         tie_word_embeddings=True, use_cache=False,
@@ -88,7 +93,7 @@ def main() -> None:
         torch.set_num_threads(arguments.threads)
     torch.manual_seed(arguments.seed)
     dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[arguments.dtype]
-    model = peft.get_peft_model(llama(arguments.shape).to(dtype), peft.LoraConfig(
+    model = peft.get_peft_model(language_model(arguments.shape).to(dtype), peft.LoraConfig(
         r=arguments.rank, lora_alpha=2 * arguments.rank, target_modules=PROJECTIONS, task_type="CAUSAL_LM",
     ))
     model.train()
