@@ -1,40 +1,27 @@
 //! Work on all threads.
-//!
-//! The threads are those that compute candle's own elementwise operations. Between two pieces of work they wait for a moment before
-//! they sleep, so that the next one, which in a training step comes soon, does not have to wake them. Where candle has more threads
-//! than this process may use cores, in a container for example, waiting would take time from working, and rayon's threads compute.
-//!
-//! What runs here must not call candle's operations: on the calling thread they would wait for the work that they are a part of.
 
-use std::any::Any;
-use std::cell::Cell;
-use std::ops::Range;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+mod pool;
+
 use std::sync::{Mutex, OnceLock, PoisonError};
-use std::thread::available_parallelism;
 
 use candle_core::Result;
-use candle_core::utils::barrier_pool;
-use rayon::prelude::*;
+use candle_core::utils::get_num_threads;
+
+use self::pool::{Pool, Queue};
 
 /// How many threads compute.
 pub(crate) fn count() -> usize {
-    if has_cores() { barrier_pool().n_workers() + 1 } else { rayon::current_num_threads() }
+    pool().threads()
 }
 
-/// Whether there is a core for each of candle's threads.
-fn has_cores() -> bool {
-    static HAS_CORES: OnceLock<bool> = OnceLock::new();
-    *HAS_CORES
-        .get_or_init(|| available_parallelism().is_ok_and(|cores| barrier_pool().n_workers() < cores.get()))
+/// The threads that compute: as many as candle would use, but no more than this process may use cores, in a container for example.
+/// `RAYON_NUM_THREADS` sets their number.
+fn pool() -> &'static Pool {
+    static POOL: OnceLock<&Pool> = OnceLock::new();
+    POOL.get_or_init(|| Pool::start(get_num_threads().min(rayon::current_num_threads())))
 }
 
-thread_local! {
-    /// Whether this thread is doing a part of the work of [`for_each`].
-    static WORKS: Cell<bool> = const { Cell::new(false) };
-}
-
-/// Calls `work` for every task, on all threads; on this one only if it is itself called by `work`.
+/// Calls `work` for every task, on all threads.
 pub(crate) fn for_each<T: Send>(tasks: impl IntoIterator<Item = T>, work: impl Fn(T) + Sync) {
     for_each_with(tasks, || (), |(), task| work(task));
 }
@@ -88,42 +75,22 @@ pub(crate) fn for_each_with<T: Send, S>(
     state: impl Fn() -> S + Sync,
     work: impl Fn(&mut S, T) + Sync,
 ) {
-    let tasks: Vec<Mutex<Option<T>>> = tasks.into_iter().map(|task| Mutex::new(Some(task))).collect();
-    let range = |range: Range<usize>| {
+    let tasks: Vec<T> = tasks.into_iter().collect();
+    if tasks.len() <= 1 || count() == 1 {
         let mut state = state();
-        for task in &tasks[range] {
-            if let Some(task) = task.lock().unwrap_or_else(PoisonError::into_inner).take() {
-                work(&mut state, task);
+        return tasks.into_iter().for_each(|task| work(&mut state, task));
+    }
+    let tasks: Vec<Mutex<Option<T>>> = tasks.into_iter().map(|task| Mutex::new(Some(task))).collect();
+    pool().run(tasks.len(), &|queue: &Queue| {
+        let mut kept = None;
+        while let Some(part) = queue.take() {
+            let state = kept.get_or_insert_with(&state);
+            for task in &tasks[part] {
+                let task = task.lock().unwrap_or_else(PoisonError::into_inner).take();
+                task.into_iter().for_each(|task| work(state, task));
             }
         }
-    };
-    if tasks.len() <= 1 || WORKS.get() {
-        return range(0..tasks.len());
-    }
-    if !has_cores() {
-        return (0..tasks.len()).into_par_iter().for_each(|task| range(task..task + 1));
-    }
-    // A panic on the way through candle's pool would leave its lock poisoned for the rest of the process.
-    let panicked: Mutex<Option<Box<dyn Any + Send>>> = Mutex::new(None);
-    barrier_pool().execute_chunked(tasks.len(), |part| {
-        // A call of `work` that comes here again would wait for itself.
-        let _reset = Reset(WORKS.replace(true));
-        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| range(part))) {
-            panicked.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(panic);
-        }
     });
-    if let Some(panic) = panicked.into_inner().unwrap_or_else(PoisonError::into_inner) {
-        resume_unwind(panic);
-    }
-}
-
-/// Sets [`WORKS`] back, also after a panic.
-struct Reset(bool);
-
-impl Drop for Reset {
-    fn drop(&mut self) {
-        WORKS.set(self.0);
-    }
 }
 
 #[cfg(test)]
@@ -178,6 +145,24 @@ mod tests {
             assert!(panic.downcast_ref::<String>().unwrap().contains("the bad task"));
             assert_eq!(map(0..3u32, |task| task), [0, 1, 2]);
         }
+    }
+
+    #[test]
+    fn a_caller_does_all_tasks_while_the_other_threads_are_busy() {
+        // The long tasks keep their caller and a thread of the pool until all the other tasks are done.
+        let done = AtomicUsize::new(0);
+        let wait = |_| {
+            while done.load(Ordering::Acquire) < 1000 {
+                std::thread::yield_now();
+            }
+        };
+        std::thread::scope(|scope| {
+            scope.spawn(|| for_each(0..super::count(), wait));
+            for_each(0..1000usize, |_| {
+                done.fetch_add(1, Ordering::Release);
+            });
+        });
+        assert_eq!(done.into_inner(), 1000);
     }
 
     #[test]
