@@ -147,7 +147,7 @@ impl<T: WithDType> Tile<'_, T> {
 
 impl Tile<'_, f32> {
     /// `tile (+)= scale · lhs · rhs` on the calling thread, for factors of any types.
-    pub(super) fn multiply(
+    pub(crate) fn multiply(
         &mut self,
         write: Write,
         scale: f64,

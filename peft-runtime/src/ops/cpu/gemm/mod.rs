@@ -1,9 +1,11 @@
 //! One matrix product, by the kernel that suits its shape, its type and the processor: the crate's own on packed panels or
-//! for few rows, those that the environment names, or the library `gemm`.
+//! for few rows, those that have names, or the library `gemm`.
 
 #[cfg(any(test, target_arch = "x86_64"))]
 mod bf16;
+mod fetch;
 mod few_rows;
+mod measured;
 pub(super) mod named;
 mod panels;
 mod turn;
@@ -42,6 +44,11 @@ unsafe fn multiply_own<R: Sums>(destination: Destination, lhs: Matrix<'_, f32>, 
             panels::multiply(destination, lhs, rhs);
         }
     });
+}
+
+/// Whether products of bf16 with bf16 that have this many rows are computed without widening both factors.
+pub(crate) fn multiplies_bf16(rows: usize) -> Result<bool> {
+    Ok(rows >= panels::MIN_ROWS && named::chosen()?.is_some())
 }
 
 thread_local! {

@@ -1,4 +1,4 @@
-//! Kernels that are off unless the environment names them.
+//! Kernels that have names: the environment says which to use, or, without it, what was measured here.
 
 use std::sync::OnceLock;
 
@@ -7,6 +7,7 @@ use half::bf16;
 
 #[cfg(target_arch = "x86_64")]
 use super::bf16 as pairs;
+use super::measured::is_faster;
 use super::panels::Destination;
 use crate::ops::cpu::matrix::Matrix;
 
@@ -24,6 +25,9 @@ pub(super) enum Named {
 
 impl Named {
     const ALL: [Self; 2] = [Self::Amx, Self::Avx512Bf16];
+
+    /// Those that have run on processors that have them. The others are used only if they are named.
+    const TRIED: [Self; 1] = [Self::Avx512Bf16];
 
     fn name(self) -> &'static str {
         match self {
@@ -83,7 +87,8 @@ impl Named {
     }
 }
 
-/// The kernel that the environment names, if it names any; what it says is read once.
+/// The kernel that the environment names, if it names any; without the environment's list, one that is faster here than f32. This is
+/// found out once.
 ///
 /// # Errors
 /// If a name is unknown, or its kernel cannot run here.
@@ -91,7 +96,7 @@ pub(super) fn chosen() -> Result<Option<Named>> {
     static CHOSEN: OnceLock<std::result::Result<Option<Named>, String>> = OnceLock::new();
     let read = || match std::env::var(VARIABLE) {
         Ok(names) => first(&names, Named::missing),
-        Err(std::env::VarError::NotPresent) => Ok(None),
+        Err(std::env::VarError::NotPresent) => fastest().map_err(|error| error.to_string()),
         Err(std::env::VarError::NotUnicode(_)) => {
             Err(format!("the environment variable {VARIABLE} is not text"))
         }
@@ -105,6 +110,20 @@ pub(super) fn chosen() -> Result<Option<Named>> {
 /// An error if the environment names a kernel that is unknown or cannot run here.
 pub(in crate::ops::cpu) fn check_names() -> Result<()> {
     chosen().map(|_| ())
+}
+
+/// A kernel that was tried, is there, and is faster here than f32, if there is one.
+fn fastest() -> Result<Option<Named>> {
+    for kernel in Named::TRIED {
+        // SAFETY: the kernel is not missing, and what measures it passes a destination that fits.
+        let multiply = |destination, lhs: Matrix<'_, bf16>, rhs: Matrix<'_, bf16>| unsafe {
+            kernel.multiply(destination, lhs, rhs);
+        };
+        if kernel.missing().is_none() && is_faster(multiply)? {
+            return Ok(Some(kernel));
+        }
+    }
+    Ok(None)
 }
 
 /// The kernel to prefer among the names of a list.
@@ -132,7 +151,7 @@ fn first(
 
 #[cfg(test)]
 mod tests {
-    use super::{Named, first};
+    use super::{Named, fastest, first};
 
     #[test]
     fn the_preferred_of_the_named_kernels_is_chosen_in_any_order() {
@@ -141,6 +160,12 @@ mod tests {
         assert_eq!(first(" , ", there), Ok(None));
         assert_eq!(first("avx512bf16", there), Ok(Some(Named::Avx512Bf16)));
         assert_eq!(first(" avx512bf16 , amx", there), Ok(Some(Named::Amx)));
+    }
+
+    #[test]
+    fn without_a_list_only_kernels_that_were_tried_and_are_there_are_used() {
+        let kernel = fastest().unwrap();
+        assert!(kernel.is_none_or(|kernel| kernel != Named::Amx && kernel.missing().is_none()), "{kernel:?}");
     }
 
     #[test]

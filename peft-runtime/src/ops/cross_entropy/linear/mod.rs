@@ -27,15 +27,17 @@ use crate::ops::linear::linear;
 /// pass, so if they are large they set the peak memory of a training step.
 const LOGITS_BYTES: usize = 8 << 20;
 
-/// Fewer rows at a time would read the weight too often: each group of rows reads all of it twice. With this many rows,
-/// the arithmetic of a product takes longer than reading the weight.
-const ENOUGH_ROWS: usize = 64;
+/// Fewer rows at a time would read and pack the weight too often: each group of rows needs all of it twice.
+const ENOUGH_ROWS: usize = 128;
 
 /// More rows at a time are not faster.
 const MOST_ROWS: usize = 256;
 
 /// The most bytes that the logits of [`ENOUGH_ROWS`] may take with a large vocabulary, unless sixteen rows take more.
-const MOST_LOGITS_BYTES: usize = 32 << 20;
+const MOST_LOGITS_BYTES: usize = 80 << 20;
+
+/// Kernels multiply as many rows at a time.
+const BLOCK: usize = 32;
 
 /// The mean over all rows of −ln softmax(hidden·Wᵀ) at the target: a scalar. The logits of all rows never exist at
 /// once.
@@ -97,7 +99,8 @@ pub fn linear_cross_entropy(
 fn rows_at_a_time(vocabulary: usize, element_bytes: usize) -> usize {
     let row = (vocabulary * element_bytes).max(1);
     let rows = (LOGITS_BYTES / row).clamp(ENOUGH_ROWS, MOST_ROWS);
-    rows.min((MOST_LOGITS_BYTES / row).max(16))
+    let rows = rows.min((MOST_LOGITS_BYTES / row).max(16));
+    if rows > BLOCK { rows / BLOCK * BLOCK } else { rows }
 }
 
 /// The op on the CPU.

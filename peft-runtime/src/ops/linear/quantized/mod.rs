@@ -7,10 +7,11 @@ use std::sync::Arc;
 use candle_core::quantized::QTensor;
 use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Result, Shape, Storage, Tensor, bail};
 
-use self::product::{multiply_transposed, product};
+use self::product::{Factor, multiply_transposed, product};
 use crate::ops::cpu::dequantize::QuantizedMatrix;
 use crate::ops::cpu::element::{Element, round_all, widen_all};
 use crate::ops::cpu::float::wide_dtype;
+use crate::ops::cpu::gemm::multiplies_bf16;
 use crate::ops::cpu::matrix::{Matrix, Write};
 use crate::ops::cpu::operand::Operand;
 use crate::ops::cpu::real::Real;
@@ -26,8 +27,8 @@ use crate::ops::widened;
 
 /// `x·Wᵀ + b` in the dtype of `x`, for `x` of shape `[…, in]` and `weight` of shape `[out, in]`.
 ///
-/// The product is that with the dense weight, in f32, or in f64 if `x` is f64; half precision is rounded once. On the
-/// CPU, the weight is dequantized a tile at a time; on other devices, all of it is dense during the call.
+/// The product is that with the dense weight, in f32, or in f64 if `x` is f64; half precision is rounded once. If `x` is bf16 and the
+/// processor multiplies that faster than f32, the dense weight is rounded to bf16. On the CPU, the weight is dequantized a tile at a time; on other devices, all of it is dense during the call.
 ///
 /// A bias that is a variable trains; the weight never gets a gradient.
 pub(crate) fn quantized_linear(x: &Tensor, weight: &Arc<QTensor>, bias: Option<&Tensor>) -> Result<Tensor> {
@@ -79,7 +80,13 @@ impl FrozenQuantized {
     }
 
     /// `y (+)= x·Wᵀ` on rows in main memory.
-    pub(super) fn multiply<T: Real>(&self, y: &mut [T], write: Write, x: &[T], rows: usize) -> Result<()> {
+    pub(super) fn multiply<F: Factor>(
+        &self,
+        y: &mut [F::Sum],
+        write: Write,
+        x: &[F],
+        rows: usize,
+    ) -> Result<()> {
         multiply_transposed(y, write, x, rows, &QuantizedMatrix::new(&self.weight)?)
     }
 
@@ -98,12 +105,14 @@ impl FrozenQuantized {
         }
         add_bias_rows(&mut wide, self.bias.as_ref())?;
         let mut space = Vec::new();
-        let x = match x {
-            Operand::F32(x) => &x.data()[..rows * x.columns()],
-            Operand::Bf16(x) => widened_into(x, &mut space),
-            Operand::F16(x) => widened_into(x, &mut space),
-        };
-        self.multiply(&mut wide, Write::Add, x, rows)?;
+        match x {
+            Operand::Bf16(x) if multiplies_bf16(rows)? => {
+                self.multiply(&mut wide, Write::Add, rows_of(x), rows)?;
+            }
+            Operand::F32(x) => self.multiply(&mut wide, Write::Add, rows_of(x), rows)?,
+            Operand::Bf16(x) => self.multiply(&mut wide, Write::Add, widened_into(x, &mut space), rows)?,
+            Operand::F16(x) => self.multiply(&mut wide, Write::Add, widened_into(x, &mut space), rows)?,
+        }
         if let Some(term) = others {
             sum_into(&mut wide, (rows, columns), Write::Add, None, &[term])?;
         }
@@ -126,7 +135,12 @@ impl FrozenQuantized {
         grad: &Tensor,
         other: Option<(&Tensor, &Tensor)>,
     ) -> Result<Tensor> {
-        let dx = self.input_gradient(&converted(grad, wide_dtype(dtype))?)?;
+        let halves = grad.dtype() == DType::BF16 && multiplies_bf16(grad.dim(0)?)?;
+        let dx = if halves {
+            self.input_gradient(grad)?
+        } else {
+            self.input_gradient(&converted(grad, wide_dtype(dtype))?)?
+        };
         let dx = match other {
             Some((lhs, rhs)) => add_product(dx, lhs, rhs, 1.0)?,
             None => dx,
@@ -134,27 +148,33 @@ impl FrozenQuantized {
         converted(&dx, dtype)
     }
 
-    /// dx = dy·W for a contiguous `grad` of shape `[rows, out]` in f32 or f64.
+    /// dx = dy·W, summed in f32 or f64, for a contiguous `grad` of shape `[rows, out]` in f32, f64 or bf16.
     fn input_gradient(&self, grad: &Tensor) -> Result<Tensor> {
         let (storage, layout) = grad.storage_and_layout();
         match &*storage {
             Storage::Cpu(CpuStorage::F32(grad)) => self.backward_rows(contiguous_slice(grad, layout)?),
             Storage::Cpu(CpuStorage::F64(grad)) => self.backward_rows(contiguous_slice(grad, layout)?),
-            _ => bail!("the gradient of a quantized linear layer is not of f32 or f64 on the CPU"),
+            Storage::Cpu(CpuStorage::BF16(grad)) => self.backward_rows(contiguous_slice(grad, layout)?),
+            _ => bail!("the gradient of a quantized linear layer is not of f32, f64 or bf16 on the CPU"),
         }
     }
 
-    fn backward_rows<T: Real>(&self, grad: &[T]) -> Result<Tensor> {
+    fn backward_rows<F: Factor>(&self, grad: &[F]) -> Result<Tensor> {
         let weight = QuantizedMatrix::new(&self.weight)?;
         let rows = grad.len() / weight.rows().max(1);
         Tensor::from_vec(product(grad, rows, &weight)?, (rows, weight.columns()), &Device::Cpu)
     }
 }
 
-/// The elements of a contiguous matrix in f32.
+/// The elements of a contiguous matrix.
+fn rows_of<T>(x: Matrix<'_, T>) -> &[T] {
+    &x.data()[..x.rows() * x.columns()]
+}
+
+/// The same in f32.
 fn widened_into<'s, T: Element>(x: Matrix<'_, T>, space: &'s mut Vec<f32>) -> &'s [f32] {
     space.resize(x.rows() * x.columns(), 0.0);
-    widen_all(&x.data()[..space.len()], space);
+    widen_all(rows_of(x), space);
     space
 }
 

@@ -2,17 +2,19 @@
 //!
 //! A thread dequantizes a tile into memory of its own and multiplies it there. Each tile produces its own part of the
 //! result, so threads have nothing to add up. The values are bit for bit those of the dense matrix: unlike in candle's
-//! `QMatMul`, the other factor is not rounded.
+//! `QMatMul`, the other factor is not rounded. For a factor of bf16 they are rounded to bf16, as those of a dense bf16 weight are.
 
 use std::cell::Cell;
 use std::ops::Range;
 
-use candle_core::Result;
+use candle_core::{Result, WithDType};
+use half::bf16;
 
 use crate::ops::cpu::dequantize::QuantizedMatrix;
+use crate::ops::cpu::element::Element;
 use crate::ops::cpu::matrix::{Matrix, Write};
 use crate::ops::cpu::real::Real;
-use crate::ops::cpu::threads::try_for_each;
+use crate::ops::cpu::threads::try_for_each_with;
 use crate::ops::cpu::tile::{Tile, UNIT, steps, tiles};
 
 /// The most elements that a tile has: as f32, they leave room in a core's own cache.
@@ -27,10 +29,10 @@ const FEW_ROWS: usize = 8;
 const DEPTH: usize = 512;
 
 /// `y (+)= x·Wᵀ` for `x` of shape `[rows, in]`, `W` `[out, in]` and `y` `[rows, out]`.
-pub(super) fn multiply_transposed<T: Real>(
-    y: &mut [T],
+pub(super) fn multiply_transposed<F: Factor>(
+    y: &mut [F::Sum],
     write: Write,
-    x: &[T],
+    x: &[F],
     rows: usize,
     weight: &QuantizedMatrix<'_>,
 ) -> Result<()> {
@@ -41,22 +43,22 @@ pub(super) fn multiply_transposed<T: Real>(
     for_each(tiles(y, (rows, out_features), steps)?, |tile, scratch| {
         let dense = scratch.dense(weight, tile.columns(), 0..in_features)?;
         let x = x.block(tile.rows(), 0..in_features)?;
-        tile.matmul(write, 1.0, x, dense.transposed())
+        F::multiply(tile, write, x, dense.transposed())
     })
 }
 
 /// `x·W` for `x` of shape `[rows, out]` and `W` `[out, in]`: `[rows, in]`.
-pub(super) fn product<T: Real>(x: &[T], rows: usize, weight: &QuantizedMatrix<'_>) -> Result<Vec<T>> {
+pub(super) fn product<F: Factor>(x: &[F], rows: usize, weight: &QuantizedMatrix<'_>) -> Result<Vec<F::Sum>> {
     let (out_features, in_features) = (weight.rows(), weight.columns());
     let x = Matrix::contiguous(x, rows, out_features)?;
-    let mut y = vec![T::from_f64(0.0); rows * in_features];
+    let mut y = vec![F::Sum::ZERO; rows * in_features];
     let steps = steps(rows, in_features, UNIT.max(weight.block_size()), TILE / DEPTH);
     for_each(tiles(&mut y, (rows, in_features), steps)?, |tile, scratch| {
         for start in (0..out_features).step_by(DEPTH) {
             let depth = start..out_features.min(start + DEPTH);
             let dense = scratch.dense(weight, depth.clone(), tile.columns())?;
             let write = if start == 0 { Write::Replace } else { Write::Add };
-            tile.matmul(write, 1.0, x.block(tile.rows(), depth)?, dense)?;
+            F::multiply(tile, write, x.block(tile.rows(), depth)?, dense)?;
         }
         Ok(())
     })?;
@@ -68,20 +70,82 @@ thread_local! {
     static SCRATCH: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
 }
 
-/// A thread's memory for one dense tile.
-struct Scratch<T> {
-    values: Vec<f32>,
-    wide: Vec<T>,
+/// What a quantized matrix is multiplied with: a tile of the matrix becomes dense in the same type.
+pub(in crate::ops::linear) trait Factor: WithDType {
+    /// What products are summed in.
+    type Sum: Real;
+
+    /// `values` in this type; they are converted into `space` if they have another type.
+    fn converted<'a>(values: &'a [f32], space: &'a mut Vec<Self>) -> &'a [Self];
+
+    /// `tile (+)= lhs · rhs`.
+    fn multiply(
+        tile: &mut Tile<'_, Self::Sum>,
+        write: Write,
+        lhs: Matrix<'_, Self>,
+        rhs: Matrix<'_, Self>,
+    ) -> Result<()>;
 }
 
-impl<T: Real> Scratch<T> {
+impl<T: Real> Factor for T {
+    type Sum = Self;
+
+    fn converted<'a>(values: &'a [f32], space: &'a mut Vec<Self>) -> &'a [Self] {
+        Self::widened(values, space)
+    }
+
+    fn multiply(
+        tile: &mut Tile<'_, Self>,
+        write: Write,
+        lhs: Matrix<'_, Self>,
+        rhs: Matrix<'_, Self>,
+    ) -> Result<()> {
+        tile.matmul(write, 1.0, lhs, rhs)
+    }
+}
+
+impl Factor for bf16 {
+    type Sum = f32;
+
+    fn converted<'a>(values: &'a [f32], space: &'a mut Vec<Self>) -> &'a [Self] {
+        if space.len() < values.len() {
+            space.resize(values.len(), Self::ZERO);
+        }
+        let rounded = &mut space[..values.len()];
+        Self::round(values, rounded);
+        rounded
+    }
+
+    fn multiply(
+        tile: &mut Tile<'_, f32>,
+        write: Write,
+        lhs: Matrix<'_, Self>,
+        rhs: Matrix<'_, Self>,
+    ) -> Result<()> {
+        tile.multiply(write, 1.0, lhs.into(), rhs.into())
+    }
+}
+
+/// A thread's memory for one dense tile.
+struct Scratch<F> {
+    values: Vec<f32>,
+    converted: Vec<F>,
+}
+
+impl<F> Drop for Scratch<F> {
+    fn drop(&mut self) {
+        SCRATCH.set(std::mem::take(&mut self.values));
+    }
+}
+
+impl<F: Factor> Scratch<F> {
     /// Some rows and columns of the matrix.
     fn dense(
         &mut self,
         matrix: &QuantizedMatrix<'_>,
         rows: Range<usize>,
         columns: Range<usize>,
-    ) -> Result<Matrix<'_, T>> {
+    ) -> Result<Matrix<'_, F>> {
         let shape = (rows.len(), columns.len());
         let elements = shape.0 * shape.1;
         if self.values.len() < elements {
@@ -89,22 +153,17 @@ impl<T: Real> Scratch<T> {
         }
         let values = &mut self.values[..elements];
         matrix.dequantize(rows, columns, values)?;
-        Matrix::contiguous(T::widened(values, &mut self.wide), shape.0, shape.1)
+        Matrix::contiguous(F::converted(values, &mut self.converted), shape.0, shape.1)
     }
 }
 
 /// Calls `work` for every tile, on all threads.
-fn for_each<'a, T: Real>(
-    tiles: Vec<Tile<'a, T>>,
-    work: impl Fn(&mut Tile<'a, T>, &mut Scratch<T>) -> Result<()> + Sync,
+fn for_each<'a, F: Factor>(
+    tiles: Vec<Tile<'a, F::Sum>>,
+    work: impl Fn(&mut Tile<'a, F::Sum>, &mut Scratch<F>) -> Result<()> + Sync,
 ) -> Result<()> {
-    let run = |mut tile: Tile<'a, T>| {
-        let mut scratch = Scratch { values: SCRATCH.take(), wide: Vec::new() };
-        let done = work(&mut tile, &mut scratch);
-        SCRATCH.set(scratch.values);
-        done
-    };
-    try_for_each(tiles, run)
+    let scratch = || Scratch { values: SCRATCH.take(), converted: Vec::new() };
+    try_for_each_with(tiles, scratch, |scratch, mut tile| work(&mut tile, scratch))
 }
 
 #[cfg(test)]

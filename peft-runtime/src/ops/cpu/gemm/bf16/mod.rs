@@ -8,8 +8,8 @@
 //! | `twin` | the same sums without it, bit for bit |
 //!
 //! Both instructions read a denormal as zero and write none, and have an order of their own for a sum; `twin` says which. So their
-//! results differ from those of other kernels within the error of a sum in f32, and they are used only where `PEFT_CPU_KERNELS`
-//! names them. The order depends neither on the number of threads nor on how many rows there are.
+//! results differ from those of other kernels within the error of a sum in f32. They are used where they are faster, or where
+//! `PEFT_CPU_KERNELS` names them. The order depends neither on the number of threads nor on how many rows there are.
 //!
 //! The right factor is packed just before it is used, a group of panels at a time, so that a frozen weight is held as it is.
 
@@ -30,6 +30,7 @@ use half::bf16;
 use self::block::{BLOCK, Kernel, Line, SumLine};
 use self::pack::{pack_left, pack_right};
 use super::panels::Destination;
+use crate::ops::cpu::dispatch::dispatched;
 use crate::ops::cpu::matrix::{Matrix, Write};
 
 /// The most steps of a part of the inner dimension: a group of panels has that many.
@@ -123,9 +124,7 @@ impl<K: Kernel> Product<'_, K> {
         grow(&mut scratch.panels, self.group * self.slab * STEP_LINES);
         grow(&mut scratch.left, BLOCK * self.slab);
         grow(&mut scratch.sums, sum_blocks * SUM_LINES);
-        for (panel, lines) in panels.clone().zip(scratch.panels.chunks_exact_mut(panel_lines)) {
-            pack_right(self.rhs, steps.clone(), panel, lines);
-        }
+        pack_right(self.rhs, steps.clone(), panels.clone(), &mut scratch.panels);
         let ends = steps.end * BLOCK >= self.lhs.columns();
         for row_block in 0..row_blocks {
             let left = &mut scratch.left[..BLOCK * steps.len()];
@@ -163,11 +162,19 @@ impl<K: Kernel> Product<'_, K> {
             let place = start.wrapping_add((row + i) * row_stride + column);
             // SAFETY: the caller vouches for these columns of the row.
             let values = unsafe { std::slice::from_raw_parts_mut(place, columns.min(BLOCK)) };
-            let sums = sums.iter().flat_map(|line| line.0);
-            match write {
-                Write::Replace => values.iter_mut().zip(sums).for_each(|(value, sum)| *value = scale * sum),
-                Write::Add => values.iter_mut().zip(sums).for_each(|(value, sum)| *value += scale * sum),
+            for (values, sums) in values.chunks_mut(sums[0].0.len()).zip(sums) {
+                store_line(values, &sums.0[..values.len()], scale, write == Write::Add);
             }
+        }
+    }
+}
+
+dispatched! {
+    fn store_line[](values: &mut [f32], sums: &[f32], scale: f32, adds: bool) {
+        if adds {
+            values.iter_mut().zip(sums).for_each(|(value, sum)| *value += scale * sum);
+        } else {
+            values.iter_mut().zip(sums).for_each(|(value, sum)| *value = scale * sum);
         }
     }
 }

@@ -10,17 +10,16 @@ mod x86;
 use half::{bf16, f16};
 
 use crate::ops::cpu::element::Element;
-use crate::ops::cpu::gemm::panels::{Destination, MIN_ROWS};
+use crate::ops::cpu::gemm::panels::{Destination, MIN_ROWS, SHORT};
 use crate::ops::cpu::matrix::{Matrix, Write};
 
 /// The most rows of A that go through one column of B together.
 const ROWS: usize = 4;
 
 /// Whether this module multiplies such matrices: fewer rows of A than panels are worth, contiguous rows of A, and
-/// contiguous columns of B.
+/// contiguous columns of B that are not short.
 pub(super) fn takes<R>(lhs: Matrix<'_, f32>, rhs: Matrix<'_, R>) -> bool {
-    let contiguous = lhs.strides().1 == 1 && rhs.strides().0 == 1;
-    lhs.rows() < MIN_ROWS && (contiguous || lhs.columns() <= 1)
+    lhs.rows() < MIN_ROWS && lhs.columns() > SHORT && lhs.strides().1 == 1 && rhs.strides().0 == 1
 }
 
 /// `destination (+)= scale · lhs · rhs`.

@@ -105,9 +105,11 @@ macro_rules! sums {
                     }
                 }
             }
-            // SAFETY: as many values are left in each row as in the column.
-            let rest = unsafe { scalar::sums(rows.map(|row| row.add(whole)), &column[whole..]) };
-            let mut totals = rest;
+            let mut totals = [0f32; M];
+            if whole < column.len() {
+                // SAFETY: as many values are left in each row as in the column.
+                totals = unsafe { scalar::sums(rows.map(|row| row.add(whole)), &column[whole..]) };
+            }
             for (total, sums) in totals.iter_mut().zip(sums) {
                 let mut all = $zero();
                 for sum in sums {

@@ -20,8 +20,11 @@ use crate::ops::cpu::matrix::{Matrix, Write};
 
 pub(in crate::ops::cpu) use self::kernel::Destination;
 
-/// With fewer rows of A, packing B costs more than it saves.
+/// With fewer rows of A, packing B costs more than it saves,
 pub(super) const MIN_ROWS: usize = 8;
+
+/// unless its columns are this short, as those of a low-rank factor are.
+pub(super) const SHORT: usize = 16;
 
 /// The most rows of B that a panel has, so that it stays in a core's own cache.
 pub(super) const DEPTH: usize = 1024;
@@ -32,10 +35,11 @@ const VECTORS: usize = 3;
 /// A panel starts at a cache line, so that none of its vectors crosses a line.
 const CACHE_LINE: usize = 64;
 
-/// Whether panels of the right one are worth packing: enough rows of A, and B with contiguous rows or columns.
+/// Whether panels of the right one are worth packing: enough rows of A or short columns of B, which has contiguous rows or columns.
 pub(super) fn takes(lhs: Matrix<'_, f32>, rhs: Matrix<'_, f32>) -> bool {
     let (row_stride, column_stride) = rhs.strides();
-    lhs.rows() >= MIN_ROWS && (row_stride == 1 || column_stride == 1)
+    let worth = lhs.rows() >= MIN_ROWS || lhs.columns() <= SHORT;
+    worth && (row_stride == 1 || column_stride == 1)
 }
 
 /// `destination (+)= scale · lhs · rhs`.
@@ -248,10 +252,11 @@ mod tests {
     }
 
     #[test]
-    fn few_rows_and_strides_without_order_are_left_to_others() {
+    fn few_rows_of_long_columns_and_strides_without_order_are_left_to_others() {
         let data = [0f32; 4096];
         let contiguous = |rows, columns| Matrix::contiguous(&data, rows, columns).unwrap();
-        assert!(!takes(contiguous(7, 8), contiguous(8, 8)));
+        assert!(!takes(contiguous(7, 17), contiguous(17, 8)));
+        assert!(takes(contiguous(7, 16), contiguous(16, 8)));
         assert!(takes(contiguous(8, 8), contiguous(8, 8)));
         let spread = Matrix::new(&data, (8, 8), (64, 2)).unwrap();
         assert!(!takes(contiguous(8, 8), spread));
