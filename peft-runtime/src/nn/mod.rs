@@ -2,7 +2,8 @@
 //!
 //! Moving a candle model over means changing one `use`, deriving `Injectable`, and writing `Adapted<Linear>` where it said
 //! `Linear`. The norms here are differentiable, which candle-nn's own are not on contiguous inputs, and so are
-//! the functions between layers: attention, rotary embedding, gates, losses.
+//! the functions between layers: attention, rotary embedding, gates, losses. [`ops`], [`rotary_emb`] and [`kv_cache`] have those of the
+//! modules of candle-nn with these names.
 //!
 //! ```
 //! use candle_core::{DType, Device};
@@ -23,7 +24,10 @@
 //! # Ok::<(), peft_runtime::Error>(())
 //! ```
 
+pub mod kv_cache;
+pub mod ops;
 mod recomputed;
+pub mod rotary_emb;
 mod transposed;
 
 use candle_core::Result;

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 ///
 /// A list of names is the usual form; a name matches a module whose path is the name or ends with it on a segment
 /// boundary. In lists given in Rust, `*` stands for one segment; such a list becomes a regular expression, which is how
-/// PEFT expresses it.
+/// PEFT expresses it. A string is `all-linear`, in any case, or a regular expression.
 ///
 /// ```
 /// use peft_runtime::TargetModules;
@@ -19,6 +19,8 @@ use serde::{Deserialize, Serialize};
 ///     TargetModules::from(["layers.*.q_proj"]),
 ///     TargetModules::regex(r"(?:.*\.)?(?:layers\.[^.]+\.q_proj)")
 /// );
+/// assert_eq!(TargetModules::from("all-linear"), TargetModules::all_linear());
+/// assert_eq!(TargetModules::from(r".*\.q_proj"), TargetModules::regex(r".*\.q_proj"));
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "Written", into = "Written")]
@@ -166,6 +168,20 @@ impl From<TargetModules> for Written {
             TargetModules::Regex(pattern) => Self::Text(pattern),
             TargetModules::AllLinear => Self::Text(ALL_LINEAR.to_owned()),
         }
+    }
+}
+
+/// A string is a regular expression that has to match the whole path, unless it is `all-linear`, as in PEFT.
+impl From<&str> for TargetModules {
+    fn from(text: &str) -> Self {
+        Written::Text(text.to_owned()).into()
+    }
+}
+
+/// As from `&str`.
+impl From<String> for TargetModules {
+    fn from(text: String) -> Self {
+        Written::Text(text).into()
     }
 }
 

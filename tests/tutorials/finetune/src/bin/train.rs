@@ -34,8 +34,7 @@ fn main() -> Result<()> {
         return Err(format!("`{file}` has {} tokens; {} are needed", tokens.len(), 10 * LENGTH).into());
     }
 
-    let config =
-        LoraConfig::new(8, 16.0).with_targets(TargetModules::all_linear()).with_task_type("CAUSAL_LM");
+    let config = LoraConfig::new(8, 16.0).with_targets("all-linear").with_task_type("CAUSAL_LM");
     println!("{}", model.inject_adapter(&config, name)?);
     println!("{}", model.trainable_summary());
     println!("held-out loss {:.3}", loss_on(&model, held_out)?);
