@@ -17,16 +17,19 @@ use crate::ops::cpu::real::Real;
 use crate::ops::cpu::threads::try_for_each_with;
 use crate::ops::cpu::tile::{Tile, UNIT, steps, tiles};
 
-/// The most elements that a tile has: as f32, they leave room in a core's own cache.
-const TILE: usize = 128 * 1024;
+/// The most bytes that a tile has: they leave room in a core's own cache.
+const TILE_BYTES: usize = 512 * 1024;
 
 /// The same limit if the other factor has at most [`FEW_ROWS`] rows: a tile is then read as soon as it is written.
-const SMALL_TILE: usize = 16 * 1024;
+const SMALL_TILE_BYTES: usize = 64 * 1024;
 const FEW_ROWS: usize = 8;
 
 /// How many rows of the matrix are multiplied at a time in the backward pass, whatever the number of threads: the order
 /// of the sum depends on this.
 const DEPTH: usize = 512;
+
+/// About how many values are rounded at a time.
+const ROUNDED: usize = 4096;
 
 /// `y (+)= x·Wᵀ` for `x` of shape `[rows, in]`, `W` `[out, in]` and `y` `[rows, out]`.
 pub(super) fn multiply_transposed<F: Factor>(
@@ -38,8 +41,8 @@ pub(super) fn multiply_transposed<F: Factor>(
 ) -> Result<()> {
     let (out_features, in_features) = (weight.rows(), weight.columns());
     let x = Matrix::contiguous(x, rows, in_features)?;
-    let elements = if rows <= FEW_ROWS { SMALL_TILE } else { TILE };
-    let steps = steps(rows, out_features, UNIT, elements / in_features.max(1));
+    let bytes = if rows <= FEW_ROWS { SMALL_TILE_BYTES } else { TILE_BYTES };
+    let steps = steps(rows, out_features, UNIT, bytes / size_of::<F>() / in_features.max(1));
     for_each(tiles(y, (rows, out_features), steps)?, |tile, scratch| {
         let dense = scratch.dense(weight, tile.columns(), 0..in_features)?;
         let x = x.block(tile.rows(), 0..in_features)?;
@@ -52,7 +55,7 @@ pub(super) fn product<F: Factor>(x: &[F], rows: usize, weight: &QuantizedMatrix<
     let (out_features, in_features) = (weight.rows(), weight.columns());
     let x = Matrix::contiguous(x, rows, out_features)?;
     let mut y = vec![F::Sum::ZERO; rows * in_features];
-    let steps = steps(rows, in_features, UNIT.max(weight.block_size()), TILE / DEPTH);
+    let steps = steps(rows, in_features, UNIT.max(weight.block_size()), TILE_BYTES / size_of::<F>() / DEPTH);
     for_each(tiles(&mut y, (rows, in_features), steps)?, |tile, scratch| {
         for start in (0..out_features).step_by(DEPTH) {
             let depth = start..out_features.min(start + DEPTH);
@@ -75,8 +78,13 @@ pub(in crate::ops::linear) trait Factor: WithDType {
     /// What products are summed in.
     type Sum: Real;
 
-    /// `values` in this type; they are converted into `space` if they have another type.
-    fn converted<'a>(values: &'a [f32], space: &'a mut Vec<Self>) -> &'a [Self];
+    /// Some rows and columns of `matrix` in this type, one row after the other.
+    fn dense<'s>(
+        matrix: &QuantizedMatrix<'_>,
+        rows: Range<usize>,
+        columns: Range<usize>,
+        scratch: &'s mut Scratch<Self>,
+    ) -> Result<&'s [Self]>;
 
     /// `tile (+)= lhs · rhs`.
     fn multiply(
@@ -90,8 +98,15 @@ pub(in crate::ops::linear) trait Factor: WithDType {
 impl<T: Real> Factor for T {
     type Sum = Self;
 
-    fn converted<'a>(values: &'a [f32], space: &'a mut Vec<Self>) -> &'a [Self] {
-        Self::widened(values, space)
+    fn dense<'s>(
+        matrix: &QuantizedMatrix<'_>,
+        rows: Range<usize>,
+        columns: Range<usize>,
+        scratch: &'s mut Scratch<Self>,
+    ) -> Result<&'s [Self]> {
+        let values = first(&mut scratch.values, rows.len() * columns.len(), 0.0);
+        matrix.dequantize(rows, columns, values)?;
+        Ok(Self::widened(values, &mut scratch.converted))
     }
 
     fn multiply(
@@ -107,13 +122,22 @@ impl<T: Real> Factor for T {
 impl Factor for bf16 {
     type Sum = f32;
 
-    fn converted<'a>(values: &'a [f32], space: &'a mut Vec<Self>) -> &'a [Self] {
-        if space.len() < values.len() {
-            space.resize(values.len(), Self::ZERO);
+    /// A few rows at a time are rounded while they are in the first cache.
+    fn dense<'s>(
+        matrix: &QuantizedMatrix<'_>,
+        rows: Range<usize>,
+        columns: Range<usize>,
+        scratch: &'s mut Scratch<Self>,
+    ) -> Result<&'s [Self]> {
+        let width = columns.len();
+        let step = (ROUNDED / width.max(1)).max(1);
+        let rounded = first(&mut scratch.converted, rows.len() * width, Self::ZERO);
+        for (start, rounded) in rows.clone().step_by(step).zip(rounded.chunks_mut((step * width).max(1))) {
+            let values = first(&mut scratch.values, rounded.len(), 0.0);
+            matrix.dequantize(start..rows.end.min(start + step), columns.clone(), values)?;
+            Self::round(values, rounded);
         }
-        let rounded = &mut space[..values.len()];
-        Self::round(values, rounded);
-        rounded
+        Ok(rounded)
     }
 
     fn multiply(
@@ -126,8 +150,16 @@ impl Factor for bf16 {
     }
 }
 
+/// The first `length` elements of `memory`, which grows if it has fewer.
+fn first<T: Clone>(memory: &mut Vec<T>, length: usize, value: T) -> &mut [T] {
+    if memory.len() < length {
+        memory.resize(length, value);
+    }
+    &mut memory[..length]
+}
+
 /// A thread's memory for one dense tile.
-struct Scratch<F> {
+pub(in crate::ops::linear) struct Scratch<F> {
     values: Vec<f32>,
     converted: Vec<F>,
 }
@@ -147,13 +179,7 @@ impl<F: Factor> Scratch<F> {
         columns: Range<usize>,
     ) -> Result<Matrix<'_, F>> {
         let shape = (rows.len(), columns.len());
-        let elements = shape.0 * shape.1;
-        if self.values.len() < elements {
-            self.values.resize(elements, 0.0);
-        }
-        let values = &mut self.values[..elements];
-        matrix.dequantize(rows, columns, values)?;
-        Matrix::contiguous(F::converted(values, &mut self.converted), shape.0, shape.1)
+        Matrix::contiguous(F::dense(matrix, rows, columns, self)?, shape.0, shape.1)
     }
 }
 

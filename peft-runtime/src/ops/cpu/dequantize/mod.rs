@@ -1,11 +1,12 @@
 //! Dequantizes GGML's blocks, a rectangle of a matrix at a time.
 
+mod decoders;
+
 use std::borrow::Cow;
 use std::ops::Range;
 
 use candle_core::quantized::k_quants::{
-    BlockQ2K, BlockQ3K, BlockQ4_0, BlockQ4_1, BlockQ4K, BlockQ5_0, BlockQ5_1, BlockQ5K, BlockQ6K, BlockQ8_0,
-    BlockQ8_1, BlockQ8K,
+    BlockQ2K, BlockQ3K, BlockQ5_0, BlockQ5_1, BlockQ5K, BlockQ8_1, BlockQ8K,
 };
 use candle_core::quantized::{GgmlDType, GgmlType, QTensor};
 use candle_core::{Result, bail};
@@ -72,38 +73,66 @@ impl<'a> QuantizedMatrix<'a> {
         if values.len() != rows.len() * columns.len() {
             bail!("{}x{} values do not fit {} places", rows.len(), columns.len(), values.len())
         }
-        match self.dtype {
-            GgmlDType::F32 => self.decode::<f32>(rows, columns, values),
-            GgmlDType::F16 => self.decode::<f16>(rows, columns, values),
-            GgmlDType::BF16 => self.decode::<bf16>(rows, columns, values),
-            GgmlDType::Q4_0 => self.decode::<BlockQ4_0>(rows, columns, values),
-            GgmlDType::Q4_1 => self.decode::<BlockQ4_1>(rows, columns, values),
-            GgmlDType::Q5_0 => self.decode::<BlockQ5_0>(rows, columns, values),
-            GgmlDType::Q5_1 => self.decode::<BlockQ5_1>(rows, columns, values),
-            GgmlDType::Q8_0 => self.decode::<BlockQ8_0>(rows, columns, values),
-            GgmlDType::Q8_1 => self.decode::<BlockQ8_1>(rows, columns, values),
-            GgmlDType::Q2K => self.decode::<BlockQ2K>(rows, columns, values),
-            GgmlDType::Q3K => self.decode::<BlockQ3K>(rows, columns, values),
-            GgmlDType::Q4K => self.decode::<BlockQ4K>(rows, columns, values),
-            GgmlDType::Q5K => self.decode::<BlockQ5K>(rows, columns, values),
-            GgmlDType::Q6K => self.decode::<BlockQ6K>(rows, columns, values),
-            GgmlDType::Q8K => self.decode::<BlockQ8K>(rows, columns, values),
-        }
+        self.decode(rows, columns, values, decoder(self.dtype))
     }
 
-    fn decode<B: Block>(&self, rows: Range<usize>, columns: Range<usize>, values: &mut [f32]) -> Result<()> {
+    /// Some rows and columns that are whole blocks.
+    fn decode(
+        &self,
+        rows: Range<usize>,
+        columns: Range<usize>,
+        values: &mut [f32],
+        decoder: Decoder,
+    ) -> Result<()> {
         if values.is_empty() {
             return Ok(());
         }
-        let blocks = blocks_of::<B>(self.bytes)?;
-        let blocks_in_row = self.columns / B::BLCK_SIZE;
-        let wanted = columns.start / B::BLCK_SIZE..columns.end / B::BLCK_SIZE;
+        let (block, size) = (self.block_size(), self.dtype.type_size());
+        let bytes_of_row = self.columns / block * size;
+        let wanted = columns.start / block * size..columns.end / block * size;
         for (row, values) in rows.zip(values.chunks_exact_mut(columns.len())) {
-            let start = row * blocks_in_row;
-            B::to_float(&blocks[start + wanted.start..start + wanted.end], values);
+            let bytes = &self.bytes[row * bytes_of_row..][wanted.clone()];
+            decoder(bytes, values)?;
         }
         Ok(())
     }
+}
+
+/// Writes the values of blocks.
+type Decoder = fn(&[u8], &mut [f32]) -> Result<()>;
+
+/// The decoder of a type: an own one for the commonest types, and else candle's.
+fn decoder(dtype: GgmlDType) -> Decoder {
+    macro_rules! own {
+        ($decode:path) => {
+            |bytes, values| {
+                $decode(bytes, values);
+                Ok(())
+            }
+        };
+    }
+    match dtype {
+        GgmlDType::Q4_0 => own!(decoders::q4_0),
+        GgmlDType::Q4_1 => own!(decoders::q4_1),
+        GgmlDType::Q8_0 => own!(decoders::q8_0),
+        GgmlDType::Q4K => own!(decoders::q4_k),
+        GgmlDType::Q6K => own!(decoders::q6_k),
+        GgmlDType::F32 => by_candle::<f32>,
+        GgmlDType::F16 => by_candle::<f16>,
+        GgmlDType::BF16 => by_candle::<bf16>,
+        GgmlDType::Q5_0 => by_candle::<BlockQ5_0>,
+        GgmlDType::Q5_1 => by_candle::<BlockQ5_1>,
+        GgmlDType::Q8_1 => by_candle::<BlockQ8_1>,
+        GgmlDType::Q2K => by_candle::<BlockQ2K>,
+        GgmlDType::Q3K => by_candle::<BlockQ3K>,
+        GgmlDType::Q5K => by_candle::<BlockQ5K>,
+        GgmlDType::Q8K => by_candle::<BlockQ8K>,
+    }
+}
+
+fn by_candle<B: Block>(bytes: &[u8], values: &mut [f32]) -> Result<()> {
+    B::to_float(blocks_of::<B>(bytes)?, values);
+    Ok(())
 }
 
 /// A type of block.
@@ -119,10 +148,7 @@ macro_rules! impl_block {
     )+};
 }
 
-impl_block!(
-    f32, f16, bf16, BlockQ4_0, BlockQ4_1, BlockQ5_0, BlockQ5_1, BlockQ8_0, BlockQ8_1, BlockQ2K, BlockQ3K,
-    BlockQ4K, BlockQ5K, BlockQ6K, BlockQ8K,
-);
+impl_block!(f32, f16, bf16, BlockQ5_0, BlockQ5_1, BlockQ8_1, BlockQ2K, BlockQ3K, BlockQ5K, BlockQ8K);
 
 /// `bytes` as blocks.
 fn blocks_of<B: Block>(bytes: &[u8]) -> Result<&[B]> {
