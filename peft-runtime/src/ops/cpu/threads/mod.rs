@@ -2,7 +2,9 @@
 
 mod pool;
 
+use std::num::NonZero;
 use std::sync::{Mutex, OnceLock, PoisonError};
+use std::thread::available_parallelism;
 
 use candle_core::Result;
 use candle_core::utils::get_num_threads;
@@ -14,11 +16,17 @@ pub(crate) fn count() -> usize {
     pool().threads()
 }
 
-/// The threads that compute: as many as candle would use, but no more than this process may use cores, in a container for example.
-/// `RAYON_NUM_THREADS` sets their number.
+/// The threads that compute: as many as `RAYON_NUM_THREADS` says, or else as many as candle would use, but no more than this process
+/// has cores, in a container for example.
 fn pool() -> &'static Pool {
     static POOL: OnceLock<&Pool> = OnceLock::new();
-    POOL.get_or_init(|| Pool::start(get_num_threads().min(rayon::current_num_threads())))
+    POOL.get_or_init(|| {
+        let cores = match std::env::var_os("RAYON_NUM_THREADS") {
+            Some(_) => usize::MAX,
+            None => available_parallelism().map_or(1, NonZero::get),
+        };
+        Pool::start(get_num_threads().min(cores))
+    })
 }
 
 /// Calls `work` for every task, on all threads.

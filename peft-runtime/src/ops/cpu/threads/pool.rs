@@ -121,7 +121,7 @@ impl Pool {
         let mut offers = self.lock();
         offers.jobs.push(job.clone());
         self.offered.fetch_add(1, Release);
-        let woken = offers.asleep.min(job.queue.count - 1);
+        let woken = offers.asleep.min(job.queue.count.saturating_sub(1));
         drop(offers);
         for _ in 0..woken {
             self.wake.notify_one();
