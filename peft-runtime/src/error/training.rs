@@ -53,6 +53,40 @@ pub enum TrainingError {
         report: String,
     },
 
+    /// Gradients are not the slopes of the loss.
+    #[error(
+        "gradients differ from the slopes of the loss by more than {tolerance}:\n{report}\n\
+         an operation of the model has a wrong backward pass, or detaches a part of its input"
+    )]
+    WrongGradients {
+        /// The largest error that was allowed.
+        tolerance: f64,
+        /// The slopes.
+        report: String,
+    },
+
+    /// Gradients of half precision cannot be compared with slopes.
+    #[error(
+        "`{name}` holds {dtype}, whose rounding hides the slopes of a loss; gradients are checked in f32 or f64"
+    )]
+    HalfVariable {
+        /// The variable.
+        name: String,
+        /// Its type.
+        dtype: &'static str,
+    },
+
+    /// A loss that has to be the same in each call is not, or is not finite.
+    #[error(
+        "the loss is {first}, and {second} in the next call; to check gradients it has to stay the same: is dropout on?"
+    )]
+    ChangingLoss {
+        /// The loss of the first call.
+        first: f64,
+        /// The loss of the second.
+        second: f64,
+    },
+
     /// The tensors of a checkpoint are not exactly those of the run that goes on from it.
     #[error("the tensors do not fit {what}{report}")]
     Tensors {

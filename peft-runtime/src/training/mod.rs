@@ -3,6 +3,7 @@
 mod adamw;
 mod audit;
 mod checkpoint;
+mod gradient_check;
 mod gradients;
 mod group;
 mod matmul_clock;
@@ -16,6 +17,7 @@ mod training_state;
 pub use adamw::{AdamW, AdamWOptions, UpdateRule};
 pub use audit::{Audit, MissingCause, MissingGradient, audit};
 pub use checkpoint::{Checkpoints, TrainingCheckpoint};
+pub use gradient_check::{GradientCheck, Slope, check_gradients};
 pub use gradients::{GradientAccumulator, clip_by_global_norm, first_non_finite, global_norm};
 pub use group::ParameterGroup;
 pub use matmul_clock::MatmulClock;

@@ -2,6 +2,7 @@
 
 mod gradients;
 mod several;
+mod strides;
 
 use std::collections::BTreeSet;
 

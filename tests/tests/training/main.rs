@@ -1,5 +1,5 @@
-//! Training: optimisers, checkpoints of a run, losses that are not finite or of no target, the gradient audit, gradient
-//! checkpointing.
+//! Training: optimisers, checkpoints of a run, losses that are not finite or of no target, the gradient audit, gradients compared with
+//! slopes, gradient checkpointing.
 
 mod audit;
 mod gradient_checkpointing;
@@ -7,6 +7,7 @@ mod no_targets;
 mod not_finite;
 mod optimisers;
 mod runs;
+mod slopes;
 
 use peft_runtime::prelude::*;
 use peft_tests::tensors::bits;
