@@ -1,6 +1,7 @@
 //! The caches of `candle_nn::kv_cache`, which keep the graph.
 //!
-//! candle's caches detach what is appended or write it in place, so that keys and values do not train. These have the same names and methods.
+//! candle's caches detach what is appended or write it in place, so that keys and values do not train. These have the same names and methods,
+//! except for `Cache::all_data`.
 //! What is not part of a graph, as under [`no_grad`](crate::no_grad), is written in place as in candle.
 
 use candle_core::{Result, Tensor};

@@ -5,6 +5,7 @@
 
 use candle_core::{D, Result, Tensor};
 
+use crate::ops::attention::kernel::visible_keys;
 use crate::ops::attention::{AttentionOptions, attention};
 use crate::ops::graph::attach::with_gradient;
 
@@ -103,10 +104,8 @@ pub fn sdpa(
 
 /// `[length, keys]`: −∞ where a key comes after the query.
 fn causal_mask(length: usize, keys: usize, like: &Tensor) -> Result<Tensor> {
-    let hidden = |query: usize, key: usize| key + length > keys + query;
-    let values: Vec<f32> = (0..length * keys)
-        .map(|place| if hidden(place / keys, place % keys) { f32::NEG_INFINITY } else { 0.0 })
-        .collect();
+    let value = |query, key| if key < visible_keys(query, length, keys) { 0.0 } else { f32::NEG_INFINITY };
+    let values: Vec<f32> = (0..length * keys).map(|place| value(place / keys, place % keys)).collect();
     Tensor::from_vec(values, (length, keys), like.device())?.to_dtype(like.dtype())
 }
 

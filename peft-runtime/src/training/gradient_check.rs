@@ -6,7 +6,7 @@ use candle_core::backprop::GradStore;
 use candle_core::{DType, Result as CandleResult, Tensor, Var, bail};
 
 use super::audit::audit;
-use super::gradients::global_norm;
+use super::gradients::{global_norm, sum_of_squares};
 use crate::error::{Error, Result, TrainingError};
 use crate::manage::trainable_parameters;
 use crate::module::Injectable;
@@ -189,7 +189,7 @@ impl<'a> Line<'a> {
         let exact = self.parameters.iter().all(|(_, var)| var.dtype() == DType::F64);
         let epsilon = if exact { f64::EPSILON } else { f64::from(f32::EPSILON) };
         // Errors of rounding and of curvature are about equal there.
-        let size = self.values.iter().map(square).sum::<CandleResult<f64>>()?.sqrt();
+        let size = self.values.iter().map(sum_of_squares).sum::<CandleResult<f64>>()?.sqrt();
         let step = epsilon.cbrt() * if size > 0.0 { size } else { 1.0 };
         let mut difference = |step: f64| {
             let (ahead, behind) = (self.at(step, direction, loss)?, self.at(-step, direction, loss)?);
@@ -229,10 +229,6 @@ impl Drop for Line<'_> {
     }
 }
 
-fn square(tensor: &Tensor) -> CandleResult<f64> {
-    scalar(&tensor.to_dtype(DType::F64)?.sqr()?.sum_all()?)
-}
-
 /// The gradient of each variable.
 fn along(parameters: &[(String, Var)], grads: &GradStore) -> CandleResult<Vec<Tensor>> {
     let of = |(_, var): &(String, Var)| match grads.get(var) {
@@ -251,7 +247,7 @@ fn random(parameters: &[(String, Var)], draw: u64) -> CandleResult<Vec<Tensor>> 
 
 /// The direction with a length of 1, unless it is zero.
 fn unit(direction: Vec<Tensor>) -> CandleResult<Vec<Tensor>> {
-    let length = direction.iter().map(square).sum::<CandleResult<f64>>()?.sqrt();
+    let length = direction.iter().map(sum_of_squares).sum::<CandleResult<f64>>()?.sqrt();
     if length == 0.0 {
         return Ok(direction);
     }

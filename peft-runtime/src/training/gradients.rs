@@ -146,7 +146,7 @@ pub fn first_non_finite<'p>(grads: &GradStore, parameters: &'p [(String, Var)]) 
 const CHUNK: usize = 1 << 14;
 
 /// The sum of the squares, in f64 where the device has it.
-fn sum_of_squares(tensor: &Tensor) -> candle_core::Result<f64> {
+pub(super) fn sum_of_squares(tensor: &Tensor) -> candle_core::Result<f64> {
     if !tensor.device().is_cpu() {
         if tensor.dtype() == DType::F64 {
             return tensor.sqr()?.sum_all()?.to_scalar::<f64>();

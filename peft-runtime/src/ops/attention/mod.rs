@@ -2,7 +2,7 @@
 //! head.
 
 mod composed;
-mod kernel;
+pub(crate) mod kernel;
 mod op;
 mod options;
 pub(crate) mod rotated;

@@ -8,6 +8,14 @@ use super::real::Real;
 
 const LANES: usize = 16;
 
+/// The first `length` elements of memory that is kept from call to call, which grows if it has fewer.
+pub(crate) fn first<T: Default + Clone>(memory: &mut Vec<T>, length: usize) -> &mut [T] {
+    if memory.len() < length {
+        memory.resize(length, T::default());
+    }
+    &mut memory[..length]
+}
+
 /// Σ term(x).
 #[inline(always)]
 pub(crate) fn sum<T: Real>(x: &[T], term: impl Fn(T) -> T) -> T {

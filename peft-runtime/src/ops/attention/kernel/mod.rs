@@ -37,13 +37,18 @@ impl Sizes {
 
     /// How many keys, counted from the first, query `row` sees. The last query is at the position of the last key.
     pub(crate) fn visible(&self, row: usize) -> usize {
-        if self.causal { (row + 1 + self.keys).saturating_sub(self.length).min(self.keys) } else { self.keys }
+        if self.causal { visible_keys(row, self.length, self.keys) } else { self.keys }
     }
 
     /// The place of a query of one head in `[batch, length, heads]`.
     pub(crate) fn row_index(&self, batch: usize, row: usize, head: usize) -> usize {
         (batch * self.length + row) * self.heads + head
     }
+}
+
+/// How many keys, counted from the first, query `row` of `length` sees: the last query is at the position of the last key.
+pub(crate) fn visible_keys(row: usize, length: usize, keys: usize) -> usize {
+    (row + 1 + keys).saturating_sub(length).min(keys)
 }
 
 /// A tensor `[batch, rows, heads, size]` of any strides.

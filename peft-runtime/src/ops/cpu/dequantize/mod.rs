@@ -73,26 +73,15 @@ impl<'a> QuantizedMatrix<'a> {
         if values.len() != rows.len() * columns.len() {
             bail!("{}x{} values do not fit {} places", rows.len(), columns.len(), values.len())
         }
-        self.decode(rows, columns, values, decoder(self.dtype))
-    }
-
-    /// Some rows and columns that are whole blocks.
-    fn decode(
-        &self,
-        rows: Range<usize>,
-        columns: Range<usize>,
-        values: &mut [f32],
-        decoder: Decoder,
-    ) -> Result<()> {
         if values.is_empty() {
             return Ok(());
         }
-        let (block, size) = (self.block_size(), self.dtype.type_size());
+        let (size, decode) = (self.dtype.type_size(), decoder(self.dtype));
         let bytes_of_row = self.columns / block * size;
         let wanted = columns.start / block * size..columns.end / block * size;
         for (row, values) in rows.zip(values.chunks_exact_mut(columns.len())) {
             let bytes = &self.bytes[row * bytes_of_row..][wanted.clone()];
-            decoder(bytes, values)?;
+            decode(bytes, values)?;
         }
         Ok(())
     }

@@ -87,29 +87,42 @@ impl Named {
     }
 }
 
-/// The kernel that the environment names, if it names any; without the environment's list, one that is faster here than f32. This is
-/// found out once.
+/// The kernel that the environment names, if it names any; without the environment's list, one that is faster here than f32, which is
+/// measured once.
 ///
 /// # Errors
 /// If a name is unknown, or its kernel cannot run here.
 pub(super) fn chosen() -> Result<Option<Named>> {
-    static CHOSEN: OnceLock<std::result::Result<Option<Named>, String>> = OnceLock::new();
-    let read = || match std::env::var(VARIABLE) {
-        Ok(names) => first(&names, Named::missing),
-        Err(std::env::VarError::NotPresent) => fastest().map_err(|error| error.to_string()),
-        Err(std::env::VarError::NotUnicode(_)) => {
-            Err(format!("the environment variable {VARIABLE} is not text"))
+    static FASTEST: OnceLock<Option<Named>> = OnceLock::new();
+    match (listed()?, FASTEST.get()) {
+        (Some(chosen), _) => Ok(chosen),
+        (None, Some(fastest)) => Ok(*fastest),
+        (None, None) => {
+            let found = fastest()?;
+            Ok(*FASTEST.get_or_init(|| found))
         }
-    };
-    match CHOSEN.get_or_init(read) {
-        Ok(chosen) => Ok(*chosen),
-        Err(message) => bail!("{message}"),
     }
 }
 
 /// An error if the environment names a kernel that is unknown or cannot run here.
 pub(in crate::ops::cpu) fn check_names() -> Result<()> {
-    chosen().map(|_| ())
+    listed().map(|_| ())
+}
+
+/// What the environment's list says, if there is one; it is read once.
+fn listed() -> Result<Option<Option<Named>>> {
+    static LISTED: OnceLock<std::result::Result<Option<Option<Named>>, String>> = OnceLock::new();
+    let read = || match std::env::var(VARIABLE) {
+        Ok(names) => first(&names, Named::missing).map(Some),
+        Err(std::env::VarError::NotPresent) => Ok(None),
+        Err(std::env::VarError::NotUnicode(_)) => {
+            Err(format!("the environment variable {VARIABLE} is not text"))
+        }
+    };
+    match LISTED.get_or_init(read) {
+        Ok(listed) => Ok(*listed),
+        Err(message) => bail!("{message}"),
+    }
 }
 
 /// A kernel that was tried, is there, and is faster here than f32, if there is one.

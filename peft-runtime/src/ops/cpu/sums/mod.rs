@@ -10,7 +10,7 @@ use super::gemm::named::check_names;
 use super::matmul::SHARED;
 use super::matrix::Write;
 use super::operand::Operand;
-use super::slices::add;
+use super::slices::{add, first};
 use super::threads::{self, try_for_each};
 use super::tile::{Tile, UNIT, rows_of, steps, tiles};
 
@@ -123,10 +123,7 @@ fn rounded<T: Element>(
     let (rows, columns) = (tile.rows(), tile.columns());
     let (height, width) = (rows.len(), columns.len());
     let mut space = SUMS.take();
-    if space.len() < height * width {
-        space.resize(height * width, 0.0);
-    }
-    let sums = &mut space[..height * width];
+    let sums = first(&mut space, height * width);
     if write == Write::Add {
         sums.chunks_exact_mut(width).zip(tile.slices()).for_each(|(sums, before)| T::widen(before, sums));
     }

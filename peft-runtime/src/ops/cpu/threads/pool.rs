@@ -1,7 +1,7 @@
 //! Threads that wait for tasks, and take those of several callers.
 //!
 //! A caller does tasks of its own and waits only for those that another thread has begun: where the other threads do not run,
-//! because the processor is busy with something else, it does everything alone. Threads without tasks look for some for a
+//! because the processor is busy with something else, it does everything itself. Threads without tasks look for some for a
 //! moment before they sleep, since in a training step the next operation comes soon; meanwhile they leave their core to
 //! whatever else wants it.
 
@@ -15,7 +15,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, yield_now};
 use std::time::{Duration, Instant};
 
-/// How long a thread looks for tasks before it sleeps. Waking one takes 10 to 50 microseconds.
+/// How long a thread looks for tasks before it sleeps: operations follow one another sooner than that, and need not wake it.
 const PATIENCE: Duration = Duration::from_micros(300);
 
 /// How often a thread looks before it lets others run.

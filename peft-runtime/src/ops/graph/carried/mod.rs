@@ -1,7 +1,7 @@
 //! Gradients that ops on the CPU hand to each other past candle.
 //!
-//! candle adds the gradient of each argument to a tensor of zeros; in bf16 these sums were half of a training step. So an op of this crate has two nodes in candle's graph. The first is its
-//! *token*, a scalar whose arguments are the tokens of the op's arguments; the second, the output itself, has the token as its
+//! candle adds the gradient of each argument to a tensor of zeros; in bf16 these sums were half of a training step. So an op of this
+//! crate has two nodes in candle's graph. The first is its *token*, a scalar whose arguments are the tokens of the op's arguments; the second, the output itself, has the token as its
 //! only argument. Ops of this crate that use the output look its token up and depend on that; ops of candle depend on the output.
 //! Either way the gradient waits in the token's [`Carrier`](carrier::Carrier), and what candle adds up for the token is how many parts of the
 //! gradient there are.

@@ -28,7 +28,8 @@ use crate::ops::widened;
 /// `x·Wᵀ + b` in the dtype of `x`, for `x` of shape `[…, in]` and `weight` of shape `[out, in]`.
 ///
 /// The product is that with the dense weight, in f32, or in f64 if `x` is f64; half precision is rounded once. If `x` is bf16 and the
-/// processor multiplies that faster than f32, the dense weight is rounded to bf16. On the CPU, the weight is dequantized a tile at a time; on other devices, all of it is dense during the call.
+/// processor multiplies that faster than f32, the dense weight is rounded to bf16. On the CPU, the weight is dequantized a tile at a
+/// time; on other devices, all of it is dense during the call.
 ///
 /// A bias that is a variable trains; the weight never gets a gradient.
 pub(crate) fn quantized_linear(x: &Tensor, weight: &Arc<QTensor>, bias: Option<&Tensor>) -> Result<Tensor> {

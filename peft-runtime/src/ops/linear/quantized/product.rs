@@ -14,6 +14,7 @@ use crate::ops::cpu::dequantize::QuantizedMatrix;
 use crate::ops::cpu::element::Element;
 use crate::ops::cpu::matrix::{Matrix, Write};
 use crate::ops::cpu::real::Real;
+use crate::ops::cpu::slices::first;
 use crate::ops::cpu::threads::try_for_each_with;
 use crate::ops::cpu::tile::{Tile, UNIT, steps, tiles};
 
@@ -44,7 +45,7 @@ pub(super) fn multiply_transposed<F: Factor>(
     let bytes = if rows <= FEW_ROWS { SMALL_TILE_BYTES } else { TILE_BYTES };
     let steps = steps(rows, out_features, UNIT, bytes / size_of::<F>() / in_features.max(1));
     for_each(tiles(y, (rows, out_features), steps)?, |tile, scratch| {
-        let dense = scratch.dense(weight, tile.columns(), 0..in_features)?;
+        let dense = F::dense(weight, tile.columns(), 0..in_features, scratch)?;
         let x = x.block(tile.rows(), 0..in_features)?;
         F::multiply(tile, write, x, dense.transposed())
     })
@@ -59,7 +60,7 @@ pub(super) fn product<F: Factor>(x: &[F], rows: usize, weight: &QuantizedMatrix<
     for_each(tiles(&mut y, (rows, in_features), steps)?, |tile, scratch| {
         for start in (0..out_features).step_by(DEPTH) {
             let depth = start..out_features.min(start + DEPTH);
-            let dense = scratch.dense(weight, depth.clone(), tile.columns())?;
+            let dense = F::dense(weight, depth.clone(), tile.columns(), scratch)?;
             let write = if start == 0 { Write::Replace } else { Write::Add };
             F::multiply(tile, write, x.block(tile.rows(), depth)?, dense)?;
         }
@@ -71,6 +72,9 @@ pub(super) fn product<F: Factor>(x: &[F], rows: usize, weight: &QuantizedMatrix<
 thread_local! {
     /// Where the thread dequantizes tiles. It is kept because fresh memory costs more than dequantizing.
     static SCRATCH: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+
+    /// Where it rounds them.
+    static ROUNDED_TILE: Cell<Vec<bf16>> = const { Cell::new(Vec::new()) };
 }
 
 /// What a quantized matrix is multiplied with: a tile of the matrix becomes dense in the same type.
@@ -78,13 +82,13 @@ pub(in crate::ops::linear) trait Factor: WithDType {
     /// What products are summed in.
     type Sum: Real;
 
-    /// Some rows and columns of `matrix` in this type, one row after the other.
+    /// Some rows and columns of `matrix` in this type.
     fn dense<'s>(
         matrix: &QuantizedMatrix<'_>,
         rows: Range<usize>,
         columns: Range<usize>,
         scratch: &'s mut Scratch<Self>,
-    ) -> Result<&'s [Self]>;
+    ) -> Result<Matrix<'s, Self>>;
 
     /// `tile (+)= lhs · rhs`.
     fn multiply(
@@ -93,6 +97,14 @@ pub(in crate::ops::linear) trait Factor: WithDType {
         lhs: Matrix<'_, Self>,
         rhs: Matrix<'_, Self>,
     ) -> Result<()>;
+
+    /// The thread's memory for tiles of this type, if it keeps any.
+    fn kept() -> Vec<Self> {
+        Vec::new()
+    }
+
+    /// Keeps it for the next call.
+    fn keep(_: Vec<Self>) {}
 }
 
 impl<T: Real> Factor for T {
@@ -103,10 +115,11 @@ impl<T: Real> Factor for T {
         rows: Range<usize>,
         columns: Range<usize>,
         scratch: &'s mut Scratch<Self>,
-    ) -> Result<&'s [Self]> {
-        let values = first(&mut scratch.values, rows.len() * columns.len(), 0.0);
+    ) -> Result<Matrix<'s, Self>> {
+        let (height, width) = (rows.len(), columns.len());
+        let values = first(&mut scratch.values, height * width);
         matrix.dequantize(rows, columns, values)?;
-        Ok(Self::widened(values, &mut scratch.converted))
+        Matrix::contiguous(Self::widened(values, &mut scratch.converted), height, width)
     }
 
     fn multiply(
@@ -128,16 +141,24 @@ impl Factor for bf16 {
         rows: Range<usize>,
         columns: Range<usize>,
         scratch: &'s mut Scratch<Self>,
-    ) -> Result<&'s [Self]> {
-        let width = columns.len();
+    ) -> Result<Matrix<'s, Self>> {
+        let (height, width) = (rows.len(), columns.len());
         let step = (ROUNDED / width.max(1)).max(1);
-        let rounded = first(&mut scratch.converted, rows.len() * width, Self::ZERO);
+        let rounded = first(&mut scratch.converted, height * width);
         for (start, rounded) in rows.clone().step_by(step).zip(rounded.chunks_mut((step * width).max(1))) {
-            let values = first(&mut scratch.values, rounded.len(), 0.0);
+            let values = first(&mut scratch.values, rounded.len());
             matrix.dequantize(start..rows.end.min(start + step), columns.clone(), values)?;
             Self::round(values, rounded);
         }
-        Ok(rounded)
+        Matrix::contiguous(rounded, height, width)
+    }
+
+    fn kept() -> Vec<Self> {
+        ROUNDED_TILE.take()
+    }
+
+    fn keep(memory: Vec<Self>) {
+        ROUNDED_TILE.set(memory);
     }
 
     fn multiply(
@@ -150,36 +171,16 @@ impl Factor for bf16 {
     }
 }
 
-/// The first `length` elements of `memory`, which grows if it has fewer.
-fn first<T: Clone>(memory: &mut Vec<T>, length: usize, value: T) -> &mut [T] {
-    if memory.len() < length {
-        memory.resize(length, value);
-    }
-    &mut memory[..length]
-}
-
 /// A thread's memory for one dense tile.
-pub(in crate::ops::linear) struct Scratch<F> {
+pub(in crate::ops::linear) struct Scratch<F: Factor> {
     values: Vec<f32>,
     converted: Vec<F>,
 }
 
-impl<F> Drop for Scratch<F> {
+impl<F: Factor> Drop for Scratch<F> {
     fn drop(&mut self) {
         SCRATCH.set(std::mem::take(&mut self.values));
-    }
-}
-
-impl<F: Factor> Scratch<F> {
-    /// Some rows and columns of the matrix.
-    fn dense(
-        &mut self,
-        matrix: &QuantizedMatrix<'_>,
-        rows: Range<usize>,
-        columns: Range<usize>,
-    ) -> Result<Matrix<'_, F>> {
-        let shape = (rows.len(), columns.len());
-        Matrix::contiguous(F::dense(matrix, rows, columns, self)?, shape.0, shape.1)
+        F::keep(std::mem::take(&mut self.converted));
     }
 }
 
@@ -188,7 +189,7 @@ fn for_each<'a, F: Factor>(
     tiles: Vec<Tile<'a, F::Sum>>,
     work: impl Fn(&mut Tile<'a, F::Sum>, &mut Scratch<F>) -> Result<()> + Sync,
 ) -> Result<()> {
-    let scratch = || Scratch { values: SCRATCH.take(), converted: Vec::new() };
+    let scratch = || Scratch { values: SCRATCH.take(), converted: F::kept() };
     try_for_each_with(tiles, scratch, |scratch, mut tile| work(&mut tile, scratch))
 }
 

@@ -32,6 +32,7 @@ use self::pack::{pack_left, pack_right};
 use super::panels::Destination;
 use crate::ops::cpu::dispatch::dispatched;
 use crate::ops::cpu::matrix::{Matrix, Write};
+use crate::ops::cpu::slices::first;
 
 /// The most steps of a part of the inner dimension: a group of panels has that many.
 const SLAB: usize = 54;
@@ -88,7 +89,7 @@ pub(super) unsafe fn multiply<K: Kernel>(
     let steps = lhs.columns().div_ceil(BLOCK);
     let slab = part(steps, SLAB);
     let group = part(rhs.columns().div_ceil(BLOCK), GROUP_BYTES / (slab * STEP_LINES * size_of::<Line>()));
-    let product = Product { kernel: &kernel, destination, lhs, rhs, slab, group, whole: slab >= steps };
+    let product = Product { kernel: &kernel, destination, lhs, rhs, group, whole: slab >= steps };
     for panels in parts(0..rhs.columns().div_ceil(BLOCK), group) {
         for steps in parts(0..steps, slab) {
             // SAFETY: the caller vouches for the destination.
@@ -104,8 +105,6 @@ struct Product<'a, K> {
     destination: Destination,
     lhs: Matrix<'a, bf16>,
     rhs: Matrix<'a, bf16>,
-    /// How many steps are packed at a time.
-    slab: usize,
     /// How many panels are packed at a time.
     group: usize,
     /// Whether these are all steps: then the sums of a block are complete after its last one.
@@ -121,20 +120,18 @@ impl<K: Kernel> Product<'_, K> {
         let panel_lines = steps.len() * STEP_LINES;
         let row_blocks = self.lhs.rows().div_ceil(BLOCK);
         let sum_blocks = panels.len().max(self.group) * if self.whole { 1 } else { row_blocks };
-        grow(&mut scratch.panels, self.group * self.slab * STEP_LINES);
-        grow(&mut scratch.left, BLOCK * self.slab);
-        grow(&mut scratch.sums, sum_blocks * SUM_LINES);
-        pack_right(self.rhs, steps.clone(), panels.clone(), &mut scratch.panels);
+        let packed = first(&mut scratch.panels, panels.len() * panel_lines);
+        let left = first(&mut scratch.left, BLOCK * steps.len());
+        let all_sums = first(&mut scratch.sums, sum_blocks * SUM_LINES);
+        pack_right(self.rhs, steps.clone(), panels.clone(), packed);
         let ends = steps.end * BLOCK >= self.lhs.columns();
         for row_block in 0..row_blocks {
-            let left = &mut scratch.left[..BLOCK * steps.len()];
             pack_left(self.lhs, row_block, steps.clone(), left);
-            let first = if self.whole { 0 } else { row_block * self.group };
-            let sums = &mut scratch.sums[first * SUM_LINES..][..panels.len() * SUM_LINES];
+            let start = if self.whole { 0 } else { row_block * self.group };
+            let sums = &mut all_sums[start * SUM_LINES..][..panels.len() * SUM_LINES];
             for chunk in parts(0..steps.len(), part(steps.len(), CHUNK)) {
                 let continues = steps.start + chunk.start > 0;
-                let packed = scratch.panels.chunks_exact(panel_lines);
-                for (lines, sums) in packed.zip(sums.chunks_exact_mut(SUM_LINES)) {
+                for (lines, sums) in packed.chunks_exact(panel_lines).zip(sums.chunks_exact_mut(SUM_LINES)) {
                     let (left, right) = (&left[chunk.start..], &lines[chunk.start * STEP_LINES..]);
                     // SAFETY: the caller vouches for the instructions; the left block has 32 rows of all steps, the panel the lines
                     // of these steps, and the sums 32 rows.
@@ -176,12 +173,6 @@ dispatched! {
         } else {
             values.iter_mut().zip(sums).for_each(|(value, sum)| *value = scale * sum);
         }
-    }
-}
-
-fn grow<T: Default + Clone>(memory: &mut Vec<T>, length: usize) {
-    if memory.len() < length {
-        memory.resize(length, T::default());
     }
 }
 
